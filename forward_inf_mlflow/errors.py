@@ -1,0 +1,35 @@
+"""Every error that this package raises on purpose.
+
+    ForwardInfError             anything below; its text is one line that says what to do
+    ├── ModelError              the model version: missing, not loadable, not supported
+    │   └── UnsafeModelError    loading it would run code of its own
+    ├── DataError               the rows: missing, unreadable, unusable
+    ├── PolicyError             the policy file is wrong; names the line
+    └── TrackingError           the MLflow server: unreachable, refusing, or without a finished audit
+"""
+
+from __future__ import annotations
+
+
+class ForwardInfError(Exception):
+    """Something the user can mend; the message is one line that says how."""
+
+
+class ModelError(ForwardInfError):
+    """The model version does not exist, cannot be loaded, or is of a kind that is not supported."""
+
+
+class UnsafeModelError(ModelError):
+    """Loading the model would run code that came with it, and nobody permitted that."""
+
+
+class DataError(ForwardInfError):
+    """Rows are missing, cannot be read, or cannot be used with this model."""
+
+
+class PolicyError(ForwardInfError):
+    """The policy file is not valid; the message names the line."""
+
+
+class TrackingError(ForwardInfError):
+    """The MLflow server cannot be reached, refuses, or holds no finished audit."""

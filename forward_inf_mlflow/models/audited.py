@@ -1,0 +1,43 @@
+"""AuditedModel: a registered model as the audit sees it, whatever library wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+#: Turns stored features into the array that the module takes as its input, ``(n, ...)``.
+Prepare = Callable[[pd.DataFrame | np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class AuditedModel:
+    """A model that can be moved and read.
+
+    Attributes:
+        module: In evaluation mode, without randomness; a row's output does not depend on its
+            batch. Logits ``(B, K)`` for classification, ``(B,)`` or ``(B, 1)`` for regression.
+        prepare: From stored features to the module's input.
+        kind: Where it came from: ``pt2``, ``pickle`` or ``sklearn``.
+        task: ``classification`` or ``regression``; None where the model does not say.
+        classes: ``(K,)`` the label that each output stands for; None if labels are 0 .. K-1.
+        features: Inputs ``(B, ...)`` to the penultimate features ``(B, h)``, what the model's last
+            linear layer sees; None where no such layer was found.
+        estimator: The fitted scikit-learn estimator (or pipeline), if it came from one.
+        max_batch: The largest batch the module takes; None if any.
+        notes: Sentences for the reader, such as "was logged in train mode".
+    """
+
+    module: nn.Module
+    prepare: Prepare
+    kind: str
+    task: str | None = None
+    classes: np.ndarray | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+    estimator: Any = None
+    max_batch: int | None = None
+    notes: tuple[str, ...] = field(default=())

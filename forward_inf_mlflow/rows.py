@@ -1,0 +1,47 @@
+"""Rows: what an audit reads of a data set, before any model has seen it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set in memory.
+
+    Attributes:
+        features: ``(n, d)`` frame with named columns, or ``(n, ...)`` array of numbers.
+        labels: ``(n,)`` labels (or regression targets) as they were stored.
+        ids: ``(n,)`` strings, unique; the row's position where the data has no id column.
+        sources: ``(n,)`` strings that say where each row came from, or None.
+        uri: Where the rows were read from, without credentials.
+        sha256: Digest of every feature, label, id and source, in order.
+    """
+
+    features: pd.DataFrame | np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    sources: np.ndarray | None
+    uri: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> Rows:
+        """Return the rows at ``index`` (positions or a mask); ``sha256`` stays that of the whole."""
+        features = (
+            self.features.iloc[index].reset_index(drop=True)
+            if isinstance(self.features, pd.DataFrame)
+            else self.features[index]
+        )
+        return replace(
+            self,
+            features=features,
+            labels=self.labels[index],
+            ids=self.ids[index],
+            sources=None if self.sources is None else self.sources[index],
+        )

@@ -1,0 +1,28 @@
+"""Classification: cross-entropy of logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from forward_inf_mlflow.task import Task
+
+
+class Classification(Task):
+    """One label per row. Outputs: logits ``(B, K)``. Targets: class indices ``(B,)``.
+
+    Loss: cross-entropy in nats. Margin: the given class's logit minus the best other's.
+    """
+
+    name = "classification"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return ``-log softmax(outputs)[target]``, ``(B,)``."""
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the given class's logit minus the largest other logit, ``(B,)``."""
+        given = outputs.gather(1, targets[:, None])
+        others = outputs.scatter(1, targets[:, None], -torch.inf).amax(1)
+        return given[:, 0] - others

@@ -1,0 +1,24 @@
+"""Regression: half the squared error."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from forward_inf_mlflow.task import Task
+
+
+class Regression(Task):
+    """One number per row. Outputs: ``(B,)`` or ``(B, 1)``. Targets: ``(B,)``.
+
+    Loss: half the squared error, in squared units of the target. Margin: minus the absolute error.
+    """
+
+    name = "regression"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return ``(output - target)^2 / 2``, ``(B,)``."""
+        return (outputs.reshape(targets.shape) - targets).square() / 2
+
+    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return ``-|output - target|``, ``(B,)``."""
+        return -(outputs.reshape(targets.shape) - targets).abs()
