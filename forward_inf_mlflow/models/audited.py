@@ -27,6 +27,8 @@ class AuditedModel:
         classes: ``(K,)`` the label that each output stands for; None if labels are 0 .. K-1.
         features: Inputs ``(B, ...)`` to the penultimate features ``(B, h)``, what the model's last
             linear layer sees; None where no such layer was found.
+        original: From stored features to what the loaded model itself answers, to compare with:
+            probabilities ``(n, K)`` from scikit-learn classifiers, else the module's own outputs.
         estimator: The fitted scikit-learn estimator (or pipeline), if it came from one.
         max_batch: The largest batch the module takes; None if any.
         notes: Sentences for the reader, such as "was logged in train mode".
@@ -35,6 +37,7 @@ class AuditedModel:
     module: nn.Module
     prepare: Prepare
     kind: str
+    original: Prepare
     task: str | None = None
     classes: np.ndarray | None = None
     features: Callable[[Tensor], Tensor] | None = None
