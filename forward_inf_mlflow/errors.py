@@ -1,11 +1,11 @@
 """Every error that this package raises on purpose.
 
-    ForwardInfError             anything below; its text is one line that says what to do
-    ├── ModelError              the model version: missing, not loadable, not supported
-    │   └── UnsafeModelError    loading it would run code of its own
-    ├── DataError               the rows: missing, unreadable, unusable
-    ├── PolicyError             the policy file is wrong; names the line
-    └── TrackingError           the MLflow server: unreachable, refusing, or without a finished audit
+ForwardInfError             anything below; its text is one line that says what to do
+├── ModelError              the model version: missing, not loadable, not supported
+│   └── UnsafeModelError    loading it would run code of its own
+├── DataError               the rows: missing, unreadable, unusable
+├── PolicyError             the policy file is wrong; names the line
+└── TrackingError           the MLflow server: unreachable, refusing, no finished audit
 """
 
 from __future__ import annotations

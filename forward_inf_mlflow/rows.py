@@ -32,7 +32,7 @@ class Rows:
         return len(self.labels)
 
     def take(self, index: np.ndarray) -> Rows:
-        """Return the rows at ``index`` (positions or a mask); ``sha256`` stays that of the whole."""
+        """Return the rows at ``index`` (positions or a mask); ``sha256`` stays the whole's."""
         features = (
             self.features.iloc[index].reset_index(drop=True)
             if isinstance(self.features, pd.DataFrame)

@@ -53,7 +53,3 @@ class Task(ABC):
         """Read one batch. Losses are float64: an influence is a small difference of two of them."""
         outputs = forward(batch.inputs).to(torch.float64)
         return Readout(self.loss(outputs, batch.targets), self.margin(outputs, batch.targets))
-
-    def mean_loss(self, forward: Forward, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch, a scalar; what a step on it descends."""
-        return self.loss(forward(batch.inputs), batch.targets).mean()

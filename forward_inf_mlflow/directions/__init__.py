@@ -1,0 +1,7 @@
+"""From queries to moves: how the model is displaced before the training rows are read."""
+
+from forward_inf_mlflow.directions.gradient import GradientStep
+from forward_inf_mlflow.directions.moves import Direction, Move, Moves
+from forward_inf_mlflow.directions.optimizer import OptimizerSteps
+
+__all__ = ["Direction", "GradientStep", "Move", "Moves", "OptimizerSteps"]

@@ -1,0 +1,75 @@
+"""GradientStep: one step along the query's gradient, of a stated length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from forward_inf_mlflow.directions.moves import (
+    Move,
+    MoveEach,
+    Moves,
+    at,
+    loss_gradient,
+    norm,
+    trainable,
+)
+from forward_inf_mlflow.task import Forward, Task
+from forward_inf_mlflow.tensors import Tensors
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientStep:
+    """Step ``s`` along the gradient g of a query group's mean loss: ``theta +- s g / |g|``.
+
+    With ``s = relative_size * |theta|`` the influence is the change of a row's loss divided by
+    ``s / |g|``: in the limit of a small step the product ``g_row . g_query`` of both gradients,
+    in nats per unit of gradient step on the query. Positive: row and query pull the same way.
+
+    Because the length does not depend on ``|g|``, a query that the model knows by heart, whose
+    gradient nearly vanishes, is asked as precisely as any other.
+
+    Cost per group: about 3 forward-equivalents on the query, then one sweep ("both": two).
+    Source: Forward-INF (Ko et al., CVPR 2024), with the step normalised and the sign kept.
+
+    Attributes:
+        relative_size: Length of the step over the norm of the parameters. At .01 a one-sided
+            difference correlates above .99 with the exact derivative; far smaller ones drown in
+            float32 rounding.
+        sign: "down" learns the query, "up" unlearns it, "both" takes the central difference.
+            "up" is the default: where fitted rows are saturated, a step down cannot be seen.
+    """
+
+    relative_size: float = 0.01
+    sign: Literal["up", "down", "both"] = "up"
+
+    def plan(self, module: nn.Module, task: Task, groups: Sequence[Tensors]) -> Moves:
+        """Return one move per query group."""
+        theta = trainable(module)
+        length = self.relative_size * norm(theta)
+        base = at(module, theta)
+
+        def make(group: Tensors) -> Move:
+            gradient = loss_gradient(module, task, theta, group)
+            size = norm(gradient)
+            if size == 0 or not math.isfinite(size):
+                return Move(control=base, treated=base)  # nothing pulls: influence is zero
+
+            def step(scale: float) -> Forward:
+                return at(module, {n: p + scale * gradient[n] for n, p in theta.items()})
+
+            scale = length / size
+            if self.sign == "up":
+                return Move(control=step(scale), treated=base, weight=scale)
+            if self.sign == "down":
+                return Move(control=base, treated=step(-scale), weight=scale)
+            return Move(control=step(scale), treated=step(-scale), weight=2 * scale)
+
+        return MoveEach(base, groups, make)
+
+    def describe(self) -> dict[str, object]:
+        """Return the settings that repeat these moves."""
+        return {"direction": "gradient", **asdict(self)}

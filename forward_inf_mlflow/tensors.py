@@ -1,0 +1,45 @@
+"""Tensors: rows as the model takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from forward_inf_mlflow.task import Batch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Rows ready for the model: inputs ``(n, ...)`` and targets ``(n, ...)``, on the host.
+
+    Attributes:
+        device: Where each batch goes when it is read.
+        batch_size: Rows a batch; it changes speed and memory, never a result beyond rounding.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    device: torch.device
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self), self.batch_size):
+            yield self.batch(slice(start, start + self.batch_size))
+
+    def take(self, index: np.ndarray) -> Tensors:
+        """Return the rows at ``index``, in that order."""
+        chosen = torch.as_tensor(index)
+        return replace(self, inputs=self.inputs[chosen], targets=self.targets[chosen])
+
+    def batch(self, index: slice | Tensor) -> Batch:
+        """Return some rows as one batch on the device."""
+        return Batch(
+            self.inputs[index].to(self.device, non_blocking=True),
+            self.targets[index].to(self.device, non_blocking=True),
+        )
