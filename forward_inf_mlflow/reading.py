@@ -1,0 +1,235 @@
+"""From files to rows: csv, parquet and npz."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from forward_inf_mlflow.acceptance import accept, check_named_once
+from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.rows import Rows
+
+#: What a label column is called where nobody names it.
+_LABEL_NAMES = frozenset({"label", "target", "y", "class"})
+_FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet", ".npz": "npz"}
+_FIRST_BYTES = {"parquet": b"PAR1", "npz": b"PK"}
+#: What the readers raise for a file that is damaged, encrypted, or larger than memory.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pa.ArrowException,
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column (or array of an npz file) is what; None where the default is meant.
+
+    Attributes:
+        label: Default: the only one called label, target, y or class.
+        id: Default: the row's position; in an npz file the array ``ids``, if there is one.
+        features: Default: all columns but label, id and source; in an npz file the array ``x``.
+        source: Default: none; in an npz file the array ``sources``, if there is one.
+    """
+
+    label: str | None = None
+    id: str | None = None
+    features: tuple[str, ...] | None = None
+    source: str | None = None
+
+
+def read_rows(path: Path, *, uri: str, columns: Columns) -> Rows:
+    """Read a csv, parquet or npz file, or a folder of parquet files in sorted order.
+
+    Args:
+        path: The local file or folder; its name's ending says the format.
+        uri: What the user calls it, without credentials; for messages and ``Rows.uri``.
+        columns: Which column is what.
+
+    Raises:
+        DataError: The file is missing, of an unknown format, damaged or not what its ending says;
+            a column is missing; or its rows are not acceptable (see ``acceptance.accept``).
+    """
+    if _format(path, uri) == "npz":
+        return _npz_rows(path, uri, columns)
+    names_only = {columns.id, columns.source} - {None, *(columns.features or ())}
+    return _table_rows(read_table(path, uri=uri, as_text=names_only), uri, columns)
+
+
+def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> pd.DataFrame:
+    """Read a csv or parquet file, or a folder of parquet files, as a frame ``(n, d)``.
+
+    Args:
+        path: The local file or folder.
+        uri: What the user calls it.
+        as_text: Columns of a csv file whose values are names: ``007`` is not 7.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if _format(path, uri) == "parquet":
+        return _parquet(path, uri)
+    with _readable(uri, "csv"):
+        frame = pd.read_csv(
+            path,
+            dtype={name: str for name in as_text if name is not None},
+            low_memory=False,  # a column has one type, wherever pandas would have cut the file
+        )
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(f"{uri}: its rows have more fields than its first line has names")
+    return frame
+
+
+def _format(path: Path, uri: str) -> str:
+    with _readable(uri, "a file"):
+        if path.is_dir():
+            return "parquet"
+        if not path.exists():
+            raise DataError(f"no such file: {uri}; check the path")
+        found = _FORMATS.get(path.suffix.lower())
+        if found is None:
+            raise DataError(
+                f"{uri}: its name does not end in a known format; save it as .csv, .parquet or .npz"
+            )
+        with path.open("rb") as file:
+            start = file.read(4096)
+        if not start:
+            raise DataError(f"{uri} is empty; write the data again")
+        expected = _FIRST_BYTES.get(found)
+        is_text = not start.startswith(tuple(_FIRST_BYTES.values())) and b"\0" not in start
+        if not (is_text if expected is None else start.startswith(expected)):
+            raise DataError(f"{uri} is not a {found} file, whatever its name says; save it as one")
+        return found
+
+
+def _parquet(path: Path, uri: str) -> pd.DataFrame:
+    """Read one file or a folder's files; hive-style folder names do not become columns."""
+    parts = [path]
+    if path.is_dir():
+        parts = sorted(part for part in path.iterdir() if part.suffix in {".parquet", ".pq"})
+        if not parts:
+            raise DataError(f"{uri}: no .parquet file in this folder; name a file")
+    frames: list[pd.DataFrame] = []
+    for part in parts:
+        name = uri if part == path else f"{uri}/{part.name}"
+        _format(part, name)
+        with _readable(name, "parquet"), pq.ParquetFile(part) as file:
+            frame = file.read().to_pandas()
+        indices = [index for index in frame.index.names if index is not None]
+        frame = frame.reset_index(indices).reset_index(drop=True)  # named ones are columns
+        if frames and list(frame.columns) != list(frames[0].columns):
+            raise DataError(f"{name}: its columns differ from those of {parts[0].name}")
+        frames.append(frame)
+    return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+
+
+def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
+    names = [str(name) for name in frame.columns]
+    check_named_once(names, uri)
+    frame = frame.set_axis(names, axis="columns")
+    label = _label(names, uri, columns.label)
+    for option, wanted in (("--id", columns.id), ("--group-by", columns.source)):
+        if wanted is not None and wanted not in names:
+            raise _missing(wanted, names, uri, option)
+    features = columns.features
+    if features is None:
+        features = tuple(n for n in names if n not in {label, columns.id, columns.source})
+    for wanted in features:
+        if wanted not in names:
+            raise _missing(wanted, names, uri, "--features")
+    if label in features:
+        raise DataError(f"{uri}: --features names the label {label!r}; leave it out")
+    return accept(
+        frame[list(features)],
+        frame[label],
+        ids=None if columns.id is None else frame[columns.id],
+        sources=None if columns.source is None else frame[columns.source],
+        uri=uri,
+    )
+
+
+def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
+    features = columns.features or ("x",)
+    if len(features) != 1:
+        raise DataError(f"{uri}: --features of an npz file is one array, such as x")
+    with _readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
+        names = list(arrays.files)
+        label = _label(names, uri, columns.label)
+        wanted = {
+            "--features": features[0],
+            "--label": label,
+            "--id": columns.id or ("ids" if "ids" in names else None),
+            "--group-by": columns.source or ("sources" if "sources" in names else None),
+        }
+        read: dict[str, np.ndarray | None] = {}
+        for option, name in wanted.items():
+            if name is not None and name not in names:
+                raise _missing(name, names, uri, option)
+            read[option] = None if name is None else _array(arrays, name, uri)
+    x, y = read["--features"], read["--label"]
+    assert x is not None
+    return accept(x, y, ids=read["--id"], sources=read["--group-by"], uri=uri)
+
+
+def _array(arrays: np.lib.npyio.NpzFile, name: str, uri: str) -> np.ndarray:
+    try:
+        array = arrays[name]
+    except ValueError as error:
+        raise DataError(
+            f"{uri}: array {name!r} cannot be read ({one_line(error)}); store numbers or text: "
+            "arrays of Python objects are pickles, which are never loaded"
+        ) from error
+    if not isinstance(array, np.ndarray) or array.ndim == 0:
+        raise DataError(f"{uri}: {name!r} is not an array with one entry a row; use np.savez")
+    return array
+
+
+def _label(names: list[str], uri: str, wanted: str | None) -> str:
+    if wanted is not None:
+        if wanted not in names:
+            raise _missing(wanted, names, uri, "--label")
+        return wanted
+    found = [name for name in names if name.lower() in _LABEL_NAMES]
+    if len(found) != 1:
+        count = "several columns could be the label" if found else "no label column found"
+        raise DataError(f"{uri}: {count}; name it with --label, one of {listing(found or names)}")
+    return found[0]
+
+
+def _missing(wanted: str, names: list[str], uri: str, option: str) -> DataError:
+    return DataError(f"{uri}: {option} names {wanted!r}, which is not one of {listing(names)}")
+
+
+def listing(names: list[str], most: int = 20) -> str:
+    """Return names, quoted (they are other people's), the first ``most`` of them."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "(nothing)"
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """Return what an error says on one line of at most ``most`` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+@contextmanager
+def _readable(uri: str, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{uri} cannot be read as {kind} ({one_line(error)}); check the file or write it again"
+        ) from error
