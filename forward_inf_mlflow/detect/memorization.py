@@ -1,0 +1,69 @@
+"""Memorized rows: whose label does the model know only because it saw the row?
+
+After Feldman and Zhang (2020), mem_i = P(label | trained with i) - P(label | trained without i).
+With: the audited model. Without: the mean over half-models that did not see the row. The audited
+model is one draw, so the number is a rough one; its ranking is what counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.halves import HeldOut
+
+#: Feldman and Zhang call a row memorized from this estimate on (their section 3).
+THRESHOLD = 0.25
+
+
+@dataclass(frozen=True)
+class Memorized:
+    """What the detector says of every training row: ``score`` and ``flags``, both ``(n,)``."""
+
+    score: np.ndarray
+    flags: np.ndarray
+    measure: Measure
+
+
+def memorized_classes(
+    held_out: HeldOut, labels: np.ndarray, given_probability: np.ndarray
+) -> Memorized:
+    """Compare the audited model's probability of the given label with the half-models'.
+
+    Args:
+        held_out: Logits of the half-models; uncalibrated, like the audited model's.
+        labels: ``(n,)`` given class indices.
+        given_probability: ``(n,)`` what the audited model gives the given label.
+    """
+    n = len(labels)
+    without = np.zeros(n)
+    for repeat in held_out.train_out:
+        without += special.softmax(repeat, axis=-1)[np.arange(n), labels] / len(held_out.train_out)
+    score = given_probability - without
+    flags = score >= THRESHOLD
+    count = int(flags.sum())
+    return Memorized(
+        score,
+        flags,
+        Measure(
+            count=count,
+            total=n,
+            # The rows are all there are, so the share is exact as a count of what was seen; that
+            # one model is one draw is why the default policy does not bound it.
+            rate_low=count / n,
+            threshold=THRESHOLD,
+            note=(
+                f"the label's probability falls by {THRESHOLD} or more in models that did not "
+                "see the row (the threshold of Feldman and Zhang, 2020)"
+            ),
+        ),
+    )
+
+
+def memorized_targets(n: int) -> Memorized:
+    """Abstain: memorization is defined by a label's probability."""
+    why = "memorization is defined by the probability of a label; regression has none"
+    return Memorized(np.full(n, np.nan), np.zeros(n, dtype=bool), Measure.none(n, why))

@@ -1,0 +1,146 @@
+"""Nearest training rows of queries: exact copies, near copies, images also under small shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Which neighbour stands for "usually near": the distance to the first is compared with it.
+RANK = 5
+#: Largest distance matrix held at once, in numbers.
+_BLOCK = 32_000_000
+#: Multiplications beyond which shifts are not searched (minutes on two cores).
+_SHIFT_BUDGET = 4e13
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest distinct training rows of every query.
+
+    Attributes:
+        index: ``(m,)`` position of the nearest training row.
+        gap: ``(m,)`` log of its distance over that of the fifth; far below the others: a copy.
+    """
+
+    index: np.ndarray
+    gap: np.ndarray
+
+
+def row_keys(rows: np.ndarray) -> np.ndarray:
+    """Return ``(n,)`` integers, the same for two rows only if all their values are the same."""
+    flat = np.ascontiguousarray(rows.reshape(len(rows), -1)) + 0  # -0.0 becomes 0.0
+    void = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1]))).ravel()
+    keys: np.ndarray = np.unique(void, return_inverse=True)[1].reshape(-1)
+    return keys
+
+
+def exact_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Return for every query ``(m,)`` the first training row with the same values, or -1."""
+    keys = row_keys(np.concatenate([queries, train]))
+    of_queries, of_train = keys[: len(queries)], keys[len(queries) :]
+    first = np.full(keys.max() + 1, -1)
+    first[of_train[::-1]] = np.arange(len(train))[::-1]
+    found: np.ndarray = first[of_queries]
+    return found
+
+
+def chance_copies(row: np.ndarray, train: np.ndarray, *, sample: int = 5000) -> float:
+    """Return how many copies of ``row`` to expect in ``train`` if columns were independent.
+
+    Tables of few, coarse columns hold the same values by chance; images never do.
+    """
+    some = train.reshape(len(train), -1)[:: max(1, len(train) // sample)]
+    share = np.maximum((some == row.reshape(1, -1)).mean(0), 1 / len(some))
+    return float(len(train) * np.exp(np.log(share).sum()))
+
+
+def as_images(rows: np.ndarray) -> np.ndarray | None:
+    """Return the rows as images ``(n, C, H, W)``, or None if their shape is not an image's."""
+    if rows.ndim == 3:
+        rows = rows[:, None]
+    if rows.ndim != 4:
+        return None
+    if rows.shape[1] > 4 and rows.shape[3] <= 4:
+        rows = rows.transpose(0, 3, 1, 2)
+    return rows if rows.shape[1] <= 4 and min(rows.shape[2:]) >= 4 else None
+
+
+def standardized(queries: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as flat float32 rows, each column over its spread in the training rows."""
+    flat = train.reshape(len(train), -1).astype(np.float32)
+    mean, spread = flat.mean(0), flat.std(0)
+    keep = spread > 1e-12 + 1e-7 * np.abs(mean)
+    other = queries.reshape(len(queries), -1).astype(np.float32)
+    return (other - mean)[:, keep] / spread[keep], (flat - mean)[:, keep] / spread[keep]
+
+
+def search_radius(queries: np.ndarray, train: np.ndarray) -> int:
+    """Return how many pixels of shift are searched: 2, 1 or, beyond the budget, 0."""
+    once = float(len(queries)) * train.size
+    return next((r for r in (2, 1) if once * (2 * r + 1) ** 2 <= _SHIFT_BUDGET), 0)
+
+
+def nearest_images(queries: np.ndarray, train: np.ndarray, *, radius: int) -> Nearest:
+    """Find the nearest images ``(n, C, H, W)`` under every shift of up to ``radius`` pixels.
+
+    A shifted pair is compared where both overlap, per pixel.
+    """
+    centre = np.float32(train.mean())
+    a, b = (x.astype(np.float32) - centre for x in (queries, train))
+    crops = []
+    for dy, dx in shifts(radius):
+        x, y = (overlap(i, s * dy, s * dx).reshape(len(i), -1) for i, s in ((a, 1), (b, -1)))
+        crops.append((x, y))
+    return _nearest(crops)
+
+
+def nearest_rows(queries: np.ndarray, train: np.ndarray) -> Nearest:
+    """Find the nearest rows ``(n, d)`` by Euclidean distance."""
+    return _nearest([(queries.astype(np.float32), train.astype(np.float32))])
+
+
+def shifts(radius: int) -> Iterator[tuple[int, int]]:
+    """Yield every shift (down, right) of up to ``radius`` pixels, none first."""
+    steps = sorted(range(-radius, radius + 1), key=abs)
+    return ((dy, dx) for dy in steps for dx in steps)
+
+
+def overlap(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """Return the part of the images that a copy moved by (-dy, -dx) shares with them."""
+    h, w = images.shape[-2:]
+    return images[..., max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)]
+
+
+def best_shift(query: np.ndarray, row: np.ndarray, *, radius: int) -> tuple[int, int]:
+    """Return the shift (down, right) that takes ``row`` to ``query``, both ``(C, H, W)``."""
+
+    def distance(shift: tuple[int, int]) -> float:
+        dy, dx = shift
+        return float(np.square(overlap(query, dy, dx) - overlap(row, -dy, -dx)).mean())
+
+    return min(shifts(radius), key=distance)
+
+
+def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Nearest:
+    """Take the smallest mean squared difference over the pairs of views, then the gap."""
+    m, n = len(pairs[0][0]), len(pairs[0][1])
+    rank = min(RANK, n)
+    squares = [np.einsum("ij,ij->i", b, b) for _, b in pairs]
+    step = max(1, _BLOCK // n)
+    index, first, fifth = np.empty(m, dtype=np.int64), np.empty(m), np.empty(m)
+    for start in range(0, m, step):
+        rows = slice(start, start + step)
+        best: np.ndarray | None = None
+        for (a, b), bb in zip(pairs, squares, strict=True):
+            x = a[rows]
+            d = (np.einsum("ij,ij->i", x, x)[:, None] + bb - 2 * (x @ b.T)) / max(1, x.shape[1])
+            best = d if best is None else np.minimum(best, d, out=best)
+        assert best is not None, "there is at least one view"
+        near = np.argpartition(best, rank - 1, axis=1)[:, :rank]
+        near = np.take_along_axis(near, np.argsort(np.take_along_axis(best, near, 1), 1), 1)
+        distance = np.sqrt(np.maximum(np.take_along_axis(best, near, 1), 0))
+        index[rows], first[rows], fifth[rows] = near[:, 0], distance[:, 0], distance[:, -1]
+    tiny = 1e-4 * float(np.median(fifth)) + np.finfo(np.float32).tiny
+    return Nearest(index, np.log(np.maximum(first, tiny) / np.maximum(fifth, tiny)))
