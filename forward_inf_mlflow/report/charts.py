@@ -90,7 +90,7 @@ def distribution(
                 edges[:-1], np.maximum(counts - _FLOOR, 0), np.diff(edges), bottom=_FLOOR,
                 align="edge", color=colour, label=name, linewidth=0, clip_on=False,
             )  # fmt: skip
-        axes.set_ylim(_FLOOR, top * 1.3)
+        axes.set_ylim(_FLOOR, top * 3)  # headroom for the threshold's label
         axes.set_xlim(edges[0], edges[-1])
         if threshold is not None:
             _mark(axes, threshold, edges)
@@ -155,18 +155,12 @@ def _dress(axes: mpl.axes.Axes, axis: str) -> None:
 
 
 def _inline(svg: str, description: str) -> Markup:
-    """Make a whole SVG file into an element of the page: no prologue, no ids, no fixed size."""
+    """Make a whole SVG file into an element of the page: no prologue, ids, fonts or fixed size."""
     svg = svg[svg.index("<svg") + len("<svg") :]
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(id|version|xmlns(:\w+)?|clip-path)="[^"]*"', "", svg)
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r"font: ([\w .]*?)([\d.]+)px [^;\"]*", _font, svg)
+    svg = re.sub(r"font-family: [^;\"]*(; )?", "", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     return Markup('<svg role="img" aria-label="{}"').format(description) + Markup(svg)  # noqa: S704
-
-
-def _font(match: re.Match[str]) -> str:
-    """Keep a text's weight and size, and leave the family to the page."""
-    weight = "font-weight: bold; " if "bold" in match[1] or "700" in match[1] else ""
-    return f"{weight}font-size: {match[2]}px"

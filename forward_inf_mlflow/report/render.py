@@ -1,18 +1,16 @@
 """Render: an audit and its rows become one HTML file that needs nothing else.
 
 Every string in the audit and in the rows is other people's. Three walls keep it text: autoescape is
-always on; ``_visible`` stands at every output of the template, so that no control or bidirectional
+always on; ``visible`` stands at every output of the template, so that no control or bidirectional
 character reorders what a reader sees; and the page's own policy forbids scripts and the network.
 """
 
 from __future__ import annotations
 
 import base64
-import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -20,16 +18,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from forward_inf_mlflow.errors import DataError, TrackingError
 from forward_inf_mlflow.report.charts import distribution
+from forward_inf_mlflow.report.formats import (
+    command,
+    count,
+    figure,
+    label,
+    number,
+    percent,
+    visible,
+    when,
+)
 
 MAX_ROWS = 100  # per verdict; flagged.csv has them all
-_MAX_TEXT = 400  # characters of one label, id or sentence
-_MAX_COMMAND = 4_000
 _THUMBNAIL_BUDGET = 3_000_000  # bytes of PNG as base64, so that the page opens at once
-_DASH = "–"
 _BOUNDS = {
     "mislabeled": "max_mislabeled_rate",
     "leaked": "max_leakage_rate",
@@ -58,6 +63,7 @@ class Verdict:
         rows: The rows to show, worst first.
         more: How many further rows ``flagged.csv`` holds.
         chart: How the score is distributed.
+        undrawn: Rows without a score, which the chart leaves out.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Verdict:
     rows: list[Section]
     more: int
     chart: Markup | None
+    undrawn: int
 
 
 def render(
@@ -105,25 +112,20 @@ def render(
     measures = _section(top["measures"], "measures")
     album = _Album(thumbnails)
     verdicts = [
-        Verdict(
-            name=name,
-            measure=(measure := _section(measures[name], f"measures.{name}")),
-            bound=(bound := _number(parts["policy"][key])),
-            state=_state(measure, bound),
-            bar=_bar(measure, bound),
-            rows=_rows(flagged, name, album),
-            more=max(0, _matching(flagged, name) - MAX_ROWS),
-            chart=_chart(name, measure, top["leak_scores"], scores),
+        _verdict(
+            name,
+            measure=_section(measures[name], f"measures.{name}"),
+            bound=number(parts["policy"][key]),
+            flagged=flagged[flagged["verdict"] == name] if len(flagged) else flagged,
+            scores=scores,
+            leaks=top["leak_scores"],
+            album=album,
         )
         for name, key in _BOUNDS.items()
     ]
     sources = _sources(top["sources"])
-    given = parts["decision"]["outcome"]
-    outcome = given if isinstance(given, str) and given in _OUTCOMES else "undecided"
-    reasons = _strings(parts["decision"]["reasons"])
-    if given != outcome:
-        reasons.append("the audit holds no decision: run forward-inf gate on this version")
-    uri = parts["model"]["uri"] or "MODEL_URI"
+    outcome, reasons = _decision(top, parts["decision"])
+    uri = str(parts["model"]["uri"] or "MODEL_URI")
     return _template().render(
         audit=top,
         **parts,
@@ -141,8 +143,8 @@ def render(
         more_sources=max(0, len(sources) - MAX_ROWS),
         guilty=_guilty(sources, verdicts[0].measure),
         album=album,
-        audit_command=top["repeat"] or f"forward-inf audit {shlex.quote(str(uri))}",
-        promote_command=f"forward-inf promote {shlex.quote(str(uri))} --alias champion",
+        audit_command=_own_command(top["repeat"]) or shlex.join(["forward-inf", "audit", uri]),
+        promote_command=shlex.join(["forward-inf", "promote", uri, "--alias", "champion"]),
     )
 
 
@@ -156,7 +158,7 @@ class _Album:
 
     def find(self, kind: str, row: Any) -> str | None:
         """Return the picture of a training row (``train``) or a query (``query``), if any."""
-        png = self._thumbnails.get(f"{kind}:{_label(row)}")
+        png = self._thumbnails.get(f"{kind}:{label(row)}")
         if png is None:
             return None
         encoded = base64.b64encode(png).decode("ascii")
@@ -185,30 +187,23 @@ def _strings(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
 
 
-def _number(value: Any) -> float | None:
-    """Return a finite number, or None for anything else."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
 def _state(measure: Section, bound: float | None) -> str:
-    rate = _number(measure["rate"])
+    rate = number(measure["rate"])
     if measure["abstained"] or rate is None:
         return "unknown"
     if bound is None:
         return "report"
     if rate <= bound:
         return "within"
-    low = _number(measure["rate_low"])
+    low = number(measure["rate_low"])
     return "over" if low is None or low > bound else "near"
 
 
 def _bar(measure: Section, bound: float | None) -> Section | None:
-    rate = _number(measure["rate"])
+    rate = number(measure["rate"])
     if rate is None or measure["abstained"]:
         return None
-    low = min(rate, _number(measure["rate_low"]) or 0.0)
+    low = min(rate, number(measure["rate_low"]) or 0.0)
     # Room to the right of the longest mark, and a rate of zero against no bound still has a length.
     length = min(1.0, max(rate, bound or 0.0) * 1.25) or 1.0
     marks = {"low": low, "rate": rate, "bound": bound}
@@ -217,137 +212,100 @@ def _bar(measure: Section, bound: float | None) -> Section | None:
     )
 
 
-def _matching(flagged: pd.DataFrame, name: str) -> int:
-    return int((flagged["verdict"] == name).sum()) if len(flagged) else 0
+def _decision(audit: Section, decision: Section) -> tuple[str, list[str]]:
+    """Return the outcome and its reasons; whatever is not clearly a decision is undecided."""
+    reasons = _strings(decision["reasons"])
+    outcome = decision["outcome"]
+    if audit["finished"] is False:
+        return "undecided", ["the audit did not finish: run it again", *reasons]
+    if not isinstance(outcome, str) or outcome not in _OUTCOMES:
+        return "undecided", ["the audit holds no decision: run it again", *reasons]
+    return outcome, reasons
 
 
-def _rows(flagged: pd.DataFrame, name: str, album: _Album) -> list[Section]:
-    if not len(flagged):
-        return []
-    rows = [
-        Section({str(key): value for key, value in record.items()})
-        for record in flagged[flagged["verdict"] == name].head(MAX_ROWS).to_dict("records")
-    ]
-    for row in rows:
-        row["picture"] = album.find("train", row["row_id"])
-        if name == "leaked":
-            row["query_picture"] = album.find("query", row["query_id"])
-    return rows
-
-
-def _chart(name: str, measure: Section, leaks: Any, scores: pd.DataFrame) -> Markup | None:
-    threshold = _number(measure["threshold"])
+def _verdict(
+    name: str,
+    *,
+    measure: Section,
+    bound: float | None,
+    flagged: pd.DataFrame,
+    scores: pd.DataFrame,
+    leaks: Any,
+    album: _Album,
+) -> Verdict:
+    threshold = number(measure["threshold"])
     if name == "leaked":
-        if not isinstance(leaks, Sequence | np.ndarray) or isinstance(leaks, str):
-            return None
-        values = _floats(pd.Series(list(leaks), dtype=object))
+        values = _floats(leaks if isinstance(leaks, list | np.ndarray) else [])
+        # By score, not by verdict: an exact copy is found without one.
         flags = values <= (-np.inf if threshold is None else threshold)
+        noun = "query rows"
         axis = "gap to the nearest training row (z score of its log): further left is closer"
-        noun = "queries"
     else:
-        if f"{name}_score" not in scores:
-            return None
-        values = _floats(scores[f"{name}_score"])
-        flags = np.zeros(len(values), bool)
-        if name in scores:
-            flags = scores[name].to_numpy() == True  # noqa: E712  (None and NaN are not flagged)
-        axis = f"{name} score: further right is more suspicious"
+        unknown = [None] * len(scores)
+        values = _floats(scores.get(f"{name}_score", unknown))
+        # Read back from a file, a column of booleans may hold None: that is no flag.
+        flags = np.array([str(flag) == "True" for flag in scores.get(name, unknown)], bool)
         noun = "training rows"
+        axis = f"{name} score: further right is more suspicious"
     drawn = f"{len(values):,} {noun}, {int(flags.sum()):,} of them flagged"
     if threshold is not None:
         drawn += f"; the threshold is {threshold:.3g}"
-    return distribution(
-        values,
-        flags,
-        threshold=threshold,
-        axis=axis,
-        noun=noun,
-        description=f"Histogram of the score behind the verdict {name}: {drawn}.",
+    return Verdict(
+        name=name,
+        measure=measure,
+        bound=bound,
+        state=_state(measure, bound),
+        bar=_bar(measure, bound),
+        rows=[_row(record, name, album) for record in flagged.head(MAX_ROWS).to_dict("records")],
+        more=max(0, len(flagged) - MAX_ROWS),
+        chart=distribution(
+            values,
+            flags,
+            threshold=threshold,
+            axis=axis,
+            noun=noun,
+            description=f"Histogram of the score behind the verdict {name}: {drawn}.",
+        ),
+        undrawn=int(np.isnan(values).sum()),
     )
 
 
-def _floats(column: pd.Series) -> np.ndarray:
-    return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+def _row(record: Mapping[Any, Any], name: str, album: _Album) -> Section:
+    row = Section({str(key): value for key, value in record.items()})
+    row["picture"] = album.find("train", row["row_id"])
+    if name == "leaked":
+        row["query_picture"] = album.find("query", row["query_id"])
+    return row
+
+
+def _floats(values: Any) -> np.ndarray:
+    """Return numbers ``(n,)``; what is none becomes NaN."""
+    return np.array([np.nan if (v := number(value)) is None else v for value in values], float)
 
 
 def _sources(value: Any) -> list[Section]:
     """Return the sources, the one with most mislabeled rows per row first."""
+    if not isinstance(value, list | None):
+        raise TrackingError("the audit cannot be read: sources is no list; audit the version again")
     sources = [_section(item, "sources") for item in value or []]
-    return sorted(sources, key=lambda source: -(_number(source["mislabeled_rate"]) or 0.0))
+    return sorted(sources, key=lambda source: -(number(source["mislabeled_rate"]) or 0.0))
 
 
 def _guilty(sources: list[Section], measure: Section) -> list[Section]:
     """Return the sources whose mislabeled rate is above the whole set's beyond chance."""
-    overall = _number(measure["rate"])
+    overall = number(measure["rate"])
     if overall is None:
         return []
-    return [s for s in sources if (_number(s["mislabeled_low"]) or 0.0) > overall][:3]
+    return [s for s in sources if (number(s["mislabeled_low"]) or 0.0) > overall][:3]
 
 
-def _label(value: Any) -> str:
-    """Write a label or an id: whole numbers as such, since a gap in a column makes them floats."""
-    number = _number(value)
-    if number is None or isinstance(value, int | np.integer):
-        return _DASH if value is None or value is pd.NA or value != value else str(value)
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else _figure(number)
-
-
-def _figure(value: Any) -> str:
-    """Write a number with three significant digits, thousands apart."""
-    number = _number(value)
-    if number is None:
-        return _DASH
-    if number != 0 and not 1e-3 <= abs(number) < 1e9:
-        text = f"{number:.1e}"
-    elif abs(number) >= 1000:
-        text = f"{number:,.0f}"
-    else:
-        text = f"{number:#.3g}".rstrip(".")
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _count(value: Any) -> str:
-    number = _number(value)
-    return _DASH if number is None else f"{number:,.0f}"
-
-
-def _percent(value: Any) -> str:
-    number = _number(value)
-    if number is None:
-        return _DASH
-    small = 0 < abs(number) < 0.0005
-    return "< 0.1\u00a0%" if small else f"{100 * number:.1f}\u00a0%"
-
-
-def _when(value: Any) -> str:
-    """Write milliseconds since 1970 as a date; zero is what a server without dates says."""
-    number = _number(value)
-    if not number or not 0 < number < 4e12:
-        return _DASH
-    return datetime.fromtimestamp(number / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _visible(value: Any) -> Any:
-    """Make anything printable: capped, with every character that cannot be seen spelt out."""
-    if hasattr(value, "__html__"):
-        return value
-    return _printable(_label(value), _MAX_TEXT)
-
-
-def _printable(text: str, most: int) -> str:
-    if len(text) > most:
-        text = text[: most - 1] + "…"
-    return "".join(
-        char
-        if char.isprintable() or char in "\u00a0\u202f\u200c\u200d"
-        else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
-
-
-def _command(value: Any) -> Markup:
-    """Write a command line whole: a shortened one would do something else."""
-    return escape(_printable(str(value), _MAX_COMMAND))
+def _own_command(value: Any) -> str | None:
+    """Return a command line that calls nothing but our own tool, for readers who paste it."""
+    try:
+        words = shlex.split(value) if isinstance(value, str) else []
+    except ValueError:  # a quotation without an end: no command line of ours
+        return None
+    return shlex.join(words) if words[:1] == ["forward-inf"] else None
 
 
 @cache
@@ -356,12 +314,12 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_visible,
+        finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=_count, percent=_percent, figure=_figure, label=_label, when=_when, command=_command
+        count=count, percent=percent, figure=figure, label=label, when=when, command=command
     )
     # Our own file, the only text that is not escaped.
     environment.globals["css"] = Markup((folder / "report.css").read_text(encoding="utf-8"))  # noqa: S704
