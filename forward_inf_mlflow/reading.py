@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from forward_inf_mlflow.acceptance import accept, check_named_once
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.rows import Rows
 
 #: What a label column is called where nobody names it.
-_LABEL_NAMES = frozenset({"label", "target", "y", "class"})
+LABEL_NAMES = frozenset({"label", "target", "y", "class"})
 _FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet", ".npz": "npz"}
 _FIRST_BYTES = {"parquet": b"PAR1", "npz": b"PK"}
 #: What the readers raise for a file that is damaged, encrypted, or larger than memory.
@@ -202,7 +203,7 @@ def _label(names: list[str], uri: str, wanted: str | None) -> str:
         if wanted not in names:
             raise _missing(wanted, names, uri, "--label")
         return wanted
-    found = [name for name in names if name.lower() in _LABEL_NAMES]
+    found = [name for name in names if name.lower() in LABEL_NAMES]
     if len(found) != 1:
         count = "several columns could be the label" if found else "no label column found"
         raise DataError(f"{uri}: {count}; name it with --label, one of {listing(found or names)}")
@@ -215,7 +216,7 @@ def _missing(wanted: str, names: list[str], uri: str, option: str) -> DataError:
 
 def listing(names: list[str], most: int = 20) -> str:
     """Return names, quoted (they are other people's), the first ``most`` of them."""
-    shown = ", ".join(repr(name) for name in names[:most])
+    shown = ", ".join(repr(name[:80]) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "(nothing)"
 
 
