@@ -1,0 +1,430 @@
+"""What was logged with a version is found again, and known to be the same or not."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from forward_inf_mlflow.errors import DataError, TrackingError
+from forward_inf_mlflow.fetch import public_uri
+from forward_inf_mlflow.lineage import DataSet, declared_data, logged_data
+from forward_inf_mlflow.logging_data import log_training_data
+from forward_inf_mlflow.reading import Columns
+from forward_inf_mlflow.registry import Version
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+NONE = Columns()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("store")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.create_experiment("lineage", artifact_location=str(folder / "artifacts"))
+    mlflow.set_experiment("lineage")
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+def version_of(run_id: str | None) -> Version:
+    return Version("m", "3", 0, "", run_id, None)
+
+
+def train_of(run_id: str, **columns: Any) -> DataSet:
+    return logged_data(version_of(run_id), "train", Columns(**columns))
+
+
+def run_with(data: Any, context: str = "training", tags: dict[str, str] | None = None) -> str:
+    with mlflow.start_run() as run:
+        mlflow.log_input(data, context=context, tags=tags)
+    return str(run.info.run_id)
+
+
+def arrays(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(0).normal(size=(n, 4)), np.arange(n) % 3
+
+
+def frame(n: int = 30) -> pd.DataFrame:
+    x, _ = arrays(n)
+    return pd.DataFrame(x, columns=list("abcd")).assign(town=["x", "y"] * (n // 2))
+
+
+def test_what_is_logged_comes_back_verified() -> None:
+    x, y = arrays()
+    ids = [f"row-{i}" for i in range(30)]
+    with mlflow.start_run() as run:
+        digests = log_training_data(
+            (x, y), (x[:9] + 1, y[:9]), ids=ids, sources=["s", "t"] * 15, query_ids=range(100, 109)
+        )
+    train = train_of(run.info.run_id)
+    queries = logged_data(version_of(run.info.run_id), "queries", NONE)
+
+    assert (train.origin, train.digest, train.problem) == ("logged", "verified", None)
+    assert (queries.digest, queries.problem) == ("verified", None)
+    assert digests == (train.rows.sha256, queries.rows.sha256)
+    assert isinstance(train.rows.features, np.ndarray)
+    assert np.array_equal(train.rows.features, x)
+    assert np.array_equal(train.rows.labels, y)
+    assert train.rows.ids.tolist() == ids
+    assert train.rows.sources is not None
+    assert train.rows.sources.tolist() == ["s", "t"] * 15
+    assert queries.rows.ids[0] == "100"
+    assert train.rows.uri.startswith(f"runs:/{run.info.run_id}/")
+
+
+CASES: dict[str, tuple[Any, Any]] = {
+    "images": (np.random.default_rng(1).normal(size=(6, 1, 8, 8)).astype("f4"), range(6)),
+    "bytes": (np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8), list("ababab")),
+    "tensors": (torch.arange(12.0).reshape(6, 2), torch.tensor([0, 1] * 3)),
+    "half": (torch.arange(12.0).reshape(6, 2).half(), [True, False] * 3),
+    "big endian": (np.arange(12.0).reshape(6, 2).astype(">f4"), np.arange(6).astype(">i2")),
+    "frame": (frame(6), pd.Series(list("ababab"), name="town")),
+    "shuffled frame": (frame(6).iloc[::-1], pd.Series([0.5] * 6, index=range(5, -1, -1))),
+    "awkward names": (pd.DataFrame({0: [1, 2], "label": [3, 4], "label_": [5, 6]}), [0, 1]),
+    "nullable": (frame(6).convert_dtypes(), pd.Series([1, 2] * 3, dtype="Int32")),
+    "category": (frame(6).astype({"town": "category"}), pd.Categorical(["a", "b"] * 3)),
+    "column of labels": (np.eye(6), np.arange(6).reshape(6, 1)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("error", "ignore:.*will be keyword-only")
+def test_every_kind_of_data_comes_back_verified(case: str) -> None:
+    x, y = CASES[case]
+    with mlflow.start_run() as run:
+        logged = log_training_data((x, y))
+    found = train_of(run.info.run_id)
+    assert (found.digest, found.rows.sha256) == ("verified", logged.train)
+    assert found.rows.features.shape == tuple(x.shape)
+    assert [str(label) for label in found.rows.labels] == [
+        str(label) for label in np.asarray(y).ravel()
+    ]
+
+
+def test_data_that_differ_late_do_not_come_back_as_an_earlier_runs() -> None:
+    x, y = np.zeros((15_010, 2)), np.zeros(15_010, dtype=int)
+    other = y.copy()
+    other[15_000] = 1
+    runs = []
+    for labels in (y, other):
+        with mlflow.start_run() as run:
+            log_training_data((x, labels))
+        runs.append(train_of(run.info.run_id))
+    first, second = runs
+    assert (first.digest, second.digest) == ("verified", "verified")
+    assert first.rows.labels[15_000] == 0
+    assert second.rows.labels[15_000] == 1
+    assert first.name != second.name
+
+
+def test_the_same_data_in_two_runs_and_in_both_roles_come_back_from_each() -> None:
+    for _ in range(2):
+        with mlflow.start_run() as run:
+            log_training_data(arrays(), arrays())
+        run_id = run.info.run_id
+        for role in ("train", "queries"):
+            found = logged_data(version_of(run_id), role, NONE)  # type: ignore[arg-type]
+            assert found.digest == "verified"
+            assert run_id in found.rows.uri
+
+
+def test_logging_twice_is_harmless_and_never_replaces() -> None:
+    x, y = arrays()
+    with mlflow.start_run() as run:
+        assert log_training_data((x, y)) == log_training_data((x, y))
+        with pytest.raises(DataError, match="other rows as its train data already"):
+            log_training_data((x + 1, y))
+    assert train_of(run.info.run_id).digest == "verified"
+    log_training_data((x, y), (x, y), run_id=run.info.run_id)  # adds what was missing
+    assert logged_data(version_of(run.info.run_id), "queries", NONE).digest == "verified"
+
+
+def test_a_changed_artifact_is_a_mismatch_that_names_the_file() -> None:
+    x, y = arrays()
+    with mlflow.start_run() as run:
+        log_training_data((x, y))
+    y[7] += 1
+    np.savez(Path(run.info.artifact_uri) / "forward_inf_data" / "train.npz", x=x, y=y)
+    found = train_of(run.info.run_id)
+    assert found.digest == "mismatch"
+    assert found.problem is not None
+    assert "forward_inf_data/train.npz no longer holds the rows that were logged" in found.problem
+
+
+def test_other_columns_do_not_make_logged_data_a_mismatch() -> None:
+    with mlflow.start_run() as run:
+        log_training_data((frame(), [0, 1] * 15))
+    found = train_of(run.info.run_id, features=("a", "b"), source="town")
+    assert found.digest == "verified"
+    assert found.rows.features.shape == (30, 2)
+    assert found.rows.sources is not None
+    with pytest.raises(DataError, match="leave --label out"):
+        train_of(run.info.run_id, label="town")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train": (np.eye(3), [0, 1])}, "3 rows of features but 2 labels"),
+        ({"train": (np.eye(1), [0])}, "one row only"),
+        ({"train": (np.eye(3), range(3)), "ids": ["a", "b", "a"]}, "'a' occurs in rows 0 and 2"),
+        ({"train": (np.eye(3), range(3)), "ids": ["a"]}, "3 rows of features but 1 ids"),
+        ({"train": (np.eye(3), range(3)), "sources": [1, None, 2]}, "source of row 1"),
+        ({"train": (np.full((3, 3), np.inf), range(3))}, "train: column 0 of row 0"),
+        ({"train": ([[1], [1, 2]], range(2))}, "train: not an array"),
+        ({"train": (torch.eye(3, requires_grad=True), range(3))}, "detached"),
+        ({"train": (np.eye(3), None)}, "labels are a single value"),
+        ({"train": (3, range(3))}, "x is a single value"),
+        ({"train": np.eye(3)}, r"give train=\(x, y\)"),
+        ({"train": (np.eye(3), range(3)), "queries": (np.eye(3), [1])}, "queries: 3 rows"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_bad_rows_are_refused_before_anything_is_logged(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with mlflow.start_run() as run:
+        with pytest.raises(DataError, match=message) as caught:
+            log_training_data(**arguments)
+        assert "\n" not in str(caught.value)
+    assert not MlflowClient().list_artifacts(run.info.run_id)
+    assert not MlflowClient().get_run(run.info.run_id).inputs.dataset_inputs
+
+
+def test_a_store_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with mlflow.start_run() as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_artifact", full)
+            with pytest.raises(TrackingError, match="No space left on device"):
+                log_training_data(arrays())
+        assert not MlflowClient().get_run(run.info.run_id).inputs.dataset_inputs
+    with pytest.raises(DataError, match="no run '0123"):
+        log_training_data(arrays(), run_id="0123456789abcdef0123456789abcdef")
+
+
+def test_no_run_is_started_on_its_own() -> None:
+    with pytest.raises(DataError, match=r"with mlflow\.start_run\(\):"):
+        log_training_data(arrays())
+    assert mlflow.active_run() is None
+
+
+def csv(path: Path, n: int = 30, **options: Any) -> pd.DataFrame:
+    data = frame(n).assign(y=[0, 1] * (n // 2))
+    data.to_csv(path, **options)
+    return data
+
+
+def test_a_file_with_mlflows_own_digest_is_verified(tmp_path: Path) -> None:
+    path = tmp_path / "train set.csv"
+    data = csv(path, index=False)
+    found = train_of(run_with(mlflow.data.from_pandas(data, source=str(path)), "Train"))
+    assert (found.digest, found.problem) == ("verified", None)
+    assert found.rows.labels.tolist() == data["y"].tolist()
+    assert found.mlflow_digest
+
+    shuffled = data.sample(frac=1, random_state=0)
+    shuffled.to_csv(tmp_path / "indexed.csv")
+    run_id = run_with(mlflow.data.from_pandas(shuffled, source=str(tmp_path / "indexed.csv")))
+    assert train_of(run_id, features=("a", "b")).digest == "verified"
+
+    x, y = arrays()
+    np.savez(tmp_path / "a.npz", x=x.reshape(30, 2, 2), y=y)
+    for features in (x.reshape(30, 2, 2), x):
+        logged = mlflow.data.from_numpy(features, targets=y, source=str(tmp_path / "a.npz"))
+        assert train_of(run_with(logged)).digest == "verified"
+
+
+def test_a_file_that_changed_is_a_mismatch(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    # MLflow would give an equal data set of the same name its earlier source.
+    logged = mlflow.data.from_pandas(csv(path, index=False), source=str(path), name="changes")
+    run_id = run_with(logged)
+    path.write_text(path.read_text().replace("x,0", "x,1", 1))
+    found = train_of(run_id)
+    assert found.digest == "mismatch"
+    assert found.problem is not None
+    assert f"{path} no longer has the digest" in found.problem
+    assert "--train" in found.problem
+
+
+def test_a_digest_of_a_part_verifies_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    data = csv(path, index=False)
+    without_label = mlflow.data.from_pandas(data.drop(columns="y"), source=str(path))
+    own_text = mlflow.data.from_pandas(data, source=str(path), digest="v1")
+    x = np.zeros((2_600, 4))
+    np.savez(tmp_path / "a.npz", x=x, y=x[:, 0])
+    long = mlflow.data.from_numpy(x, targets=x[:, 0], source=str(tmp_path / "a.npz"))
+    framed = mlflow.data.from_pandas(pd.DataFrame(x), source=str(tmp_path / "a.npz"))
+    for logged, why in (
+        (without_label, "only a part"),
+        (own_text, "not of a kind"),
+        (long, "only a part"),
+        (framed, "does not determine"),
+    ):
+        found = train_of(run_with(logged))
+        assert found.digest == "unverified"
+        assert found.problem is not None
+        assert why in found.problem
+
+
+def test_tags_by_hand_find_the_file_its_label_and_its_shape(tmp_path: Path) -> None:
+    x, y = arrays()
+    pd.DataFrame(x).assign(kind=y, who=range(30)).to_csv(tmp_path / "a.csv", index=False)
+    logged = mlflow.data.from_numpy(x, targets=y)
+    tags = {
+        "fi.uri": f"file://{tmp_path}/a.csv",
+        "fi.label": "kind",
+        "fi.id": "who",
+        "fi.shape": "2,2",
+    }
+    found = train_of(run_with(logged, tags=tags))
+    assert isinstance(found.rows.features, np.ndarray)
+    assert np.array_equal(found.rows.features, x.reshape(30, 2, 2))
+    assert found.digest == "verified"
+    for shape, message in (("2,3", "a row has 4 values"), ("two", "write it as 1,8,8")):
+        with pytest.raises(DataError, match=message):
+            train_of(run_with(logged, tags={**tags, "fi.shape": shape}))
+
+
+def test_ours_is_preferred_and_two_equals_are_refused(tmp_path: Path) -> None:
+    data = csv(tmp_path / "a.csv", index=False)
+    plain = mlflow.data.from_pandas(data, source=str(tmp_path / "a.csv"), name="plain")
+    other = mlflow.data.from_pandas(data, source=str(tmp_path / "a.csv"), name="other")
+    with mlflow.start_run() as run:
+        mlflow.log_input(plain, context="training")
+        mlflow.log_input(other, context="training")
+    with pytest.raises(DataError, match=r"any of 'plain', 'other'.*--train"):
+        train_of(run.info.run_id)
+    log_training_data(arrays(), run_id=run.info.run_id)
+    assert train_of(run.info.run_id).digest == "verified"
+
+    with mlflow.start_run() as run:
+        mlflow.log_input(plain, context="validation")
+        mlflow.log_input(other, context="test")
+    assert logged_data(version_of(run.info.run_id), "queries", NONE).name == "other"
+
+
+def input_of(source_type: str, source: str, **tags: str) -> str:
+    """Log an input as other tools may have written it."""
+    with mlflow.start_run() as run:
+        entity = Dataset(f"odd {len(tags)} {source}", "0" * 8, source_type, source, None, "{")
+        context = InputTag("mlflow.data.context", "training")
+        entry = DatasetInput(entity, [context, *(InputTag(k, v) for k, v in tags.items())])
+        MlflowClient().log_inputs(run.info.run_id, [entry])
+    return str(run.info.run_id)
+
+
+def test_data_that_cannot_be_found_say_how_to_go_on(tmp_path: Path) -> None:
+    x, y = arrays()
+    gone = '{"uri": "runs:/0123456789abcdef0123456789abcdef/a.npz"}'
+    with mlflow.start_run() as empty:
+        pass
+    with mlflow.start_run() as deleted:
+        log_training_data((x, y))
+    MlflowClient().delete_run(deleted.info.run_id)
+    cases: list[tuple[str | None, str]] = [
+        (None, "no run made this version"),
+        ("0123456789abcdef0123456789abcdef", "is gone"),
+        (deleted.info.run_id, "was deleted; restore it"),
+        (empty.info.run_id, "was not logged to run"),
+        (
+            run_with(mlflow.data.from_numpy(x, targets=y, name="code")),
+            "only with the code that made it",
+        ),
+        (input_of("local", f'{{"uri": "{tmp_path}/gone.csv"}}'), "no such file"),
+        (input_of("local", gone), "cannot be downloaded"),
+        (input_of("local", "{"), "MLflow cannot read"),
+        (input_of("quantum", "{}"), "'quantum', which MLflow cannot read"),
+        (input_of("hugging_face", '{"path": "a"}'), "hugging_face"),
+    ]
+    for run_id, message in cases:
+        with pytest.raises(DataError, match=message) as caught:
+            logged_data(version_of(run_id), "train", NONE)
+        assert "--train" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_store_is_not_missing_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    try:
+        with pytest.raises(TrackingError):
+            train_of("0123456789abcdef0123456789abcdef")
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[str]:
+    handler = partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_declared_data_come_from_anywhere_and_are_never_verified(
+    tmp_path: Path, website: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    csv(tmp_path / "a.csv", index=False)
+    with mlflow.start_run() as run:
+        mlflow.log_artifact(str(tmp_path / "a.csv"), "data")
+    monkeypatch.chdir(tmp_path)
+    uris = [
+        str(tmp_path / "a.csv"),
+        "a.csv",
+        (tmp_path / "a.csv").as_uri(),
+        f"runs:/{run.info.run_id}/data/a.csv",
+        f"{website}/a.csv?token=hidden",
+    ]
+    found = [declared_data(uri, "train", NONE) for uri in uris]
+    assert len({data.rows.sha256 for data in found}) == 1
+    assert {(data.origin, data.digest) for data in found} == {("declared", "unverified")}
+    assert "hidden" not in repr(found[-1].rows.uri) + str(found[-1].problem)
+    with pytest.raises(DataError, match="404") as caught:
+        declared_data(f"{website}/gone.csv?token=hidden", "train", NONE)
+    assert "hidden" not in str(caught.value)
+    with pytest.raises(DataError, match=r"no such file: gone\.csv"):
+        declared_data("gone.csv", "train", NONE)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:p@ss@host/a.csv?sig=1#x", "https://host/a.csv"),
+        ("https://token@host/a@b.csv", "https://host/a@b.csv"),
+        ("failed for s3://k:v@b/a?x=1 (403)", "failed for s3://b/a (403)"),
+        ("abfss://box@account.dfs.core.windows.net/a?sv=1", None),
+        ("models:/m@champion", "models:/m@champion"),
+        ("C:\\data\\a.csv", "C:\\data\\a.csv"),
+        ("data/a@b?.csv", "data/a@b?.csv"),
+        ("a.csv\nallowed: \x1b[2Jyes", "a.csv allowed:  [2Jyes"),
+    ],
+)
+def test_no_credentials_are_shown(uri: str, shown: str | None) -> None:
+    assert public_uri(uri) == (shown or "abfss://box@account.dfs.core.windows.net/a")
