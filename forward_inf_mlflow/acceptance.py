@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.fingerprint import fingerprint
 from forward_inf_mlflow.rows import Rows

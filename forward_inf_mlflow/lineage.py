@@ -46,7 +46,8 @@ class DataSet:
     """Rows, and how far they can be trusted to be what the version was trained on.
 
     Attributes:
-        rows: What was read. Its ``sha256`` is of the rows as stored, before ``fi.shape``.
+        rows: What was read. Its ``sha256`` is of the columns asked for, as they are stored (before
+            ``fi.shape``).
         origin: ``logged`` with the version, or ``declared`` by whoever audits it.
         digest: ``verified`` if every value is what was logged; ``mismatch`` if it is not.
         problem: Unless verified: one sentence that names the file and says why.
@@ -103,11 +104,8 @@ def logged_data(version: Version, role: Role, columns: Columns) -> DataSet:
             # It is of the rows as they were logged, whatever columns are asked for now.
             whole = rows if wanted == logged else read_rows(path, uri=shown, columns=logged)
             same = whole.sha256 == sha256.lower()
-            digest, why = (
-                ("verified", None)
-                if same
-                else ("mismatch", "no longer holds the rows that were logged")
-            )
+            digest = "verified" if same else "mismatch"
+            why = None if same else "no longer holds the rows that were logged"
         else:
             digest, why = check_digest(found.dataset, path, rows, label=wanted.label)
     return DataSet(

@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
 from forward_inf_mlflow.errors import DataError, TrackingError
 from forward_inf_mlflow.fetch import public_uri
 from forward_inf_mlflow.lineage import DataSet, declared_data, logged_data
 from forward_inf_mlflow.logging_data import log_training_data
 from forward_inf_mlflow.reading import Columns
 from forward_inf_mlflow.registry import Version
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag
 
 NONE = Columns()
 
@@ -327,6 +328,14 @@ def input_of(source_type: str, source: str, **tags: str) -> str:
         entry = DatasetInput(entity, [context, *(InputTag(k, v) for k, v in tags.items())])
         MlflowClient().log_inputs(run.info.run_id, [entry])
     return str(run.info.run_id)
+
+
+def test_a_profile_that_says_nothing_leaves_the_digest_unverified(tmp_path: Path) -> None:
+    csv(tmp_path / "a.csv", index=False)
+    run_id = input_of("local", f'{{"uri": "{tmp_path}/a.csv"}}')
+    found = train_of(run_id)
+    assert found.digest == "unverified"
+    assert "not of a kind computed here" in str(found.problem)
 
 
 def test_data_that_cannot_be_found_say_how_to_go_on(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from forward_inf_mlflow.acceptance import accept, check_finite
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.fingerprint import fingerprint
