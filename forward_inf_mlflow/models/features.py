@@ -1,0 +1,92 @@
+"""What a model's last linear layer sees: the penultimate features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+_LINEAR = frozenset({"aten.linear.default", "aten.addmm.default"})
+
+
+def penultimate(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """Return a function from inputs ``(B, ...)`` to penultimate features ``(B, h)``.
+
+    It always reads the module's present weights, wherever they have been moved.
+
+    Returns:
+        None where the module has no linear layer that its output depends on.
+    """
+    if isinstance(module, fx.GraphModule):
+        node = _last_linear_input(module.graph)
+        return None if node is None else lambda inputs: _flat(_value_of(module, node, inputs))
+    if any(isinstance(part, nn.Linear) for part in module.modules()):
+        return lambda inputs: _flat(_seen_by_last_linear(module, inputs))
+    return None
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.flatten(1) if values.ndim > 1 else values[:, None]
+
+
+def _last_linear_input(graph: fx.Graph) -> fx.Node | None:
+    """Walk back from the output to the nearest linear layer, and return its input's node."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    needed = {output}
+    for node in reversed(graph.nodes):
+        if node not in needed:
+            continue
+        if str(node.target) in _LINEAR:
+            source = node.args[1 if "addmm" in str(node.target) else 0]
+            return source if isinstance(source, fx.Node) else None
+        needed.update(node.all_input_nodes)
+    return None
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps the value of one node.
+
+    A graph cut off at that node would hold copies of the buffers, which stay behind when the
+    module moves to another device.
+    """
+
+    def __init__(self, module: fx.GraphModule, wanted: fx.Node) -> None:
+        super().__init__(module)
+        self.wanted = wanted
+        self.value: Tensor | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n is self.wanted:
+            self.value = result
+        return result
+
+
+def _value_of(module: fx.GraphModule, node: fx.Node, inputs: Tensor) -> Tensor:
+    recorder = _Recorder(module, node)
+    recorder.run(inputs)
+    assert recorder.value is not None  # the output depends on the node
+    return recorder.value
+
+
+def _seen_by_last_linear(module: nn.Module, inputs: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+
+    def remember(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen[:] = arguments[:1]
+
+    hooks = [
+        part.register_forward_pre_hook(remember)
+        for part in module.modules()
+        if isinstance(part, nn.Linear)
+    ]
+    try:
+        module(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise RuntimeError("no linear layer ran")
+    return torch.as_tensor(seen[0])

@@ -1,0 +1,135 @@
+"""The MLmodel file: what it says of a model, read as text and believed in nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from forward_inf_mlflow.errors import ModelError, UnsafeModelError
+
+SUPPORTED = (
+    "mlflow.pytorch models and scikit-learn's LogisticRegression, SGDClassifier(loss='log_loss'), "
+    "MLPClassifier, LinearRegression, Ridge and MLPRegressor, alone or last in a Pipeline"
+)
+_PERMIT = "if you trust who made it, permit that with --allow-pickle"
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """How a model was saved.
+
+    Attributes:
+        kind: ``pt2``, ``pickle`` (torch) or ``sklearn``.
+        folder: The model's own folder, the one with MLmodel in it.
+        data: The file or folder inside it that holds the weights.
+        serialization: For scikit-learn: ``skops``, ``pickle`` or ``cloudpickle``.
+        code: Whether it brings Python files of its own.
+        shape: The shape of its input ``(-1, ...)`` as its signature says; None if it does not.
+    """
+
+    kind: str
+    folder: Path
+    data: Path
+    serialization: str | None
+    code: bool
+    shape: tuple[int, ...] | None
+
+
+def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
+    """Read a model folder without loading anything from it.
+
+    Args:
+        folder: A downloaded model.
+        allow_pickle: Permit formats that run code when they are loaded.
+
+    Raises:
+        UnsafeModelError: Loading would run the model's own code, and that is not permitted.
+        ModelError: MLmodel is missing, damaged, or speaks of a kind that is not supported.
+    """
+    content = _read(folder / "MLmodel")
+    flavors = _mapping(content.get("flavors"), "flavors")
+    settings = {name: _mapping(flavors[name], f"flavors.{name}") for name in flavors}
+    if any(conf.get("model_code_path") for conf in settings.values()):
+        raise UnsafeModelError(
+            "The model is a script that runs when it is loaded (models from code), which is not "
+            "supported: log the trained model with mlflow.pytorch or mlflow.sklearn."
+        )
+    code = any(conf.get("code") for conf in settings.values())
+    if code and not allow_pickle:
+        raise UnsafeModelError(f"The model brings code of its own (code_paths): {_PERMIT}.")
+    if "pytorch" in settings:
+        data = _inside(folder, settings["pytorch"].get("model_data"), "model_data")
+        kind, serialization = _torch_kind(data), None
+        pickled = kind == "pickle"
+    elif "sklearn" in settings:
+        data = _inside(folder, settings["sklearn"].get("pickled_model"), "pickled_model")
+        # MLflow itself reads a missing format as pickle.
+        serialization = settings["sklearn"].get("serialization_format", "pickle")
+        if serialization not in ("skops", "pickle", "cloudpickle"):
+            raise ModelError(f"MLmodel names an unknown serialization format {serialization!r}.")
+        kind, pickled = "sklearn", serialization != "skops"
+    else:
+        found = ", ".join(sorted(map(str, settings))) or "nothing"
+        raise ModelError(
+            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}."
+        )
+    if pickled and not allow_pickle:
+        raise UnsafeModelError(
+            f"The model is pickled, and loading a pickle runs code: save it as pt2 or skops (the "
+            f"defaults of MLflow 3), or {_PERMIT}."
+        )
+    return Flavor(kind, folder, data, serialization, code, _shape(content.get("signature")))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), "the file")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ModelError(
+            f"The version's MLmodel file cannot be read ({type(error).__name__}): log it again."
+        ) from error
+
+
+def _mapping(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ModelError(f"MLmodel is damaged: {name} is not a mapping; log the model again.")
+    return value
+
+
+def _inside(folder: Path, name: object, key: str) -> Path:
+    """Return the path ``name`` below ``folder``; links and ``..`` may not lead out of it."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ModelError(f"MLmodel is damaged: {key} is not a path; log the model again.")
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ModelError(f"MLmodel's {key} leads out of the model's folder: do not use this model.")
+    if not path.exists():
+        raise ModelError(f"The model's {key} is not among its files: log the model again.")
+    return path
+
+
+def _torch_kind(data: Path) -> str:
+    # In the order in which mlflow.pytorch looks: with both files there, it unpickles.
+    if data.is_dir() and (data / "model.pth").exists():
+        return "pickle"
+    if (data / "model.pt2").is_file():
+        _inside(data, "model.pt2", "model_data")
+        return "pt2"
+    if data.is_file():
+        return "pickle"
+    raise ModelError("The model has neither model.pt2 nor model.pth: log it again.")
+
+
+def _shape(signature: object) -> tuple[int, ...] | None:
+    """Return the shape of a signature's only input if it is a tensor; a hint, so never an error."""
+    try:
+        (entry,) = json.loads(signature["inputs"])  # type: ignore[index]
+        shape = entry["tensor-spec"]["shape"]
+    except (TypeError, KeyError, ValueError, RecursionError):
+        return None
+    whole = isinstance(shape, list) and len(shape) > 1 and all(type(d) is int for d in shape)
+    return tuple(shape) if whole else None

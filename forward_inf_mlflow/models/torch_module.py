@@ -1,0 +1,156 @@
+"""Torch models, exported (pt2) or pickled, as modules that can be moved."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, fx, nn
+
+from forward_inf_mlflow.errors import ModelError
+from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.features import penultimate
+from forward_inf_mlflow.models.forward import outputs, require_output
+from forward_inf_mlflow.models.inputs import InputSpec
+from forward_inf_mlflow.models.modes import (
+    in_training,
+    is_exported,
+    require_deterministic,
+    set_training,
+    widen,
+)
+
+_BATCH = 256
+_TRAINED = "was logged in train mode: dropout and batch norm were switched to evaluation"
+_HALF = "was logged in half precision: audited in float32"
+_SINGLE = "was logged with a batch of 1 (static): rows are read one at a time, which is slow"
+
+
+def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = None) -> AuditedModel:
+    """Make a loaded torch model fit to be moved and read.
+
+    Args:
+        loaded: What ``mlflow.pytorch.load_model`` returned; it is changed.
+        kind: ``pt2`` or ``pickle``.
+        shape: Shape of its input ``(-1, ...)`` from the model's signature, used where the model
+            itself does not say.
+
+    Raises:
+        ModelError: It is not a module of one input and one output that can be differentiated.
+    """
+    if not isinstance(loaded, nn.Module) or isinstance(loaded, torch.jit.ScriptModule):
+        raise ModelError(
+            f"The model is a {type(loaded).__name__}, not a torch.nn.Module: log it as pt2."
+        )
+    notes = [_TRAINED] if in_training(loaded) else []
+    original = copy.deepcopy(loaded)
+    for module in (loaded, original):
+        set_training(module, False)
+        narrow = widen(module)
+    require_deterministic(loaded)
+    if narrow:
+        notes.append(_HALF)
+    _require_parameters(loaded)
+    max_batch = None
+    if is_exported(loaded):
+        value = _placeholder(loaded)
+        max_batch = _static_batch(value)
+        spec = InputSpec(_numpy_type(value.dtype), tuple(map(_size, value.shape[1:])))
+    else:
+        known = None if shape is None else tuple(None if d < 0 else d for d in shape[1:])
+        spec = InputSpec(_plain_type(loaded), known)
+    if max_batch == 1:
+        notes.append(_SINGLE)
+    features = penultimate(loaded)
+    if spec.shape is not None and None not in spec.shape:
+        sample = torch.zeros(
+            (max_batch or 2, *(d for d in spec.shape if d is not None)),
+            dtype=torch.as_tensor(np.zeros(1, spec.dtype)).dtype,
+        )
+        _require_differentiable(loaded, sample)
+        if features is not None and len(features(sample)) != len(sample):
+            features = None  # the last linear layer does not see one row per row
+
+    def answer(rows: pd.DataFrame | np.ndarray) -> np.ndarray:
+        return outputs(original, spec.prepare(rows), batch=max_batch or _BATCH)
+
+    return AuditedModel(
+        module=loaded,
+        prepare=spec.prepare,
+        kind=kind,
+        original=answer,
+        features=features,
+        max_batch=max_batch,
+        notes=tuple(notes),
+    )
+
+
+def _require_parameters(module: nn.Module) -> None:
+    parameters = [p for p in module.parameters() if p.is_floating_point()]
+    if not parameters:
+        raise ModelError("The model has no floating-point parameters, so nothing can be moved.")
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+
+def _placeholder(module: nn.Module) -> Tensor:
+    """Return the (fake) tensor that an exported graph was traced with."""
+    assert isinstance(module, fx.GraphModule)
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    values = [node.meta.get("val") for node in inputs]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim == 0:
+        raise ModelError(
+            f"The model takes {len(values)} inputs or one that is no tensor of rows: log a model "
+            "that takes a single tensor."
+        )
+    return values[0]
+
+
+def _static_batch(value: Tensor) -> int | None:
+    batch: int | torch.SymInt = value.shape[0]  # symbolic where it can vary
+    if isinstance(batch, torch.SymInt):
+        return None
+    if batch != 1:
+        raise ModelError(
+            f"The model was exported for batches of exactly {batch} rows: log it so that its batch "
+            "size can vary (do not write the batch size into view or reshape)."
+        )
+    return 1
+
+
+def _size(size: int | torch.SymInt) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+def _numpy_type(dtype: torch.dtype) -> np.dtype:
+    # Half precision was widened with the weights.
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    try:
+        return torch.empty(0, dtype=wide).numpy().dtype
+    except TypeError as error:
+        raise ModelError(f"The model takes {dtype}, which rows cannot be: log it again.") from error
+
+
+def _plain_type(module: nn.Module) -> np.dtype:
+    """Guess what a module that does not say takes: token ids if it embeds, else its own type."""
+    if any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()):
+        return np.dtype(np.int64)
+    return _numpy_type(next(p.dtype for p in module.parameters() if p.is_floating_point()))
+
+
+def _require_differentiable(module: nn.Module, sample: Tensor) -> None:
+    try:
+        output = module(sample)
+    except Exception as error:  # other people's code or graph
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ModelError(
+            f"The model cannot predict rows of its own shape {tuple(sample.shape[1:])}: {reason}"
+        ) from error
+    if not require_output(output, rows=len(sample)).requires_grad:
+        raise ModelError(
+            "The model's output does not depend on its parameters in a way that can be "
+            "differentiated: log it without no_grad or detach."
+        )

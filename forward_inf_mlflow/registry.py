@@ -1,0 +1,205 @@
+"""The model registry: from ``models:/name/3`` to one version, and from a version to its model."""
+
+from __future__ import annotations
+
+import atexit
+import re
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from forward_inf_mlflow.errors import ForwardInfError, ModelError, UnsafeModelError
+from forward_inf_mlflow.mlflow_errors import (
+    environment,
+    impatient,
+    is_missing,
+    redact,
+    translate_errors,
+)
+from forward_inf_mlflow.models.mlmodel import Flavor, read_flavor
+
+if TYPE_CHECKING:
+    from forward_inf_mlflow.models.audited import AuditedModel
+
+_NUMBERED = re.compile(r"models:/([^/]+)/0*([1-9][0-9]{0,17})")
+_ALIASED = re.compile(r"models:/([^/@]+)@([^/@]+)")
+_LOGGED = re.compile(r"models:/(m-[^/]+)")
+_COPIES = 32  # a longer chain of copies is a loop or a joke
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered model version, as the registry knew it when it was asked.
+
+    Attributes:
+        name: The registered model's name.
+        version: The version's number, without leading zeros.
+        creation_timestamp: Milliseconds since 1970; tells apart numbers that were used twice.
+        source: Where it was registered from.
+        run_id: The run that logged it, if it was logged in one.
+        model_id: The logged model behind it (``m-...``), found through copies too; None for a
+            version registered from plain files.
+    """
+
+    name: str
+    version: str
+    creation_timestamp: int
+    source: str
+    run_id: str | None
+    model_id: str | None
+
+    @property
+    def uri(self) -> str:
+        """The version's own address; unlike an alias it never points elsewhere."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def resolve(model_uri: str) -> Version:
+    """Find the version that ``models:/name/3`` or ``models:/name@alias`` stands for.
+
+    Raises:
+        ModelError: The address has another form, or there is no such model, version or alias.
+        TrackingError: The server cannot be reached or refuses.
+    """
+    numbered = _NUMBERED.fullmatch(model_uri)
+    aliased = _ALIASED.fullmatch(model_uri)
+    if numbered is None and aliased is None:
+        raise ModelError(
+            f"{model_uri!r} is not a registered model version: write models:/NAME/3 or "
+            "models:/NAME@ALIAS."
+        )
+    with translate_errors(), impatient():
+        client = MlflowClient()
+        try:
+            if numbered is not None:
+                found = client.get_model_version(*numbered.groups())
+            else:
+                assert aliased is not None  # one of the two matched
+                found = client.get_model_version_by_alias(*aliased.groups())
+        except MlflowException as error:
+            # A store says "does not exist" for a model, "invalid parameter" for an alias.
+            if not is_missing(error) and "alias" not in str(error.message).lower():
+                raise
+            raise _missing(client, model_uri, (numbered or aliased).group(1)) from None  # type: ignore[union-attr]
+        if found.tags.get("mlflow.prompt.is_prompt", "").lower() == "true":
+            raise ModelError(f"{model_uri!r} is a prompt, not a model: name a model version.")
+        return Version(
+            name=found.name,
+            version=str(int(found.version)),
+            creation_timestamp=int(found.creation_timestamp),
+            source=found.source or "",
+            run_id=found.run_id or None,
+            model_id=_model_id(client, found),
+        )
+
+
+def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
+    """Load a version as a module that can be moved, running none of its own code.
+
+    Args:
+        version: From `resolve`.
+        allow_pickle: Permit pickled models and models that bring code: both run code on this
+            machine with your rights.
+
+    Raises:
+        UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
+        ModelError: The files are missing, damaged, or of a kind that is not supported.
+        TrackingError: The server cannot be reached or refuses.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="forward-inf-"))
+        with translate_errors():
+            files = Path(
+                mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=folder)
+            )
+        flavor = read_flavor(files, allow_pickle=allow_pickle)
+        stack.enter_context(
+            environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION=str(allow_pickle).lower())
+        )
+        model = _load_files(flavor, allow_pickle=allow_pickle)
+        if flavor.code:  # the model may import more of its code later
+            atexit.register(stack.pop_all().close)
+        return model
+
+
+def _load_files(flavor: Flavor, *, allow_pickle: bool) -> AuditedModel:
+    # Imported here: asking the registry about a version should not cost an import of torch.
+    from forward_inf_mlflow.models.archive import check_archive
+    from forward_inf_mlflow.models.estimator import audited_estimator, read_skops
+    from forward_inf_mlflow.models.torch_module import audited_module
+
+    if flavor.kind == "pt2" and not allow_pickle:
+        check_archive(flavor.data / "model.pt2")
+    try:
+        if flavor.kind == "sklearn" and flavor.serialization == "skops" and not flavor.code:
+            # Not by MLflow: it would trust the types that the model's own file lists.
+            loaded = read_skops(flavor.data, trust_all=allow_pickle)
+        elif flavor.kind == "sklearn":
+            loaded = mlflow.sklearn.load_model(str(flavor.folder))
+        elif flavor.kind == "pt2":
+            loaded = mlflow.pytorch.load_model(str(flavor.folder))
+        else:
+            loaded = mlflow.pytorch.load_model(
+                str(flavor.folder), map_location="cpu", weights_only=False
+            )
+    except ForwardInfError:
+        raise
+    except Exception as error:  # other people's files fail in any way they like
+        reason = redact(f"{type(error).__name__}: {error}")
+        if "pickle is disallowed" in reason:
+            raise UnsafeModelError(
+                "The model's files hold a pickle, and loading it runs code: log the model again, "
+                "or permit it with --allow-pickle if you trust who made it."
+            ) from error
+        raise ModelError(f"The model's files cannot be loaded here: {reason}") from error
+    if flavor.kind == "sklearn":
+        return audited_estimator(loaded)
+    return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
+
+
+def _model_id(client: MlflowClient, version: Any) -> str | None:
+    """Follow ``models:/other/1`` sources of copies to the logged model they came from."""
+    for _ in range(_COPIES):
+        source = version.source or ""
+        if logged := _LOGGED.fullmatch(source):
+            return logged.group(1)
+        copied = _NUMBERED.fullmatch(source)
+        if copied is None:
+            return None
+        try:
+            version = client.get_model_version(*copied.groups())
+        except MlflowException as error:
+            if is_missing(error):  # the original was deleted; the copy has its own files
+                return None
+            raise
+    return None
+
+
+def _missing(client: MlflowClient, model_uri: str, name: str) -> ModelError:
+    """Say what does exist instead, at most five of them."""
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        names = [f"{model.name!r}" for model in client.search_registered_models(max_results=5)]
+        return ModelError(f"There is no registered model {name!r}. {_known('models', names)}")
+    aliases = [f"{name}@{alias}" for alias in sorted(model.aliases)[:5]]
+    quote = '"' if "'" in name else "'"
+    versions = client.search_model_versions(
+        f"name={quote}{name}{quote}", max_results=5, order_by=["version_number DESC"]
+    )
+    numbers = [str(version.version) for version in versions]
+    return ModelError(
+        f"There is no {model_uri!r}. {_known('versions', numbers)} {_known('aliases', aliases)}"
+    )
+
+
+def _known(what: str, names: list[str]) -> str:
+    return f"Known {what}: {', '.join(names)}." if names else f"It knows no {what}."
