@@ -118,36 +118,31 @@ def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
             files = Path(
                 mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=folder)
             )
-        flavor = read_flavor(files, allow_pickle=allow_pickle)
-        stack.enter_context(
-            environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION=str(allow_pickle).lower())
-        )
-        model = _load_files(flavor, allow_pickle=allow_pickle)
-        if flavor.code:  # the model may import more of its code later
+        model = load_folder(files, allow_pickle=allow_pickle)
+        if allow_pickle:  # code that came with the model may import more of itself later
             atexit.register(stack.pop_all().close)
         return model
 
 
-def _load_files(flavor: Flavor, *, allow_pickle: bool) -> AuditedModel:
+def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
+    """Load a downloaded model folder; see `load`.
+
+    Raises:
+        UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
+        ModelError: The files are missing, damaged, or of a kind that is not supported.
+    """
+    flavor = read_flavor(folder, allow_pickle=allow_pickle)
     # Imported here: asking the registry about a version should not cost an import of torch.
     from forward_inf_mlflow.models.archive import check_archive
-    from forward_inf_mlflow.models.estimator import audited_estimator, read_skops
+    from forward_inf_mlflow.models.estimator import audited_estimator
     from forward_inf_mlflow.models.torch_module import audited_module
 
     if flavor.kind == "pt2" and not allow_pickle:
         check_archive(flavor.data / "model.pt2")
+    permission = environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION=str(allow_pickle).lower())
     try:
-        if flavor.kind == "sklearn" and flavor.serialization == "skops" and not flavor.code:
-            # Not by MLflow: it would trust the types that the model's own file lists.
-            loaded = read_skops(flavor.data, trust_all=allow_pickle)
-        elif flavor.kind == "sklearn":
-            loaded = mlflow.sklearn.load_model(str(flavor.folder))
-        elif flavor.kind == "pt2":
-            loaded = mlflow.pytorch.load_model(str(flavor.folder))
-        else:
-            loaded = mlflow.pytorch.load_model(
-                str(flavor.folder), map_location="cpu", weights_only=False
-            )
+        with permission:
+            loaded = _read(flavor, trust_all=allow_pickle)
     except ForwardInfError:
         raise
     except Exception as error:  # other people's files fail in any way they like
@@ -161,6 +156,19 @@ def _load_files(flavor: Flavor, *, allow_pickle: bool) -> AuditedModel:
     if flavor.kind == "sklearn":
         return audited_estimator(loaded)
     return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
+
+
+def _read(flavor: Flavor, *, trust_all: bool) -> Any:
+    from forward_inf_mlflow.models.estimator import read_skops
+
+    if flavor.kind == "pt2":
+        return mlflow.pytorch.load_model(str(flavor.folder))
+    if flavor.kind == "pickle":
+        return mlflow.pytorch.load_model(str(flavor.folder), map_location="cpu", weights_only=False)
+    if flavor.serialization == "skops" and not flavor.code:
+        # Not by MLflow: it would trust the types that the model's own file lists.
+        return read_skops(flavor.data, trust_all=trust_all)
+    return mlflow.sklearn.load_model(str(flavor.folder))
 
 
 def _model_id(client: MlflowClient, version: Any) -> str | None:

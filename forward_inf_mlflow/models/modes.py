@@ -39,8 +39,8 @@ def set_training(module: nn.Module, on: bool) -> None:
 
 def in_training(module: nn.Module) -> bool:
     """Say whether anything in the module behaves as in training."""
-    if not is_exported(module):
-        return any(part.training for part in module.modules())
+    if not is_exported(module) and any(part.training for part in module.modules()):
+        return True
     return any(
         bool(_get(node, name))
         for graph_module in _graph_modules(module)
@@ -50,9 +50,9 @@ def in_training(module: nn.Module) -> bool:
 
 
 def is_exported(module: nn.Module) -> bool:
-    """Say whether the module is a graph of operators, as a pt2 file gives."""
+    """Say whether the module is an exported graph: it knows its inputs and has no modes."""
     return isinstance(module, fx.GraphModule) and any(
-        isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+        node.op == "placeholder" and "val" in node.meta for node in module.graph.nodes
     )
 
 

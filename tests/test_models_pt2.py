@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from forward_inf_mlflow.errors import DataError, ModelError, UnsafeModelError
+from forward_inf_mlflow.models.archive import check_archive
+from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.inputs import InputSpec
+from forward_inf_mlflow.models.mlmodel import read_flavor
+from forward_inf_mlflow.models.modes import in_training, set_training
+from forward_inf_mlflow.models.parity import check_parity
+from forward_inf_mlflow.models.torch_module import audited_module
+from forward_inf_mlflow.registry import load_folder
+
+IMAGES = np.random.default_rng(0).normal(size=(9, 1, 8, 8)).astype(np.float32)
+
+
+def network() -> nn.Sequential:
+    """A small network with all that a mode changes, its batch norm already trained a little."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout2d(0.3),
+        nn.Flatten(),
+        nn.Linear(144, 8),
+        nn.AlphaDropout(0.2),
+        nn.Dropout(0.5),
+        nn.Linear(8, 3),
+    )
+    module(torch.as_tensor(IMAGES))
+    return module
+
+
+def saved(module: nn.Module, folder: Path, example: np.ndarray = IMAGES) -> Path:
+    import mlflow
+
+    mlflow.pytorch.save_model(module, str(folder), input_example=example, pip_requirements=[])
+    return folder
+
+
+def load(folder: Path) -> AuditedModel:
+    return load_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(network().eval(), tmp_path_factory.mktemp("plain") / "model")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(network().train(), tmp_path_factory.mktemp("trained") / "model")
+
+
+def test_an_exported_network_answers_as_the_one_that_was_logged(plain: Path) -> None:
+    model = load(plain)
+    with torch.no_grad():
+        expected = network().eval()(torch.as_tensor(IMAGES)).numpy()
+    np.testing.assert_allclose(model.original(IMAGES), expected, atol=1e-5)
+    assert check_parity(model, IMAGES) <= 1e-6
+    assert (model.kind, model.task, model.max_batch, model.notes) == ("pt2", None, None, ())
+    assert all(p.requires_grad for p in model.module.parameters())
+
+
+def test_a_network_logged_in_train_mode_answers_as_in_evaluation_mode(trained: Path) -> None:
+    model = load(trained)
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    with torch.no_grad():
+        expected = network_like(model.module).eval()(torch.as_tensor(IMAGES)).numpy()
+    np.testing.assert_allclose(model.original(IMAGES), expected, atol=1e-5)
+    assert check_parity(model, IMAGES) <= 1e-6
+    assert any("train mode" in note for note in model.notes)
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} changed by predicting"
+
+
+@pytest.mark.parametrize("name", ["plain", "trained"])
+def test_a_copy_of_an_exported_network_trains_as_the_module_would(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    model = load(request.getfixturevalue(name))
+    module = copy.deepcopy(model.module)
+    set_training(module, True)
+    assert in_training(module)
+    assert not in_training(model.module)
+    inputs, reference = torch.as_tensor(IMAGES), network_like(module).train()
+    mean = module.get_buffer("1.running_mean").clone()
+    torch.manual_seed(1)
+    found = module(inputs)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, reference(inputs))
+    assert not torch.equal(module.get_buffer("1.running_mean"), mean)
+    set_training(module, False)
+    torch.testing.assert_close(module(inputs), module(inputs))
+    torch.testing.assert_close(module(inputs), network_like(module).eval()(inputs))
+
+
+def network_like(module: nn.Module) -> nn.Module:
+    """The plain network with this module's weights, its statistics as before its last forward."""
+    plain = network()
+    plain.load_state_dict(dict(module.state_dict()), strict=False)
+    return plain
+
+
+def test_modes_of_a_plain_module_are_its_own() -> None:
+    module = network()
+    set_training(module, False)
+    assert not in_training(module)
+    set_training(module, True)
+    assert in_training(module)
+
+
+@pytest.mark.parametrize("kind", ["exported", "plain"])
+def test_the_last_layer_on_the_features_gives_the_output(plain: Path, kind: str) -> None:
+    if kind == "exported":
+        model = load(plain)
+    else:
+        model = audited_module(network(), kind="pickle", shape=(-1, 1, 8, 8))
+    assert model.features is not None
+    inputs = torch.as_tensor(IMAGES)
+    seen = model.features(inputs)
+    assert seen.shape == (9, 8)
+    weight, bias = model.module.get_parameter("8.weight"), model.module.get_parameter("8.bias")
+    torch.testing.assert_close(seen @ weight.T + bias, model.module(inputs))
+
+
+def test_features_follow_the_weights(plain: Path) -> None:
+    model = load(plain)
+    assert model.features is not None
+    before = model.features(torch.as_tensor(IMAGES))
+    with torch.no_grad():
+        model.module.get_parameter("5.bias").add_(1)
+        model.module.get_buffer("1.running_mean").add_(1)
+    assert not torch.allclose(before, model.features(torch.as_tensor(IMAGES)))
+
+
+def test_a_static_batch_of_one_is_read_row_by_row(tmp_path: Path) -> None:
+    model = load(saved(network().eval(), tmp_path / "model", IMAGES[:1]))
+    assert model.max_batch == 1
+    assert any("batch of 1" in note for note in model.notes)
+    assert check_parity(model, IMAGES) <= 1e-6
+
+
+class FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(inputs.reshape(3, 4))  # type: ignore[no-any-return]
+
+
+def test_another_static_batch_is_refused(tmp_path: Path) -> None:
+    folder = saved(FixedBatch().eval(), tmp_path / "model", np.ones((3, 4), np.float32))
+    with pytest.raises(ModelError, match="exactly 3 rows"):
+        load(folder)
+
+
+def test_half_precision_is_read_in_float32(tmp_path: Path) -> None:
+    module = network().eval().half()
+    model = load(saved(module, tmp_path / "model", IMAGES.astype(np.float16)))
+    assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+    assert model.prepare(IMAGES).dtype == np.float32
+    assert any("half precision" in note for note in model.notes)
+    assert check_parity(model, IMAGES) <= 1e-4
+    with torch.no_grad():
+        expected = module.float()(torch.as_tensor(IMAGES)).numpy()
+    np.testing.assert_allclose(model.original(IMAGES), expected, atol=1e-5)
+
+
+def test_token_ids_stay_whole_numbers(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)).eval()
+    model = load(saved(module, tmp_path / "model", np.zeros((3, 5), np.int64)))
+    tokens = np.arange(10).reshape(2, 5) % 9
+    assert model.prepare(tokens.astype(float)).dtype == np.int64
+    assert check_parity(model, tokens) <= 1e-6
+    with pytest.raises(DataError, match=r"Row 1, column 0.*whole"):
+        model.prepare(np.array([[1.0] * 5, [0.5] * 5]))
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor, nn.Linear], object]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.function = function
+
+    def forward(self, inputs: torch.Tensor) -> object:
+        return self.function(inputs, self.layer)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x, f: (f(x), x), "not one tensor"),
+        (lambda x, f: f(x).argmax(1), r"not logits"),
+        (lambda x, f: f(x)[:, None], r"not logits"),
+        (lambda x, f: f(x).detach(), "differentiated"),
+        (lambda x, f: f(x) + torch.rand_like(f(x)), "random numbers"),
+        (lambda x, f: x, "no floating-point parameters|differentiated"),
+    ],
+    ids=["tuple", "argmax", "rank 3", "detached", "noise", "no parameters"],
+)
+def test_models_that_cannot_be_audited_are_refused(
+    function: Callable[[torch.Tensor, nn.Linear], object], reason: str, tmp_path: Path
+) -> None:
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(
+        Lambda(function).eval(), (torch.ones(3, 4),), dynamic_shapes=shapes
+    )
+    with pytest.raises(ModelError, match=reason):
+        audited_module(program.module(), kind="pt2")
+
+
+def test_two_inputs_are_refused() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return self.layer(a + b)  # type: ignore[no-any-return]
+
+    program = torch.export.export(Two().eval(), (torch.ones(3, 4), torch.ones(3, 4)))
+    with pytest.raises(ModelError, match="2 inputs"):
+        audited_module(program.module(), kind="pt2")
+
+
+def test_something_that_is_no_module_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"not a torch.nn.Module"):
+        audited_module({"weight": 1}, kind="pickle")
+
+
+def test_a_model_that_mixes_rows_is_refused() -> None:
+    centred = Lambda(lambda x, f: f(x - x.mean(0)))
+    with pytest.raises(ModelError, match="mixes rows"):
+        check_parity(audited_module(centred, kind="pickle"), np.eye(4))
+    bare = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(ModelError, match="mixes rows"):
+        check_parity(audited_module(bare, kind="pickle"), np.eye(4))
+
+
+def test_a_module_that_answers_differently_from_the_original_is_refused(plain: Path) -> None:
+    model = load(plain)
+    with torch.no_grad():
+        model.module.get_parameter("8.bias").add_(0.01)
+    with pytest.raises(ModelError, match="disagree"):
+        check_parity(model, IMAGES)
+
+
+# What the archive may hold
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: re.sub(
+            r'"expr_str": "[^"]*"', "\"expr_str\": \"open('ran', 'w')\"", text, count=1
+        ),
+        lambda text: text.replace('"guards_code": []', "\"guards_code\": [\"open('ran', 'w')\"]"),
+        lambda text: text.replace('"0.weight"', '"0.x\\"+exec(1)+\\""'),
+        lambda text: text.replace("aten.relu.default", "aten.from_file.default"),
+        lambda text: text.replace("torch.ops.aten.relu.default", "torch.hub.load"),
+        lambda text: text.replace('\\"context\\": \\"null\\"', '\\"context\\": \\"{}\\"'),
+    ],
+    ids=["size", "guard", "name", "file operator", "function", "class to import"],
+)
+def test_an_archive_whose_texts_would_run_code_is_refused(
+    plain: Path, edit: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(plain, tmp_path / "model")
+    rewrite(folder / "data" / "model.pt2", "models/model.json", edit)
+    with pytest.raises(UnsafeModelError, match="--allow-pickle"):
+        load(folder)
+    assert not Path("ran").exists()
+
+
+def test_an_archive_with_a_pickled_weight_is_refused(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return open, ("ran", "w")
+
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(plain, tmp_path / "model")
+    torch.save(Payload(), tmp_path / "payload")
+    payload = (tmp_path / "payload").read_bytes()
+    archive = folder / "data" / "model.pt2"
+    rewrite(
+        archive,
+        "model_weights_config.json",
+        lambda text: text.replace('"use_pickle": false', '"use_pickle": true'),
+    )
+    rewrite(archive, "weight_0", lambda _: payload)
+    with pytest.raises(UnsafeModelError, match="--allow-pickle"):
+        load(folder)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + b"\0" * 18])
+def test_a_damaged_archive_is_a_model_error(plain: Path, content: bytes, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "model")
+    (folder / "data" / "model.pt2").write_bytes(content)
+    with pytest.raises(ModelError):
+        load(folder)
+
+
+def test_archives_that_pytorch_writes_pass(tmp_path: Path) -> None:
+    class Sizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(4, 4, batch_first=True)
+            self.attention = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            states, _ = self.layer(inputs)
+            with torch.no_grad():
+                scale = inputs.abs().mean() + inputs.shape[1] // 2
+            return self.attention(states).flatten(0, 1).mean(1) * scale  # type: ignore[no-any-return]
+
+    dims = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    program = torch.export.export(Sizes().eval(), (torch.ones(3, 6, 4),), dynamic_shapes=(dims,))
+    torch.export.save(program, tmp_path / "model.pt2")
+    check_archive(tmp_path / "model.pt2")
+
+
+def rewrite(path: Path, name: str, edit: Callable[[str], str | bytes]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    (found,) = (record for record in records if record.endswith(name))
+    text = records[found].decode("utf-8", errors="replace")
+    edited = edit(text)
+    assert edited != text, "the edit found nothing to change"
+    if name.endswith(".json"):
+        json.loads(edited)
+    records[found] = edited if isinstance(edited, bytes) else edited.encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for record, content in records.items():
+            archive.writestr(record, content)
+
+
+# What the rows may hold
+
+FLAT = InputSpec(np.dtype(np.float32), (64,))
+SQUARE = InputSpec(np.dtype(np.float32), (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [(SQUARE, (64,)), (SQUARE, (8, 8)), (SQUARE, (8, 8, 1)), (FLAT, (1, 8, 8)), (FLAT, (64,))],
+)
+def test_rows_keep_their_order_when_they_are_reshaped(spec: InputSpec, shape: tuple[int]) -> None:
+    rows = np.arange(128, dtype=np.float64).reshape(2, *shape)
+    prepared = spec.prepare(rows)
+    assert prepared.shape == (2, *(spec.shape or ()))
+    np.testing.assert_array_equal(prepared.ravel(), rows.ravel())
+
+
+@pytest.mark.parametrize("shape", [(63,), (8, 4, 2), (4, 16)])
+def test_rows_of_another_shape_are_refused_naming_both(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=r"\(1, 8, 8\).*" + re.escape(str(shape))):
+        SQUARE.prepare(np.zeros((2, *shape)))
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        (["1", "x", "y"], "'b' holds text.*row 1.*'x'"),
+        ([1.0, 2.0, np.nan], "Row 2, column 'b', is nan"),
+        ([1.0, -np.inf, np.nan], "Row 1, column 'b', is -inf"),
+        ([1.0, 2.0, 1e300], "Row 2, column 'b', is inf"),
+        (pd.array([1, None, 2], dtype="Int64"), "Row 1, column 'b', is nan"),
+        (pd.to_datetime(["2020-01-01"] * 3), "'b' holds dates"),
+        ([1j, 2j, 3j], "'b' holds complex"),
+    ],
+    ids=["text", "nan", "inf", "too large", "missing", "dates", "complex"],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_what_is_no_finite_number_is_named_by_row_and_column(column: object, reason: str) -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3], "b": column})
+    with pytest.raises(DataError, match=reason):
+        InputSpec(np.dtype(np.float32), (2,)).prepare(frame)
+
+
+def test_frames_of_numbers_in_any_dress_become_one_array() -> None:
+    frame = pd.DataFrame(
+        {"a": [1, 2], "b": ["3", "4.5"], "c": [True, False], "d": pd.array([5, 6], dtype="Int64")}
+    )
+    prepared = InputSpec(np.dtype(np.float32), None).prepare(frame)
+    np.testing.assert_array_equal(prepared, [[1, 3, 1, 5], [2, 4.5, 0, 6]])
+    assert prepared.dtype == np.float32
+
+
+def test_no_rows_is_a_data_error(plain: Path) -> None:
+    with pytest.raises(DataError, match="no rows"):
+        check_parity(load(plain), IMAGES[:0])
+
+
+def test_a_pt2_flavor_needs_no_permission(plain: Path) -> None:
+    assert read_flavor(plain).kind == "pt2"
