@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,9 @@ _ALLOWED = "\u00a0\u202f\u200c\u200d"
 
 def number(value: Any) -> float | None:
     """Return a finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, np.integer | np.floating):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     # The comparison is false for NaN, and an integer too long for a float does not overflow it.
     return float(value) if abs(value) <= sys.float_info.max else None
@@ -29,9 +32,11 @@ def label(value: Any) -> str:
     """Write a label or an id: whole numbers as such, since a gap in a column makes them floats."""
     if value is None or value is pd.NA or value is pd.NaT:
         return DASH
-    if not isinstance(value, float | np.floating):
+    if isinstance(value, np.floating):
+        value = float(value)
+    if not isinstance(value, float):
         return str(value)
-    if np.isnan(value):
+    if math.isnan(value):
         return DASH
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else figure(value)
 
