@@ -321,7 +321,7 @@ def test_labels_that_a_gap_turned_into_floats_read_as_whole_numbers() -> None:
     ("name", "pasted"),
     [
         ("m", "forward-inf promote models:/m/1 --alias champion"),
-        ("m; rm -rf ~", "forward-inf promote &#39;models:/m; rm -rf ~/1&#39; --alias champion"),
+        ("m; rm -rf ~", "forward-inf promote 'models:/m; rm -rf ~/1' --alias champion"),
     ],
 )
 def test_the_command_to_promote_is_one_command_whatever_the_model_is_called(
@@ -329,7 +329,7 @@ def test_the_command_to_promote_is_one_command_whatever_the_model_is_called(
 ) -> None:
     audit = make_audit(decision={"outcome": "pass", "reasons": []})
     audit["model"] |= {"uri": f"models:/{name}/1"}
-    assert pasted in render(audit, make_flagged(), NO_SCORES, {})
+    assert pasted in Page(render(audit, make_flagged(), NO_SCORES, {})).text
 
 
 @pytest.mark.parametrize(

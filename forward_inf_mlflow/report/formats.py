@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 _MAX_TEXT = 400  # characters of one label, id or sentence
 _MAX_COMMAND = 4_000
@@ -85,8 +85,12 @@ def visible(value: Any) -> Any:
 
 
 def command(value: str) -> Markup:
-    """Write a command line whole: a shortened one would do something else."""
-    return escape(_printable(value, _MAX_COMMAND))
+    """Write a command line whole, since a shortened one would do something else.
+
+    Its words are elements, so that a line breaks between them and not after the dash of an option.
+    """
+    words = _printable(value, _MAX_COMMAND).split(" ")
+    return Markup(" ").join(Markup("<span>{}</span>").format(word) for word in words)
 
 
 def _printable(text: str, most: int) -> str:
