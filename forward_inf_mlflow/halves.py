@@ -45,7 +45,10 @@ class HeldOut:
 class Fit(Protocol):
     """Trains on some rows and says what the result answers on all."""
 
-    note: str
+    @property
+    def note(self) -> str:
+        """Return how the models came to be, one sentence."""
+        ...
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
         """Return the outputs for all training rows ``(n, K)`` and all queries ``(m, K)``."""
@@ -186,9 +189,9 @@ class Continued:
             set_training(model, self._train.batch_size > 1)
             for _ in range(recipe.epochs):
                 order = torch.randperm(len(half), generator=generator)
-                for rows in order.split(recipe.batch_size):
+                for rows in torch.split(order, recipe.batch_size):
                     optimizer.zero_grad()
-                    for part in rows.split(self._train.batch_size):
+                    for part in torch.split(rows, self._train.batch_size):
                         batch = half.batch(part)
                         loss = self._task.loss(model(batch.inputs), batch.targets)
                         (loss.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ influence  the rows differ, but the model's features tell them apart no better t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,7 @@ class Leaked:
     @property
     def flags(self) -> np.ndarray:
         """Return the leaked queries, ``(m,)`` bool."""
-        return self.kind != ""
+        return np.asarray(self.kind != "")
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,12 @@ class ModelView:
     """How the audited model sees the rows, for leaks that the values do not show.
 
     Attributes:
-        train: ``(n, h)`` penultimate features of the training rows.
-        queries: ``(m, h)`` of the queries.
+        suspects: ``(m,)`` from :func:`feature_copies`.
         asked: ``(p,)`` positions of the queries whose influence was computed.
         influence: ``(p, n)`` their mirrored influence.
     """
 
-    train: np.ndarray
-    queries: np.ndarray
+    suspects: np.ndarray
     asked: np.ndarray
     influence: np.ndarray
 
@@ -103,12 +102,11 @@ def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Le
         score[rest] = z = _robust_z(near.gap)
         index[rest] = distinct[near.index]
         for i in np.flatnonzero(z <= THRESHOLD):
-            kind[rest[i]], evidence[rest[i]] = "near", how(i)
+            kind[rest[i]], evidence[rest[i]] = "near", how(int(i))
         notes.append(note)
         if view is not None:
-            named = _seen_by_model(view, rest, distinct)
-            fresh = [q for q in np.flatnonzero(named >= 0) if kind[q] == ""]
-            for q in fresh:
+            named = _confirmed(view)
+            for q in np.flatnonzero((named >= 0) & (kind == "") & (copies < 0)):
                 index[q], kind[q] = named[q], "influence"
                 evidence[q] = (
                     "the model's features tell them apart no better than copies, and the query's "
@@ -131,7 +129,7 @@ def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Le
     )
 
 
-def _near(queries: np.ndarray, train: np.ndarray):  # type: ignore[no-untyped-def]
+def _near(queries: np.ndarray, train: np.ndarray) -> tuple[nb.Nearest, Callable[[int], str], str]:
     """Return the nearest rows, a function from position to evidence, and what was searched."""
     images, others = nb.as_images(queries), nb.as_images(train)
     if images is None or others is None:
@@ -154,23 +152,39 @@ def _near(queries: np.ndarray, train: np.ndarray):  # type: ignore[no-untyped-de
     return near, shifted, f"near copies by pixels, {extent}"
 
 
-def _seen_by_model(view: ModelView, rest: np.ndarray, distinct: np.ndarray) -> np.ndarray:
-    """Return the training row that features and influence agree on, ``(m,)``, or -1."""
-    named = np.full(len(view.queries), -1)
-    if len(view.asked) < MIN_QUERIES:
-        return named
+def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Return for each query the training row that the model's features take it for, or -1.
+
+    Args:
+        queries: ``(m, h)`` penultimate features.
+        train: ``(n, h)``.
+    """
+    found = np.full(len(queries), -1)
+    if len(queries) < MIN_QUERIES or len(train) <= nb.RANK:
+        return found
     unit_queries, unit_train = (
         x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        for x in (view.queries[rest], view.train[distinct])
+        for x in (queries, train)
     )
-    by_features = nb.nearest_rows(unit_queries, unit_train)
-    close = np.full(len(view.queries), -1)
-    hit = _robust_z(by_features.gap) <= THRESHOLD
-    close[rest[hit]] = distinct[by_features.index[hit]]
+    # Rows with the very same features are one row here, else a twin hides the gap.
+    _, distinct = np.unique(nb.row_keys(unit_train), return_index=True)
+    if len(distinct) <= nb.RANK:
+        return found
+    near = nb.nearest_rows(unit_queries, unit_train[distinct])
+    hit = _robust_z(near.gap) <= THRESHOLD
+    found[hit] = distinct[near.index[hit]]
+    return found
+
+
+def _confirmed(view: ModelView) -> np.ndarray:
+    """Return the training row that features and influence agree on, ``(m,)``, or -1."""
+    named = np.full(len(view.suspects), -1)
+    if len(view.asked) < MIN_QUERIES:
+        return named
     # A row with large gradients tops every query's list; over its own usual size it does not.
     usual = np.sqrt(np.square(view.influence, dtype=np.float64).mean(0))
     first = (view.influence / np.maximum(usual, np.finfo(np.float64).tiny)).argmax(1)
-    agree = close[view.asked] == first
+    agree = view.suspects[view.asked] == first
     named[view.asked[agree]] = first[agree]
     return named
 

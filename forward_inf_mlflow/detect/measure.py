@@ -46,9 +46,7 @@ def binomial_low(count: int, total: int, *, confidence: float = 0.95) -> float:
     return float(stats.beta.ppf(1 - confidence, count, total - count + 1))
 
 
-def binomial_interval(
-    count: int, total: int, *, confidence: float = 0.95
-) -> tuple[float, float]:
+def binomial_interval(count: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Return the two-sided Clopper-Pearson interval of a share; (0, 1) without rows."""
     if total == 0:
         return 0.0, 1.0

@@ -60,7 +60,7 @@ class Calibration:
         mean = np.zeros(logits.shape[1:])
         for repeat in logits:  # one at a time: R copies in float64 would be the peak of memory
             mean += special.softmax(repeat.astype(np.float64) / self.temperature, axis=-1)
-        return (1 - self.floor) * mean / len(logits) + self.floor / logits.shape[-1]
+        return np.asarray((1 - self.floor) * mean / len(logits) + self.floor / logits.shape[-1])
 
 
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration:

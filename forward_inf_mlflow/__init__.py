@@ -1,0 +1,70 @@
+"""Data-quality audits of registered MLflow models, by mirrored influence.
+
+Importing the package imports neither torch nor mlflow: MLflow imports its plugins in every
+process, and most of those never audit anything. Names are loaded when they are asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from forward_inf_mlflow.version import __version__
+
+if TYPE_CHECKING:
+    from forward_inf_mlflow.auditing import AuditResult, audit
+    from forward_inf_mlflow.decision import Decision
+    from forward_inf_mlflow.errors import ForwardInfError
+    from forward_inf_mlflow.influence import ForwardInfluence
+    from forward_inf_mlflow.logging_data import log_training_data
+    from forward_inf_mlflow.policy import Policy, load_policy
+    from forward_inf_mlflow.promotion import GateResult, PromotionResult, gate, promote
+    from forward_inf_mlflow.scores import InfluenceScores
+    from forward_inf_mlflow.task import Task
+
+_HOME = {
+    "AuditResult": "auditing",
+    "Decision": "decision",
+    "ForwardInfError": "errors",
+    "ForwardInfluence": "influence",
+    "GateResult": "promotion",
+    "InfluenceScores": "scores",
+    "Policy": "policy",
+    "PromotionResult": "promotion",
+    "Task": "task",
+    "audit": "auditing",
+    "gate": "promotion",
+    "load_policy": "policy",
+    "log_training_data": "logging_data",
+    "promote": "promotion",
+}
+
+__all__ = [
+    "AuditResult",
+    "Decision",
+    "ForwardInfError",
+    "ForwardInfluence",
+    "GateResult",
+    "InfluenceScores",
+    "Policy",
+    "PromotionResult",
+    "Task",
+    "__version__",
+    "audit",
+    "gate",
+    "load_policy",
+    "log_training_data",
+    "promote",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

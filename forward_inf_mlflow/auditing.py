@@ -1,0 +1,289 @@
+"""The audit: from a model version's address to a decision, read top to bottom."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from forward_inf_mlflow import output, tables, tracking
+from forward_inf_mlflow.decision import Decision, decide
+from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.examine import Progress, Settings, examine
+from forward_inf_mlflow.lineage import DataSet, declared_data, logged_data
+from forward_inf_mlflow.models.parity import check_parity
+from forward_inf_mlflow.policy import Policy, load_policy
+from forward_inf_mlflow.preparation import choose_device, prepare
+from forward_inf_mlflow.reading import Columns
+from forward_inf_mlflow.record import data_as_dict, facts_of, make_record
+from forward_inf_mlflow.registry import Version, load, resolve
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit found and decided.
+
+    Attributes:
+        decision: pass, fail or undecided, with reasons.
+        version: The audited version.
+        run_id: Its MLflow run.
+        report: The report's address inside the MLflow UI.
+        record: The content of ``audit.json``.
+        scores: One row per training row.
+        flagged: One row per verdict.
+        influence: Top proponents and opponents of single queries.
+    """
+
+    decision: Decision
+    version: Version
+    run_id: str
+    report: str
+    record: Mapping[str, Any]
+    scores: pd.DataFrame
+    flagged: pd.DataFrame
+    influence: pd.DataFrame
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for ``--json``."""
+        keys = ("measures", "sources", "costs", "policy", "data", "partial", "notes")
+        return {
+            "model": self.version.uri,
+            **self.decision.as_dict(),
+            "run_id": self.run_id,
+            "report": self.report,
+            **{key: self.record[key] for key in keys},
+        }
+
+
+def audit(
+    model_uri: str,
+    *,
+    train: str | None = None,
+    queries: str | None = None,
+    label: str | None = None,
+    id: str | None = None,
+    features: Sequence[str] | None = None,
+    group_by: str | None = None,
+    task: Literal["auto", "classification", "regression"] = "auto",
+    policy: Policy | str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    seed: int = 0,
+    max_rows: int | None = None,
+    allow_pickle: bool = False,
+    experiment: str | None = None,
+    out: str | Path | None = None,
+    run_id: str | None = None,
+    progress: Progress | None = None,
+) -> AuditResult:
+    """Audit a registered model version, log everything to MLflow, and decide.
+
+    Args:
+        model_uri: ``models:/name/3`` or ``models:/name@alias``.
+        train: Path or URI of the training rows; None for the version's own logged data.
+        queries: Path or URI of the query (test) rows, whose labels are trusted; None as above.
+        label: Column of the label; None for what was logged, or a usual name.
+        id: Column of the row ids; None for what was logged, or the position.
+        features: Columns that the model reads; None for all others.
+        group_by: Column that says where a row came from.
+        task: "auto" takes it from the model and the labels.
+        policy: A policy or its file; None for the default policy.
+        device: "auto", "cpu", "cuda" ...
+        batch_size: Rows read at once; None chooses.
+        seed: Decides the halves and their training.
+        max_rows: Audit only so many training rows, drawn at random; the audit is marked partial.
+        allow_pickle: Permit models whose loading runs code of their own.
+        experiment: Where the run goes; None for the environment's, else the version's own.
+        out: Folder that gets a copy of all artifacts.
+        run_id: Log into this run, whose end is left to whoever began it.
+        progress: Called as ``progress(stage, done, total)``.
+
+    Raises:
+        ForwardInfError: The audit cannot be made; the message says what to do.
+    """
+    began = time.monotonic()
+    options = {
+        "train": train,
+        "queries": queries,
+        "label": label,
+        "id": id,
+        "features": ",".join(features) if features else None,
+        "group-by": group_by,
+        "task": task if task != "auto" else None,
+        "policy": None if isinstance(policy, Policy) else policy,
+        "batch-size": batch_size,
+        "seed": seed,
+        "max-rows": max_rows,
+        "allow-pickle": allow_pickle or None,
+    }
+    _require_positive(batch_size=batch_size, max_rows=max_rows)
+    bounds = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
+    settings = Settings(seed=seed)
+    on = choose_device(device)
+    if out is not None:
+        output.require_writable(Path(out))
+
+    version = resolve(model_uri)
+    columns = Columns(label, id, tuple(features) if features else None, group_by)
+    train_set = _read("train", train, version, columns)
+    query_set = _read("queries", queries, version, replace(columns, source=None))
+    train_set, partial = _at_most(train_set, max_rows, seed)
+    model = load(version, allow_pickle=allow_pickle)
+    check_parity(model, train_set.rows.features)
+    problem = prepare(
+        model, train_set.rows, query_set.rows, task=task, device=on, batch_size=batch_size
+    )
+
+    with tracking.audit_run(version, experiment=experiment, run_id=run_id) as run:
+        found = examine(model, problem, settings, progress or _silent)
+        scores = tables.scores_table(problem, found)
+        flagged = tables.flagged_table(problem, found, scores)
+        data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
+        decision = decide(found.measures, facts_of({"data": data, "partial": partial}), bounds)
+        record = make_record(
+            version=version,
+            model=model,
+            run=run,
+            data=data,
+            partial=partial,
+            problem=problem,
+            settings={**settings.describe(), "max_rows": max_rows},
+            repeat=_command(version, options),
+            measures=found.measures,
+            leak_scores=found.leaked.score,
+            sources=tables.sources_table(problem, scores),
+            seconds=time.monotonic() - began,
+            forward_passes=found.forward_passes,
+            policy=bounds,
+            decision=decision,
+        )
+        artifacts = output.Artifacts(
+            record=record,
+            scores=scores,
+            flagged=flagged,
+            influence=found.single.top(settings.top),
+            policy=bounds,
+            thumbnails=output.pictures(problem, flagged),
+        )
+        _save(artifacts, run, version, train_set, query_set, out)
+    return AuditResult(
+        decision=decision,
+        version=version,
+        run_id=run.run_id,
+        report=run.link("report.html"),
+        record=record,
+        scores=scores,
+        flagged=flagged,
+        influence=artifacts.influence,
+    )
+
+
+def _read(
+    role: Literal["train", "queries"], uri: str | None, version: Version, columns: Columns
+) -> DataSet:
+    return declared_data(uri, role, columns) if uri else logged_data(version, role, columns)
+
+
+def _at_most(data: DataSet, most: int | None, seed: int) -> tuple[DataSet, bool]:
+    """Draw rows at random, in the data's order; say whether any were left out."""
+    if most is None or most >= len(data.rows):
+        return data, False
+    chosen = np.random.default_rng(seed).choice(len(data.rows), most, replace=False)
+    return replace(data, rows=data.rows.take(np.sort(chosen))), True
+
+
+def _save(
+    artifacts: output.Artifacts,
+    run: tracking.AuditRun,
+    version: Version,
+    train: DataSet,
+    queries: DataSet,
+    out: str | Path | None,
+) -> None:
+    """Write everything, log it, and only then say on the version that it was audited."""
+    record = artifacts.record
+    measures, costs = record["measures"], record["costs"]
+    outcome = record["decision"]["outcome"]
+    try:
+        with output.written(artifacts) as folder:
+            tracking.link_inputs(run, version, train, queries)
+            tracking.log_metrics(
+                run,
+                version,
+                train,
+                {
+                    "mislabeled_rate": measures["mislabeled"]["rate"],
+                    "mislabeled_count": measures["mislabeled"]["count"],
+                    "memorized_rate": measures["memorized"]["rate"],
+                    "memorized_count": measures["memorized"]["count"],
+                    "gate_passed": outcome == "pass",
+                    **costs,
+                },
+            )
+            tracking.log_metrics(
+                run,
+                version,
+                queries,
+                {
+                    "leakage_rate": measures["leaked"]["rate"],
+                    "leaked_count": measures["leaked"]["count"],
+                },
+            )
+            tracking.log_flagged(run, artifacts.flagged, artifacts.thumbnails)
+            tracking.log_files(run, folder, last=output.RECORD)
+            if out is not None:
+                output.publish(folder, Path(out))
+            digest = hashlib.sha256((folder / output.RECORD).read_bytes()).hexdigest()
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        hint = "free some space" if error.errno == errno.ENOSPC else "check the folder"
+        raise ForwardInfError(
+            f"the audit could not be saved: {error.strerror or error}{where}; {hint} and audit "
+            "again"
+        ) from error
+    tracking.tag_version(version, outcome, run, digest)
+    tracking.describe_version(version, _block(record, run))
+
+
+def _block(record: Mapping[str, Any], run: tracking.AuditRun) -> str:
+    """Return what stands in the version's description: the verdict, why, and where to look."""
+    verdict = {"pass": "passed", "fail": "refused", "undecided": "undecided"}
+    decision = record["decision"]
+    lines = [
+        f"**Data audit: {verdict[decision['outcome']]}**",
+        "",
+        *(f"- {tracking.markdown(reason)}" for reason in decision["reasons"]),
+        "",
+        f"[Report]({run.link('report.html')}) · [flagged rows]({run.link('flagged.json')}) · "
+        f"[audit run]({run.link()})",
+    ]
+    return "\n".join(lines)
+
+
+def _command(version: Version, options: Mapping[str, object]) -> str:
+    """Return the command line that repeats the audit."""
+    words = ["forward-inf", "audit", version.uri]
+    for name, value in options.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _require_positive(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ForwardInfError(f"{name.replace('_', ' ')} is {value}: it must be at least 1")
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""

@@ -1,0 +1,107 @@
+"""The gate: may this version be promoted? A pure function of an audit's measures and a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.policy import Policy
+
+Outcome = Literal["pass", "fail", "undecided"]
+
+#: What a policy bounds: the measure, the policy's key, and what the rows are called.
+BOUNDS = (
+    ("mislabeled", "max_mislabeled_rate", "mislabeled rows", "training rows"),
+    ("leaked", "max_leakage_rate", "leaked rows", "query rows"),
+    ("memorized", "max_memorized_rate", "memorized rows", "training rows"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What an audit looked at, as far as it decides whether the audit counts.
+
+    Attributes:
+        declared: The sets ("training rows", "query rows") that are not the version's logged data.
+        unverified: A sentence for each logged set of which only a part, or nothing, can be held
+            against what the version recorded.
+        mismatches: A sentence for each set that no longer is what the version recorded.
+        partial: Only some of the training rows were read.
+    """
+
+    declared: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
+    mismatches: tuple[str, ...] = ()
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate says, and why.
+
+    Attributes:
+        outcome: "pass", "fail" or "undecided"; only "pass" promotes.
+        reasons: Sentences, the ones that decided first.
+    """
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+
+    @property
+    def allowed(self) -> bool:
+        """Return whether the version may be promoted."""
+        return self.outcome == "pass"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the decision as ``audit.json`` keeps it."""
+        return {"outcome": self.outcome, "reasons": list(self.reasons)}
+
+
+def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Decision:
+    """Hold an audit against a policy.
+
+    Doubt about *what* was audited comes first: a verdict on other rows is no verdict. Then a
+    bound that is surely exceeded refuses; then a detector that had to abstain leaves the version
+    undecided; else it passes.
+    """
+    doubts = list(facts.mismatches)
+    if policy.data == "verified":
+        doubts.extend(facts.unverified)
+    if facts.declared and policy.data != "declared":
+        doubts.append(
+            f"the {' and '.join(facts.declared)} were named on the command line, and the policy "
+            "counts only data that the version logged (data: declared would allow it)"
+        )
+    if facts.partial and not policy.partial:
+        doubts.append(
+            "only some of the training rows were read, and the policy counts only whole audits "
+            "(partial: true would allow it)"
+        )
+    if doubts:
+        return Decision("undecided", tuple(doubts))
+
+    exceeded, within, abstained = [], [], []
+    for name, key, rows, total in BOUNDS:
+        bound = getattr(policy, key)
+        if bound is None:
+            continue
+        measure = measures.get(name)
+        if measure is None or measure.abstained is not None:
+            why = "the audit has no such measure" if measure is None else measure.abstained
+            abstained.append(f"{rows}: no verdict, because {why}")
+            continue
+        found = (
+            f"{rows}: {measure.count:,} of {measure.total:,} {total} ({measure.rate:.1%}), at "
+            f"least {measure.rate_low:.1%} allowing for doubt"
+        )
+        if measure.rate_low > bound:
+            exceeded.append(f"{found}; the policy allows {bound:.1%}")
+        else:
+            within.append(f"{found}; within the policy's {bound:.1%}")
+    if exceeded:
+        return Decision("fail", tuple(exceeded + abstained))
+    if abstained:
+        return Decision("undecided", tuple(abstained + within))
+    return Decision("pass", tuple(within) or ("the policy bounds nothing",))

@@ -1,0 +1,236 @@
+"""Examine: everything that an audit computes, from a posed problem to verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import special
+
+from forward_inf_mlflow import halves
+from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
+from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
+from forward_inf_mlflow.detect.mislabeled import Mislabeled, mislabeled_classes, mislabeled_targets
+from forward_inf_mlflow.directions import Direction, GradientStep
+from forward_inf_mlflow.errors import ModelError
+from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
+from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.preparation import Problem
+from forward_inf_mlflow.scores import InfluenceScores
+from forward_inf_mlflow.sweep import outputs, read
+from forward_inf_mlflow.tensors import Tensors
+
+#: Called as progress(stage, done, total).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What changes the numbers of an audit, beside model and data.
+
+    Attributes:
+        seed: Of the halves and their training.
+        repeats: How often the training rows are halved.
+        fdr: Expected share of false accusations among rows called mislabeled.
+        influence_queries: How many queries are asked about one by one: suspected copies first,
+            then those with the largest loss. All queries are asked about together anyway.
+        top: Proponents and opponents that are kept of each of them.
+        direction: How queries move the model.
+        recipe: How half-models are trained.
+    """
+
+    seed: int = 0
+    repeats: int = 3
+    fdr: float = 0.1
+    influence_queries: int = 100
+    top: int = 10
+    direction: Direction = field(default_factory=GradientStep)
+    recipe: halves.Recipe = field(default_factory=halves.Recipe)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as ``audit.json`` keeps them."""
+        return {
+            "seed": self.seed,
+            "repeats": self.repeats,
+            "fdr": self.fdr,
+            "influence_queries": self.influence_queries,
+            "top": self.top,
+            **self.direction.describe(),
+            "halves": halves.describe(self.recipe),
+        }
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit found, in the order of the problem's rows.
+
+    Attributes:
+        loss: ``(n,)`` the training rows' own losses.
+        given_probability: ``(n,)`` the audited model's probability of the given label; NaN for
+            regression.
+        influence: ``(n,)`` of each training row on all queries together.
+        asked: ``(p,)`` positions of the queries that were asked about one by one.
+        single: Their influence, ``(p, n)``.
+        mislabeled, leaked, memorized: The verdicts.
+        forward_passes: Rows passed forward without training on them.
+    """
+
+    loss: np.ndarray
+    given_probability: np.ndarray
+    influence: np.ndarray
+    asked: np.ndarray
+    single: InfluenceScores
+    mislabeled: Mislabeled
+    leaked: Leaked
+    memorized: Memorized
+    forward_passes: int
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Return the summaries of the verdicts by name."""
+        return {
+            "mislabeled": self.mislabeled.measure,
+            "leaked": self.leaked.measure,
+            "memorized": self.memorized.measure,
+        }
+
+
+def examine(
+    model: AuditedModel, problem: Problem, settings: Settings, progress: Progress
+) -> Findings:
+    """Run the influence engine and the detectors.
+
+    Raises:
+        ModelError: The model's loss on some row is not a number.
+    """
+    n, m = len(problem.train), len(problem.queries)
+
+    # The model as it stands: the queries' losses, and which rows its features confuse.
+    query_loss = read(problem.module, problem.task, problem.queries).loss.numpy()
+    _require_numbers(query_loss, problem.query_rows.ids, "query")
+    suspects = _feature_copies(model, problem)
+
+    # Mirrored influence: of all queries together, and of some one by one.
+    engine = ForwardInfluence(task=problem.task, direction=settings.direction)
+    ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
+    together, swept = engine.influence(
+        problem.module,
+        QueryGroups.together(problem.queries),
+        problem.train,
+        ids,
+        _stage(progress, "influence on all queries", 2 * n),
+    )
+    loss = swept.base.loss.numpy()
+    _require_numbers(loss, ids, "training")
+    asked = _whom_to_ask(suspects, query_loss, settings.influence_queries)
+    single, swept_single = engine.influence(
+        problem.module,
+        QueryGroups.each(problem.queries.take(asked), query_ids[asked]),
+        problem.train,
+        ids,
+        _stage(progress, "influence on single queries", (len(asked) + 1) * n),
+    )
+
+    leaks = leaked(
+        problem.queries.inputs.numpy(),
+        problem.train.inputs.numpy(),
+        ModelView(suspects, asked, single.values),
+    )
+
+    # Half-models: what is said of a row by models that never saw it.
+    held_out = halves.read_halves(
+        _fit(model, problem, settings),
+        _strata(problem),
+        repeats=settings.repeats,
+        seed=settings.seed,
+        progress=_stage(progress, "models trained on half of the rows", 2 * settings.repeats),
+    )
+    labels, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
+    trusted = ~leaks.flags
+    if problem.classes is not None:
+        logits = outputs(problem.module, problem.train).double().numpy()
+        given = special.softmax(logits, axis=1)[np.arange(n), labels]
+        wrong = mislabeled_classes(held_out, labels, truth, trusted, fdr=settings.fdr)
+        known = memorized_classes(held_out, labels, given)
+    else:
+        given = np.full(n, np.nan)
+        wrong = mislabeled_targets(held_out, labels, truth, trusted, fdr=settings.fdr)
+        known = memorized_targets(n)
+
+    read_by_halves = 2 * settings.repeats * (n + m)
+    return Findings(
+        loss=loss,
+        given_probability=given,
+        influence=together.values[0],
+        asked=asked,
+        single=single,
+        mislabeled=wrong,
+        leaked=leaks,
+        memorized=known,
+        forward_passes=(
+            m + n + swept.forward_passes + swept_single.forward_passes + read_by_halves
+        ),
+    )
+
+
+def _stage(progress: Progress, name: str, total: int) -> Callable[[int], None]:
+    """Return a counter of steps done that reports them under one name."""
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        progress(name, done, total)
+
+    progress(name, 0, total)
+    return advance
+
+
+def _require_numbers(loss: np.ndarray, ids: np.ndarray, what: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(loss))
+    if len(bad):
+        raise ModelError(
+            f"the model's loss on {what} row {ids[bad[0]]} is not a number ({len(bad)} such rows): "
+            "log a model that is trained, or take these rows out"
+        )
+
+
+@torch.no_grad()
+def _feature_copies(model: AuditedModel, problem: Problem) -> np.ndarray:
+    """Return for each query the training row that the model's features take it for, or -1."""
+    features = model.features
+    if features is None:
+        return np.full(len(problem.queries), -1)
+
+    def read_features(rows: Tensors) -> np.ndarray:
+        return torch.cat([features(b.inputs).float().cpu() for b in rows]).numpy()
+
+    return feature_copies(read_features(problem.queries), read_features(problem.train))
+
+
+def _whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarray:
+    """Return the queries to ask about one by one: suspected copies, then the largest losses."""
+    order = np.lexsort((-loss, suspects < 0))
+    return np.sort(order[:most])
+
+
+def _fit(model: AuditedModel, problem: Problem, settings: Settings) -> halves.Fit:
+    if model.estimator is not None:
+        return halves.Refitted(
+            model.estimator, problem.train_rows, problem.query_rows, problem.classes
+        )
+    return halves.Continued(
+        problem.module, problem.task, problem.train, problem.queries, settings.recipe
+    )
+
+
+def _strata(problem: Problem) -> np.ndarray:
+    """Return what both halves should hold alike: the classes, or tenths of the target."""
+    targets = problem.train.targets.numpy()
+    if problem.classes is not None:
+        return targets
+    return np.searchsorted(np.quantile(targets, np.linspace(0, 1, 11)[1:-1]), targets)

@@ -1,0 +1,269 @@
+"""From a model and its rows to one well-posed problem, or a sentence that says why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
+from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.rows import Rows
+from forward_inf_mlflow.task import Task
+from forward_inf_mlflow.tasks import Classification, Regression
+from forward_inf_mlflow.tensors import Tensors
+
+#: Numbers in a batch that is chosen automatically.
+_BATCH_NUMBERS = 2**22
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is audited: a module that can be moved, and rows as it takes them.
+
+    Attributes:
+        module: Logits ``(B, K)`` or predictions; on the device.
+        task: Its loss.
+        train, queries: Inputs and targets (class indices, or numbers).
+        classes: ``(K,)`` the label of each class index; None for regression.
+        train_rows, query_rows: The same rows as stored.
+        notes: Sentences for the reader.
+    """
+
+    module: nn.Module
+    task: Task
+    train: Tensors
+    queries: Tensors
+    classes: np.ndarray | None
+    train_rows: Rows
+    query_rows: Rows
+    notes: tuple[str, ...]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called ``name``; "auto" is a CUDA GPU where there is one.
+
+    Raises:
+        ForwardInfError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device, dtype=torch.float64)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ForwardInfError(
+            f"the device '{name}' cannot be used here (use auto, cpu or cuda): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return device
+
+
+def prepare(
+    model: AuditedModel,
+    train: Rows,
+    queries: Rows,
+    *,
+    task: Literal["auto", "classification", "regression"],
+    device: torch.device,
+    batch_size: int | None,
+) -> Problem:
+    """Bring model and rows together.
+
+    Raises:
+        DataError: The rows cannot be asked of this model; the message names row and column.
+        ModelError: The model's output fits no task.
+    """
+    _same_columns(train, queries)
+    x_train, x_queries = model.prepare(train.features), model.prepare(queries.features)
+    if batch_size is None:
+        batch_size = min(1024, max(1, _BATCH_NUMBERS // max(1, int(np.prod(x_train.shape[1:])))))
+    batch_size = min(batch_size, model.max_batch or batch_size)
+
+    module = model.module.to(device)
+    sample = torch.as_tensor(x_train[:batch_size])
+    shape = _outputs(module, sample, device)
+    kind, module, notes = _task(model, module, shape, train.labels, task)
+    if kind == "classification":
+        classes = model.classes if model.classes is not None else np.arange(_width(shape))
+        y_train = _class_indices(train, classes, "training")
+        y_queries = _class_indices(queries, classes, "query")
+        if len(np.unique(y_train)) < 2:
+            raise DataError(
+                "every training row has the same label: a model of one class cannot be audited"
+            )
+        loss: Task = Classification()
+    else:
+        classes, loss = None, Regression()
+        y_train, y_queries = _numbers(train, "training"), _numbers(queries, "query")
+
+    def tensors(x: np.ndarray, y: np.ndarray) -> Tensors:
+        targets = torch.as_tensor(y)
+        if kind == "regression":
+            targets = targets.to(shape.dtype)
+        return Tensors(torch.as_tensor(x), targets, device, batch_size)
+
+    return Problem(
+        module=module,
+        task=loss,
+        train=tensors(x_train, y_train),
+        queries=tensors(x_queries, y_queries),
+        classes=classes,
+        train_rows=train,
+        query_rows=queries,
+        notes=(*model.notes, *notes),
+    )
+
+
+def _same_columns(train: Rows, queries: Rows) -> None:
+    a, b = train.features, queries.features
+    if isinstance(a, pd.DataFrame) and isinstance(b, pd.DataFrame):
+        only_train, only_queries = (
+            [str(c) for c in x.columns if c not in y.columns] for x, y in ((a, b), (b, a))
+        )
+        if only_train or only_queries:
+            raise DataError(
+                "training and query rows have different columns: "
+                f"only in training {only_train[:5] or 'none'}, only in queries "
+                f"{only_queries[:5] or 'none'}; name the common ones with --features"
+            )
+    elif isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if a.shape[1:] != b.shape[1:]:
+            raise DataError(
+                f"a training row has shape {a.shape[1:]}, a query row {b.shape[1:]}: give both "
+                "the same"
+            )
+    elif a.shape[1:] != b.shape[1:]:
+        raise DataError("training and query rows have different columns: log both in one format")
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, sample: Tensor, device: torch.device) -> Tensor:
+    try:
+        output = module(sample.to(device))
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        raise DataError(
+            f"the model cannot read these rows, each of shape {tuple(sample.shape[1:])}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim not in (1, 2) or len(output) != len(sample):
+        raise ModelError(
+            "the model's output is not one number or one vector per row: only classification "
+            "and regression can be audited"
+        )
+    if not torch.isfinite(output).all():
+        raise ModelError(
+            "the model answers NaN or infinity for the first training rows: log one that is trained"
+        )
+    return output
+
+
+def _width(outputs: Tensor) -> int:
+    return 1 if outputs.ndim == 1 else outputs.shape[1]
+
+
+def _task(
+    model: AuditedModel, module: nn.Module, outputs: Tensor, labels: np.ndarray, wanted: str
+) -> tuple[str, nn.Module, list[str]]:
+    """Decide the task, and turn what is not logits into logits."""
+    width = _width(outputs)
+    if model.task is not None and wanted not in ("auto", model.task):
+        raise DataError(f"the model is made for {model.task}: leave --task out")
+    kind = model.task or wanted
+    if kind == "auto":
+        numeric = np.issubdtype(labels.dtype, np.number)
+        binary = width == 1 and set(np.unique(labels).tolist()) <= {0, 1, "0", "1"}
+        kind = "classification" if width > 1 or binary or not numeric else "regression"
+    if kind == "regression":
+        if width != 1:
+            raise ModelError(
+                f"the model answers {width} numbers a row; a regression model with one can be "
+                "audited"
+            )
+        return kind, module, []
+    if model.task is not None:
+        return kind, module, []
+    probability = bool(((outputs >= 0) & (outputs <= 1)).all())
+    if width == 1:
+        note = "one output per row was read as " + (
+            "the probability of class 1" if probability else "the logit of class 1"
+        )
+        return kind, OneOutput(module, probability), [note]
+    if probability and torch.allclose(outputs.sum(1), torch.ones_like(outputs[:, 0]), atol=1e-4):
+        note = "the model answers probabilities; their logarithms were used as logits"
+        return kind, Probabilities(module), [note]
+    return kind, module, []
+
+
+class OneOutput(nn.Module):
+    """Two logits ``(B, 2)`` from a binary model that answers one number ``(B,)`` or ``(B, 1)``."""
+
+    def __init__(self, inner: nn.Module, probability: bool) -> None:
+        super().__init__()
+        self.inner, self.probability = inner, probability
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits of class 0 and class 1."""
+        one = self.inner(inputs).reshape(-1)
+        if self.probability:
+            tiny = torch.finfo(one.dtype).tiny
+            return torch.stack([(1 - one).clamp_min(tiny), one.clamp_min(tiny)], 1).log()
+        return torch.stack([torch.zeros_like(one), one], 1)
+
+
+class Probabilities(nn.Module):
+    """Logits ``(B, K)`` of a model that answers probabilities."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logarithms of the probabilities."""
+        answer: Tensor = self.inner(inputs)
+        return answer.clamp_min(torch.finfo(answer.dtype).tiny).log()
+
+
+def _class_indices(rows: Rows, classes: np.ndarray, what: str) -> np.ndarray:
+    """Return the class index of every label, ``(n,)`` int64."""
+    labels = rows.labels
+    if np.issubdtype(classes.dtype, np.number) and not np.issubdtype(labels.dtype, np.number):
+        try:
+            labels = labels.astype(np.float64)
+        except (ValueError, TypeError):
+            labels = labels.astype(str)
+    if np.issubdtype(classes.dtype, np.number) == np.issubdtype(labels.dtype, np.number):
+        index = {c: i for i, c in enumerate(classes.tolist())}
+        found = [index.get(label, -1) for label in labels.tolist()]
+    else:
+        index = {str(c): i for i, c in enumerate(classes.tolist())}
+        found = [index.get(str(label), -1) for label in labels.tolist()]
+    indices = np.array(found, dtype=np.int64)
+    unknown = np.flatnonzero(indices < 0)
+    if len(unknown):
+        row = unknown[0]
+        known = ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
+        raise DataError(
+            f"the label '{labels[row]}' of {what} row {rows.ids[row]} is not one of the model's "
+            f"{len(classes)} classes ({known}); {len(unknown)} rows are like that: name the right "
+            "column with --label, or encode labels as the model's output positions"
+        )
+    return indices
+
+
+def _numbers(rows: Rows, what: str) -> np.ndarray:
+    """Return regression targets as ``(n,)`` float64."""
+    numbers: np.ndarray = np.array(
+        pd.to_numeric(pd.Series(rows.labels), errors="coerce"), dtype=np.float64
+    )
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise DataError(
+            f"the target '{rows.labels[bad[0]]}' of {what} row {rows.ids[bad[0]]} is not a finite "
+            "number: name the right column with --label"
+        )
+    return numbers

@@ -1,0 +1,187 @@
+"""Gate and promote: decide from the newest finished audit of exactly this version."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+
+from forward_inf_mlflow.decision import Decision, decide
+from forward_inf_mlflow.errors import TrackingError
+from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_errors
+from forward_inf_mlflow.policy import Policy, load_policy
+from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
+from forward_inf_mlflow.registry import Version, resolve
+from forward_inf_mlflow.tracking import AUDIT_TAG, FOLDER, IDENTITY_TAG, RUN_TAG, identity
+
+
+@dataclass(frozen=True)
+class FoundAudit:
+    """A finished audit: its run and its ``audit.json``."""
+
+    run_id: str
+    experiment_id: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What the gate decided, about which version, from which audit, under which policy."""
+
+    version: Version
+    decision: Decision
+    run_id: str
+    policy: Policy
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for ``--json``."""
+        return {
+            "model": self.version.uri,
+            **self.decision.as_dict(),
+            "run_id": self.run_id,
+            "policy": self.policy.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class PromotionResult:
+    """A gate's result, and where the alias pointed before and points now."""
+
+    gate: GateResult
+    alias: str
+    before: str | None
+    now: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for ``--json``."""
+        return {
+            **self.gate.as_dict(),
+            "alias": self.alias,
+            "before": self.before,
+            "now": self.now,
+        }
+
+
+def gate(model_uri: str, *, policy: Policy | str | Path | None = None) -> GateResult:
+    """Decide whether a version may be promoted; needs neither its model nor its data.
+
+    Args:
+        model_uri: ``models:/name/3`` or ``models:/name@alias``.
+        policy: A policy or its file; None for the policy that the audit was made under.
+
+    Raises:
+        TrackingError: There is no finished audit of exactly this version, or it was changed.
+    """
+    given = policy if policy is None or isinstance(policy, Policy) else load_policy(Path(policy))
+    version = resolve(model_uri)
+    audit = find_audit(version)
+    chosen = given or policy_of(audit.record)
+    decision = decide(measures_of(audit.record), facts_of(audit.record), chosen)
+    return GateResult(version, decision, audit.run_id, chosen)
+
+
+def promote(
+    model_uri: str, *, alias: str, policy: Policy | str | Path | None = None
+) -> PromotionResult:
+    """Move an alias to the version if the gate passes it; leave the alias alone if not.
+
+    Args:
+        model_uri: ``models:/name/3`` or ``models:/name@alias``.
+        alias: The alias to move.
+        policy: As for :func:`gate`.
+    """
+    result = gate(model_uri, policy=policy)
+    name, client = result.version.name, MlflowClient()
+    with translate_errors(), impatient():
+        before = client.get_registered_model(name).aliases.get(alias)
+        if not result.decision.allowed:
+            return PromotionResult(result, alias, before, before)
+        client.set_registered_model_alias(name, alias, result.version.version)
+    return PromotionResult(result, alias, before, result.version.version)
+
+
+def find_audit(version: Version) -> FoundAudit:
+    """Return the newest finished audit of exactly this version.
+
+    "Finished" means that ``audit.json``, which is written last, is there and says so; the run's
+    own status says nothing, since MLflow marks a refused ``mlflow run`` FAILED.
+    """
+    for run in _audit_runs(version):
+        found = _read(run, version)
+        if found is not None:
+            return found
+    raise TrackingError(
+        f"there is no finished audit of {version.uri}: run 'forward-inf audit {version.uri}'"
+    )
+
+
+def _audit_runs(version: Version) -> Iterator[Run]:
+    """Yield the runs that say they audit this version, the newest first."""
+    client, token = MlflowClient(), None
+    with translate_errors(), impatient():
+        experiments = [
+            e.experiment_id for e in mlflow.search_experiments(view_type=ViewType.ACTIVE_ONLY)
+        ]
+        while True:
+            page = client.search_runs(
+                experiments,
+                filter_string=f"tags.`{IDENTITY_TAG}` = '{identity(version)}'",
+                order_by=["attributes.start_time DESC"],
+                max_results=50,
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+def _read(run: Run, version: Version) -> FoundAudit | None:
+    """Return the run's audit, None if it has not finished one of this version."""
+    content = fetch_artifact(run.info.run_id, "audit.json")
+    if content is None:
+        return None
+    record = read_record(content, where=f"audit.json of run {run.info.run_id}")
+    model = record["model"]
+    facts = (
+        str(model.get("name")),
+        str(model.get("version")),
+        str(model.get("creation_timestamp")),
+        str(model.get("source")),
+    )
+    if hashlib.sha256("\0".join(facts).encode()).hexdigest() != identity(version):
+        return None  # a tag can be copied, what the audit itself says of the version counts
+    tags = MlflowClient().get_model_version(version.name, version.version).tags
+    if tags.get(RUN_TAG) == run.info.run_id:
+        digest = hashlib.sha256(content).hexdigest()
+        if tags.get(AUDIT_TAG) != digest:
+            raise TrackingError(
+                f"audit.json of run {run.info.run_id} is not the one that {version.uri} was "
+                "tagged with; it was changed after the audit: audit the version again"
+            )
+    return FoundAudit(run.info.run_id, run.info.experiment_id, record)
+
+
+def fetch_artifact(run_id: str, name: str) -> bytes | None:
+    """Return the bytes of one of an audit's artifacts, None if the run has none of that name."""
+    client = MlflowClient()
+    with translate_errors(), impatient():
+        try:
+            names = {Path(f.path).name for f in client.list_artifacts(run_id, FOLDER)}
+        except MlflowException as error:
+            if is_missing(error):
+                return None
+            raise
+        if name not in names:
+            return None
+        with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
+            path = client.download_artifacts(run_id, f"{FOLDER}/{name}", folder)
+            return Path(path).read_bytes()

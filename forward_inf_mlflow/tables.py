@@ -1,0 +1,147 @@
+"""Tables: findings as data frames, the way they are logged and read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from forward_inf_mlflow.detect.sources import by_source
+from forward_inf_mlflow.examine import Findings
+from forward_inf_mlflow.preparation import Problem
+
+#: Columns of ``flagged.csv``, one row per verdict.
+FLAGGED = (
+    "verdict",
+    "row_id",
+    "query_id",
+    "given_label",
+    "likelier_label",
+    "score",
+    "kind",
+    "same_label",
+    "source",
+    "loss",
+    "evidence",
+)
+
+
+def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
+    """Return one row per training row, in the order of the data: ``scores.parquet``.
+
+    Columns: id, label, source, loss (nats or half squared units), given_probability,
+    held_out_probability, likelier_label, mislabeled_score, memorized_score, influence (on all
+    queries together), and the flags mislabeled, leaked, memorized.
+    """
+    rows, n = problem.train_rows, len(problem.train_rows)
+    in_queries = np.zeros(n, dtype=bool)
+    in_queries[found.leaked.train_index[found.leaked.flags]] = True
+    likelier = found.mislabeled.likelier
+    return pd.DataFrame(
+        {
+            "id": rows.ids,
+            "label": rows.labels,
+            "source": rows.sources if rows.sources is not None else np.full(n, ""),
+            "loss": found.loss,
+            "given_probability": found.given_probability,
+            "held_out_probability": found.mislabeled.held_out_probability,
+            "likelier_label": likelier if problem.classes is None else problem.classes[likelier],
+            "mislabeled_score": found.mislabeled.score,
+            "memorized_score": found.memorized.score,
+            "influence": found.influence,
+            "mislabeled": found.mislabeled.flags,
+            "leaked": in_queries,
+            "memorized": found.memorized.flags,
+        }
+    )
+
+
+def flagged_table(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per verdict, the surest of each kind first: ``flagged.csv``."""
+    parts = [
+        _mislabeled(problem, scores),
+        _leaked(problem, found, scores),
+        _memorized(scores),
+    ]
+    filled = [part.reindex(columns=FLAGGED) for part in parts if len(part)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(FLAGGED))
+
+
+def sources_table(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame | None:
+    """Return one row per data source, or None where the rows have none."""
+    if problem.train_rows.sources is None:
+        return None
+    return by_source(
+        problem.train_rows.sources,
+        mislabeled=scores["mislabeled"].to_numpy(),
+        leaked=scores["leaked"].to_numpy(),
+        memorized=scores["memorized"].to_numpy(),
+        influence=scores["influence"].to_numpy(),
+    )
+
+
+def _common(rows: pd.DataFrame, verdict: str, score: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "verdict": verdict,
+            "row_id": rows["id"],
+            "given_label": rows["label"],
+            "likelier_label": rows["likelier_label"],
+            "score": rows[score],
+            "source": rows["source"],
+            "loss": rows["loss"],
+        }
+    )
+
+
+def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
+    rows = scores[scores["mislabeled"]].sort_values(
+        ["mislabeled_score", "loss", "id"], ascending=[False, False, True]
+    )
+    table = _common(rows, "mislabeled", "mislabeled_score")
+    rank = scores["loss"].rank(ascending=False, method="min").astype(int)
+    harm = np.where(rows["influence"] < 0, "harms", "helps")
+    if problem.classes is None:
+        table["evidence"] = [
+            f"models that never saw the row predict {row.likelier_label:.4g}; its own loss ranks "
+            f"{rank[i]:,} of {len(scores):,}; it {what} the model on the queries"
+            for (i, row), what in zip(rows.iterrows(), harm, strict=True)
+        ]
+    else:
+        table["evidence"] = [
+            f"models that never saw the row give its label {row.held_out_probability:.1%}; its own "
+            f"loss ranks {rank[i]:,} of {len(scores):,}; it {what} the model on the queries"
+            for (i, row), what in zip(rows.iterrows(), harm, strict=True)
+        ]
+    return table
+
+
+def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
+    leaks = found.leaked
+    sureness = pd.Categorical(leaks.kind, categories=["exact", "near", "influence"]).codes
+    queries = np.flatnonzero(leaks.flags)
+    queries = queries[np.argsort(sureness[queries], kind="stable")]
+    rows = scores.iloc[leaks.train_index[queries]]
+    table = _common(rows, "leaked", "loss").reset_index(drop=True)
+    table["query_id"] = problem.query_rows.ids[queries]
+    table["score"] = leaks.score[queries]
+    table["kind"] = leaks.kind[queries]
+    table["likelier_label"] = problem.query_rows.labels[queries]
+    table["same_label"] = (
+        problem.train.targets.numpy()[leaks.train_index[queries]]
+        == problem.queries.targets.numpy()[queries]
+    )
+    table["evidence"] = leaks.evidence[queries]
+    return table
+
+
+def _memorized(scores: pd.DataFrame) -> pd.DataFrame:
+    rows = scores[scores["memorized"]].sort_values(
+        ["memorized_score", "id"], ascending=[False, True]
+    )
+    table = _common(rows, "memorized", "memorized_score")
+    table["evidence"] = [
+        f"the audited model gives the label {row.given_probability:.1%}, models that never saw the "
+        f"row {row.given_probability - row.memorized_score:.1%}"
+        for row in rows.itertuples()
+    ]
+    return table

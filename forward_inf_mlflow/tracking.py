@@ -1,0 +1,209 @@
+"""What an audit leaves in MLflow: a run, metrics, artifacts, tags and a description."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from forward_inf_mlflow.errors import TrackingError
+from forward_inf_mlflow.lineage import CONTEXT_TAG, DataSet
+from forward_inf_mlflow.mlflow_errors import is_missing, translate_errors
+from forward_inf_mlflow.registry import Version
+
+#: Folder of all artifacts in the audit run.
+FOLDER = "forward_inf"
+#: Run tag by which the audits of exactly one version are found.
+IDENTITY_TAG = "forward_inf.identity"
+#: Version tags; short, because MLflow's version table cuts keys at about 15 characters.
+GATE_TAG, RUN_TAG, AUDIT_TAG = "fi.gate", "fi.run", "fi.audit"
+
+_BEGIN, _END = "<!-- forward-inf -->", "<!-- /forward-inf -->"
+_OUR_BLOCK = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
+_MAX_BLOCK, _MAX_DESCRIPTION = 2000, 5000
+
+
+def identity(version: Version) -> str:
+    """Return what tells this version from any other that bears its name and number."""
+    facts = (version.name, version.version, str(version.creation_timestamp), version.source)
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class AuditRun:
+    """The MLflow run of one audit."""
+
+    run_id: str
+    experiment_id: str
+
+    def link(self, artifact: str = "") -> str:
+        """Return the run's (or an artifact's) address inside the MLflow UI."""
+        run = f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{run}/artifacts/{FOLDER}/{artifact}" if artifact else run
+
+
+@contextmanager
+def audit_run(
+    version: Version, *, experiment: str | None, run_id: str | None
+) -> Iterator[AuditRun]:
+    """Begin the audit's run, and end it FINISHED, FAILED or KILLED.
+
+    A run that exists already (``run_id``, or the one ``mlflow run`` began) is used and its end
+    left to whoever began it.
+
+    Args:
+        version: What is audited.
+        experiment: Name of the experiment, made if it does not exist; None for the one that the
+            environment names, else the one of the version's own run.
+        run_id: A run that exists already.
+    """
+    client = MlflowClient()
+    borrowed = run_id or os.environ.get("MLFLOW_RUN_ID")
+    with translate_errors():
+        if borrowed:
+            run = client.get_run(borrowed)
+        else:
+            run = client.create_run(
+                _experiment(client, version, experiment),
+                run_name=f"forward-inf {version.name} {version.version}",
+            )
+        client.set_tag(run.info.run_id, IDENTITY_TAG, identity(version))
+        client.set_tag(run.info.run_id, "forward_inf.model", version.uri)
+    status = "FAILED"
+    try:
+        yield AuditRun(run.info.run_id, run.info.experiment_id)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if not borrowed:
+            client.set_terminated(run.info.run_id, status)
+
+
+def _experiment(client: MlflowClient, version: Version, name: str | None) -> str:
+    if name is not None:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return str(client.create_experiment(name))
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"the experiment '{name}' is deleted: restore it, or name another --experiment"
+            )
+        return str(found.experiment_id)
+    if os.environ.get("MLFLOW_EXPERIMENT_NAME") or os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return str(mlflow.tracking.fluent._get_experiment_id())
+    if version.run_id is not None:
+        try:
+            return str(client.get_run(version.run_id).info.experiment_id)
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
+    return "0"
+
+
+def link_inputs(run: AuditRun, version: Version, train: DataSet, queries: DataSet) -> None:
+    """Link the run to the logged model and to both data sets."""
+    models = [LoggedModelInput(version.model_id)] if version.model_id else []
+    inputs = [_input(train, "training"), _input(queries, "test")]
+    with translate_errors():
+        MlflowClient().log_inputs(run.run_id, models=models, datasets=inputs)
+
+
+def _input(data: DataSet, context: str) -> DatasetInput:
+    entity = Dataset(
+        name=data.name,
+        digest=data.mlflow_digest,
+        source_type="local",
+        source=json.dumps({"uri": data.rows.uri}),
+    )
+    tags = [InputTag(CONTEXT_TAG, context), InputTag("fi.sha256", data.rows.sha256)]
+    return DatasetInput(entity, tags)
+
+
+def log_metrics(
+    run: AuditRun, version: Version, data: DataSet, metrics: Mapping[str, float]
+) -> None:
+    """Log metrics on the run and, with their data set, on the logged model."""
+    with translate_errors():
+        mlflow.log_metrics(
+            {f"forward_inf/{name}": float(value) for name, value in metrics.items()},
+            run_id=run.run_id,
+            model_id=version.model_id,
+            dataset=Dataset(data.name, data.mlflow_digest, "local", "{}"),
+        )
+
+
+def log_files(run: AuditRun, folder: Path, *, last: str) -> None:
+    """Log every file of a folder, ``last`` after all others: where it is, the audit is whole."""
+    client = MlflowClient()
+    with translate_errors():
+        for file in sorted(folder.iterdir()):
+            if file.name != last:
+                client.log_artifact(run.run_id, str(file), FOLDER)
+        client.log_artifact(run.run_id, str(folder / last), FOLDER)
+
+
+def log_flagged(run: AuditRun, flagged: pd.DataFrame, thumbnails: Mapping[str, bytes]) -> None:
+    """Log the flagged rows as a table that the MLflow UI shows, with thumbnails for images."""
+    table = flagged.astype(object).where(flagged.notna(), None)
+
+    def picture(key: str) -> Any:
+        png = thumbnails.get(key)
+        return mlflow.Image(Image.open(io.BytesIO(png))) if png is not None else None
+
+    if thumbnails:
+        pictures = [picture(f"train:{row}") for row in table["row_id"]]
+        # A column is shown as pictures only if every cell is one.
+        table = table[[p is not None for p in pictures]]
+        table.insert(0, "image", [p for p in pictures if p is not None])
+    with translate_errors():
+        MlflowClient().log_table(run.run_id, table, f"{FOLDER}/flagged.json")
+
+
+def tag_version(version: Version, outcome: str, run: AuditRun, audit_sha256: str) -> None:
+    """Write the verdict on the version: three tags, and our block of the description."""
+    client = MlflowClient()
+    with translate_errors():
+        tags = {GATE_TAG: outcome, RUN_TAG: run.run_id, AUDIT_TAG: audit_sha256}
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def describe_version(version: Version, block: str) -> None:
+    """Write our block into the version's description, in place of our own earlier one only.
+
+    A block beyond 2,000 characters is cut; where a description would grow beyond what MLflow
+    stores, the text that people wrote stays and the block is shortened.
+    """
+    client = MlflowClient()
+    with translate_errors():
+        text = client.get_model_version(version.name, version.version).description or ""
+        rest = _OUR_BLOCK.sub("", text).rstrip()
+        room = min(_MAX_BLOCK, _MAX_DESCRIPTION - len(rest) - 2) - len(_BEGIN) - len(_END) - 2
+        if room < 80:
+            return
+        short = block if len(block) <= room else block[: room - 1] + "…"
+        ours = f"{_BEGIN}\n{short}\n{_END}"
+        whole = f"{rest}\n\n{ours}" if rest else ours
+        client.update_model_version(version.name, version.version, whole)
+
+
+def markdown(text: str) -> str:
+    """Return text with everything that Markdown or HTML would act on made harmless."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", escaped)
