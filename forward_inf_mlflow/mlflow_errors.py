@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import requests
 import sqlalchemy.exc
 from mlflow.exceptions import MlflowException, RestException
 
@@ -57,7 +56,7 @@ def redact(text: str) -> str:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn what MLflow, requests and SQLAlchemy raise into an error that says what to do.
+    """Turn what MLflow, its stores and the network raise into an error that says what to do.
 
     Raises:
         ModelError: MLflow says that something does not exist.
@@ -70,9 +69,10 @@ def translate_errors() -> Iterator[None]:
     # ``from None``: the original's text may hold the tracking URI with its password.
     except MlflowException as error:
         raise _translate(error) from None
-    except (requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
+    except (OSError, sqlalchemy.exc.SQLAlchemyError) as error:  # requests raises OSErrors
         raise TrackingError(
-            f"The MLflow store cannot be used; check the tracking URI: {redact(str(error))}"
+            f"The MLflow store cannot be used; check the tracking URI and the disk: "
+            f"{redact(str(error))}"
         ) from None
 
 
@@ -107,6 +107,10 @@ def _translate(error: MlflowException) -> ForwardInfError:
         return TrackingError(
             f"The MLflow server cannot be reached; is it running, and is the tracking URI right? "
             f"{detail}"
+        )
+    if status == 404 and not isinstance(error, RestException):
+        return TrackingError(
+            "What answers at the tracking URI is no MLflow server (404): check the URI and its path."
         )
     if is_missing(error):
         return ModelError(f"MLflow does not have it: {detail}")

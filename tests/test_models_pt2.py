@@ -192,6 +192,14 @@ def test_token_ids_stay_whole_numbers(tmp_path: Path) -> None:
         model.prepare(np.array([[1.0] * 5, [0.5] * 5]))
 
 
+def test_probabilities_become_logits_that_give_them_back(tmp_path: Path) -> None:
+    module = nn.Sequential(network(), nn.Softmax(dim=1)).eval()
+    model = load(saved(module, tmp_path / "model"))
+    inputs = torch.as_tensor(IMAGES)
+    torch.testing.assert_close(model.module(inputs).softmax(1), module(inputs))
+    assert any("probabilities" in note for note in model.notes)
+
+
 class Lambda(nn.Module):
     def __init__(self, function: Callable[[torch.Tensor, nn.Linear], object]) -> None:
         super().__init__()

@@ -3,6 +3,8 @@ from __future__ import annotations
 import http.server
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from forward_inf_mlflow.errors import ModelError, TrackingError, UnsafeModelError
-from forward_inf_mlflow.mlflow_errors import environment, redact
+from forward_inf_mlflow.mlflow_errors import environment, redact, translate_errors
 from forward_inf_mlflow.models.mlmodel import read_flavor
 from forward_inf_mlflow.registry import Version, load, resolve
 
@@ -156,9 +158,10 @@ class _Refusing(http.server.BaseHTTPRequestHandler):
     [
         ((403, b"Invalid Host header"), "--allowed-hosts"),
         ((403, b"Permission denied"), "ask for permission"),
+        ((404, b"<html>nothing here</html>"), "no MLflow server"),
         ((401, b"You are not authenticated"), "MLFLOW_TRACKING_USERNAME"),
     ],
-    ids=["unknown host", "forbidden", "no login"],
+    ids=["unknown host", "forbidden", "another server", "no login"],
 )
 def test_a_refusing_server_is_explained(answer: tuple[int, bytes], advice: str) -> None:
     handler = type("Handler", (_Refusing,), {"answer": answer})
@@ -185,6 +188,17 @@ def test_an_unreachable_server_is_said_without_its_password(
         resolve("models:/m/1")
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrackingError, match="cannot be used|refuses"), translate_errors():
+        MlflowClient(f"sqlite:///{tmp_path}/file/mlflow.db").search_experiments()
+
+
+def test_asking_about_versions_does_not_import_torch() -> None:
+    check = "import sys, forward_inf_mlflow.registry; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def test_redacting_leaves_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

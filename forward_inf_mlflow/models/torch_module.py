@@ -26,6 +26,7 @@ from forward_inf_mlflow.models.modes import (
 _BATCH = 256
 _TRAINED = "was logged in train mode: dropout and batch norm were switched to evaluation"
 _HALF = "was logged in half precision: audited in float32"
+_SOFTMAX = "answers with probabilities: their logarithms are read as its logits"
 _SINGLE = "was logged with a batch of 1 (static): rows are read one at a time, which is slow"
 
 
@@ -50,9 +51,12 @@ def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = No
     for module in (loaded, original):
         set_training(module, False)
         narrow = widen(module)
+        probabilities = _softmax_to_logits(module)
     require_deterministic(loaded)
     if narrow:
         notes.append(_HALF)
+    if probabilities:
+        notes.append(_SOFTMAX)
     _require_parameters(loaded)
     max_batch = None
     if is_exported(loaded):
@@ -86,6 +90,22 @@ def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = No
         max_batch=max_batch,
         notes=tuple(notes),
     )
+
+
+def _softmax_to_logits(module: nn.Module) -> bool:
+    """Let a graph that ends in softmax end in its logarithm, which are logits that give the same.
+
+    Losses take logits: probabilities in their place would be flattened by a second softmax.
+    """
+    if not isinstance(module, fx.GraphModule):
+        return False
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    ends = output.all_input_nodes
+    if len(ends) != 1 or str(ends[0].target) != "aten.softmax.int":
+        return False
+    ends[0].target = torch.ops.aten.log_softmax.int
+    module.recompile()
+    return True
 
 
 def _require_parameters(module: nn.Module) -> None:
