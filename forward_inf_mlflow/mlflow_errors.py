@@ -110,7 +110,7 @@ def _translate(error: MlflowException) -> ForwardInfError:
         )
     if status == 404 and not isinstance(error, RestException):
         return TrackingError(
-            "What answers at the tracking URI is no MLflow server (404): check the URI and its path."
+            "What answers at the tracking URI is no MLflow server (404): check the URI."
         )
     if is_missing(error):
         return ModelError(f"MLflow does not have it: {detail}")

@@ -116,6 +116,30 @@ def network_like(module: nn.Module) -> nn.Module:
     return plain
 
 
+@pytest.mark.parametrize("layer", ["recurrent", "attention"])
+def test_dropout_inside_layers_is_switched_too(layer: str) -> None:
+    torch.manual_seed(0)
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(4, 4, 2, dropout=0.5, batch_first=True)
+            self.attention = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            states = self.gru(inputs)[0] if layer == "recurrent" else self.attention(inputs)
+            return self.head(states.mean(1))  # type: ignore[no-any-return]
+
+    module, inputs = Sequence().train(), torch.randn(3, 5, 4)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(module, (inputs,), dynamic_shapes=shapes)
+    model = audited_module(program.module(), kind="pt2")
+    torch.testing.assert_close(model.module(inputs), module.eval()(inputs))
+    set_training(model.module, True)
+    assert not torch.equal(model.module(inputs), model.module(inputs))
+
+
 def test_modes_of_a_plain_module_are_its_own() -> None:
     module = network()
     set_training(module, False)
@@ -398,7 +422,6 @@ def test_rows_of_another_shape_are_refused_naming_both(shape: tuple[int, ...]) -
     ],
     ids=["text", "nan", "inf", "too large", "missing", "dates", "complex"],
 )
-@pytest.mark.filterwarnings("ignore:overflow")
 def test_what_is_no_finite_number_is_named_by_row_and_column(column: object, reason: str) -> None:
     frame = pd.DataFrame({"a": [1, 2, 3], "b": column})
     with pytest.raises(DataError, match=reason):

@@ -192,7 +192,7 @@ def test_an_unreachable_server_is_said_without_its_password(
 
 def test_a_store_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrackingError, match="cannot be used|refuses"), translate_errors():
+    with pytest.raises(TrackingError, match=r"cannot be used|refuses"), translate_errors():
         MlflowClient(f"sqlite:///{tmp_path}/file/mlflow.db").search_experiments()
 
 

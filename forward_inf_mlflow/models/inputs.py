@@ -33,8 +33,9 @@ class InputSpec:
         require_finite(values, features)
         if np.issubdtype(self.dtype, np.integer):
             require_whole(values, features)
-        values = self._shaped(values).astype(self.dtype)
-        require_finite(values, features)  # 1e300 is infinite in float32
+        with np.errstate(over="ignore"):  # 1e300 is infinite in float32: refused in the next line
+            values = self._shaped(values).astype(self.dtype)
+        require_finite(values, features)
         return np.ascontiguousarray(values)
 
     def _shaped(self, values: np.ndarray) -> np.ndarray:
