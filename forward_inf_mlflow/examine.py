@@ -220,8 +220,13 @@ def _whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarra
 
 def _fit(model: AuditedModel, problem: Problem, settings: Settings) -> halves.Fit:
     if model.estimator is not None:
+        targets = problem.train.targets.numpy()
         return halves.Refitted(
-            model.estimator, problem.train_rows, problem.query_rows, problem.classes
+            model.estimator,
+            problem.train_rows.features,
+            targets if problem.classes is None else problem.classes[targets],
+            problem.query_rows.features,
+            problem.classes,
         )
     return halves.Continued(
         problem.module, problem.task, problem.train, problem.queries, settings.recipe

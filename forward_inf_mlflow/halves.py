@@ -11,17 +11,20 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from forward_inf_mlflow.models.modes import set_training
-from forward_inf_mlflow.rows import Rows
 from forward_inf_mlflow.sweep import outputs
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Tensors
+
+#: Rows as stored.
+Features: TypeAlias = pd.DataFrame | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -220,34 +223,49 @@ class Refitted:
     note = "half-models are fresh fits of a clone of the audited estimator"
 
     def __init__(
-        self, estimator: Any, train: Rows, queries: Rows, classes: np.ndarray | None
+        self,
+        estimator: Any,
+        train: Features,
+        labels: np.ndarray,
+        queries: Features,
+        classes: np.ndarray | None,
     ) -> None:
-        self._estimator, self._train, self._queries = estimator, train, queries
-        self._classes = classes
+        self._estimator, self._labels, self._classes = estimator, labels, classes
+        self._train, self._queries = self._columns(train), self._columns(queries)
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
         """Return the outputs of a clone fitted on ``index`` for all rows and all queries."""
         from sklearn.base import clone
 
-        half = self._train.take(index)
         model = clone(self._estimator)
         settings = {k: seed for k in model.get_params() if k.split("__")[-1] == "random_state"}
         model.set_params(**settings)
         with warnings.catch_warnings():
             # That a half needs more iterations than allowed is the audited estimator's setting.
             warnings.simplefilter("ignore")
-            model.fit(half.features, half.labels)
+            model.fit(_take(self._train, index), self._labels[index])
         return self._answer(model, self._train), self._answer(model, self._queries)
 
-    def _answer(self, model: Any, rows: Rows) -> np.ndarray:
+    def _columns(self, features: Features) -> Features:
+        """Return the columns that the estimator was fitted on, in its order."""
+        names = getattr(self._estimator, "feature_names_in_", None)
+        if names is None or not isinstance(features, pd.DataFrame):
+            return features
+        return features[list(names)]
+
+    def _answer(self, model: Any, rows: Features) -> np.ndarray:
         """Return logits ``(n, K)`` in the audited estimator's class order, or predictions."""
         if self._classes is None:
-            return np.asarray(model.predict(rows.features), dtype=np.float32).reshape(-1, 1)
+            return np.asarray(model.predict(rows), dtype=np.float32).reshape(-1, 1)
         tiny = np.finfo(np.float32).tiny
         logits = np.full((len(rows), len(self._classes)), np.log(tiny), dtype=np.float32)
         columns = np.searchsorted(self._classes, model.classes_)
-        logits[:, columns] = np.log(np.maximum(model.predict_proba(rows.features), tiny))
+        logits[:, columns] = np.log(np.maximum(model.predict_proba(rows), tiny))
         return logits
+
+
+def _take(features: Features, index: np.ndarray) -> Features:
+    return features.iloc[index] if isinstance(features, pd.DataFrame) else features[index]
 
 
 def describe(recipe: Recipe) -> dict[str, object]:

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import nn
+
 from forward_inf_mlflow.directions import Direction, GradientStep
 from forward_inf_mlflow.scores import InfluenceScores
 from forward_inf_mlflow.sweep import Progress, Swept, sweep
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Tensors
-from torch import nn
 
 
 @dataclass(frozen=True)

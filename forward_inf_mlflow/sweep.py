@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from forward_inf_mlflow.directions.moves import Moves
 from forward_inf_mlflow.task import Forward, Readout, Task
 from forward_inf_mlflow.tensors import Tensors
-from torch import Tensor
 
 #: Called with the number of rows just read.
 Progress = Callable[[int], None]

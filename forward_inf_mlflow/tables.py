@@ -99,19 +99,14 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     )
     table = _common(rows, "mislabeled", "mislabeled_score")
     rank = scores["loss"].rank(ascending=False, method="min").astype(int)
-    harm = np.where(rows["influence"] < 0, "harms", "helps")
     if problem.classes is None:
-        table["evidence"] = [
-            f"models that never saw the row predict {row.likelier_label:.4g}; its own loss ranks "
-            f"{rank[i]:,} of {len(scores):,}; it {what} the model on the queries"
-            for (i, row), what in zip(rows.iterrows(), harm, strict=True)
-        ]
+        said = [f"predict {value:.4g}" for value in rows["likelier_label"]]
     else:
-        table["evidence"] = [
-            f"models that never saw the row give its label {row.held_out_probability:.1%}; its own "
-            f"loss ranks {rank[i]:,} of {len(scores):,}; it {what} the model on the queries"
-            for (i, row), what in zip(rows.iterrows(), harm, strict=True)
-        ]
+        said = [f"give its label {value:.1%}" for value in rows["held_out_probability"]]
+    table["evidence"] = [
+        f"models that never saw the row {what}; its own loss ranks {rank[i]:,} of {len(scores):,}"
+        for i, what in zip(rows.index, said, strict=True)
+    ]
     return table
 
 

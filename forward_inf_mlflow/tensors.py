@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from forward_inf_mlflow.task import Batch
 from torch import Tensor
+
+from forward_inf_mlflow.task import Batch
 
 
 @dataclass(frozen=True)

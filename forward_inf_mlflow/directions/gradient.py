@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from torch import nn
+
 from forward_inf_mlflow.directions.moves import (
     Move,
     MoveEach,
@@ -18,7 +20,6 @@ from forward_inf_mlflow.directions.moves import (
 )
 from forward_inf_mlflow.task import Forward, Task
 from forward_inf_mlflow.tensors import Tensors
-from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)

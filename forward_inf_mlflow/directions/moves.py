@@ -8,10 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from forward_inf_mlflow.task import Forward, Task
-from forward_inf_mlflow.tensors import Tensors
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from forward_inf_mlflow.task import Forward, Task
+from forward_inf_mlflow.tensors import Tensors
 
 #: The trainable parameters of a module by name.
 Parameters = dict[str, Tensor]

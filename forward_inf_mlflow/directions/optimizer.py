@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
+from torch import nn
+
 from forward_inf_mlflow.directions.moves import (
     Move,
     MoveEach,
@@ -17,7 +19,6 @@ from forward_inf_mlflow.directions.moves import (
 )
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Tensors
-from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)

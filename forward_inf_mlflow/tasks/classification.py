@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from forward_inf_mlflow.task import Task
 
@@ -19,7 +18,7 @@ class Classification(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``-log softmax(outputs)[target]``, ``(B,)``."""
-        return F.cross_entropy(outputs, targets, reduction="none")
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the given class's logit minus the largest other logit, ``(B,)``."""

@@ -1,0 +1,57 @@
+"""forward-inf gate and forward-inf promote."""
+
+from __future__ import annotations
+
+import click
+
+from forward_inf_mlflow.cli.common import EXIT, Console, common_options, policy_option
+
+
+@click.command("gate")
+@click.argument("model_uri")
+@policy_option
+@common_options
+def gate_command(console: Console, model_uri: str, policy: str | None) -> int:
+    """Decide whether MODEL_URI may be promoted, from its newest finished audit.
+
+    Needs neither the model nor its data. Without --policy, the policy of the audit is used.
+
+    \b
+    Example:
+      forward-inf gate models:/my-model/3 --policy policy.yaml
+    """
+    from forward_inf_mlflow.promotion import gate
+
+    result = gate(model_uri, policy=policy or None)
+    console.verdict(result.decision.outcome, list(result.decision.reasons), result.version.uri)
+    console.say(f"  audit run {result.run_id}, policy {result.policy.sha256[:12]}")
+    console.result(result.as_dict())
+    return EXIT[result.decision.outcome]
+
+
+@click.command("promote")
+@click.argument("model_uri")
+@click.option("--alias", required=True, help="Alias to move, such as champion.")
+@policy_option
+@common_options
+def promote_command(console: Console, model_uri: str, alias: str, policy: str | None) -> int:
+    """Move an alias to MODEL_URI if the gate passes it; leave it alone if not.
+
+    \b
+    Example:
+      forward-inf promote models:/my-model/3 --alias champion
+    """
+    from forward_inf_mlflow.promotion import promote
+
+    result = promote(model_uri, alias=alias, policy=policy or None)
+    decision = result.gate.decision
+    console.verdict(decision.outcome, list(decision.reasons), result.gate.version.uri)
+    before = f"version {result.before}" if result.before else "nowhere"
+    if not decision.allowed:
+        console.say(f"  alias '{alias}' stays where it was: {before}")
+    elif result.before == result.now:
+        console.say(f"  alias '{alias}' already pointed to version {result.now}")
+    else:
+        console.say(f"  alias '{alias}' moved from {before} to version {result.now}")
+    console.result(result.as_dict())
+    return EXIT[decision.outcome]
