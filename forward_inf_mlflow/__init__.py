@@ -13,10 +13,10 @@ from forward_inf_mlflow.version import __version__
 
 if TYPE_CHECKING:
     from forward_inf_mlflow.auditing import AuditResult, audit
+    from forward_inf_mlflow.data.logging_data import log_training_data
     from forward_inf_mlflow.decision import Decision
     from forward_inf_mlflow.errors import ForwardInfError
     from forward_inf_mlflow.influence import ForwardInfluence
-    from forward_inf_mlflow.logging_data import log_training_data
     from forward_inf_mlflow.policy import Policy, load_policy
     from forward_inf_mlflow.promotion import GateResult, PromotionResult, gate, promote
     from forward_inf_mlflow.scores import InfluenceScores
@@ -35,7 +35,7 @@ _HOME = {
     "audit": "auditing",
     "gate": "promotion",
     "load_policy": "policy",
-    "log_training_data": "logging_data",
+    "log_training_data": "data.logging_data",
     "promote": "promotion",
 }
 

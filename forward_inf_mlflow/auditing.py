@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from forward_inf_mlflow import output, tables, tracking
+from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
+from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import Progress, Settings, examine
-from forward_inf_mlflow.lineage import DataSet, declared_data, logged_data
 from forward_inf_mlflow.models.parity import check_parity
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.preparation import choose_device, prepare
-from forward_inf_mlflow.reading import Columns
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record
 from forward_inf_mlflow.registry import Version, load, resolve
 

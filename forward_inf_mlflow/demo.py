@@ -20,8 +20,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from forward_inf_mlflow.auditing import AuditResult, audit
+from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.examine import Progress
-from forward_inf_mlflow.logging_data import log_training_data
 from forward_inf_mlflow.promotion import PromotionResult, promote
 
 MODEL_NAME = "forward-inf-demo"

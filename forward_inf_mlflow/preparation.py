@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.models.audited import AuditedModel
-from forward_inf_mlflow.rows import Rows
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import Classification, Regression
 from forward_inf_mlflow.tensors import Tensors

@@ -22,7 +22,7 @@ from forward_inf_mlflow.policy import Policy, parse_policy
 from forward_inf_mlflow.version import __version__
 
 if TYPE_CHECKING:  # the gate reads records without torch
-    from forward_inf_mlflow.lineage import DataSet
+    from forward_inf_mlflow.data.lineage import DataSet
     from forward_inf_mlflow.models.audited import AuditedModel
     from forward_inf_mlflow.preparation import Problem
     from forward_inf_mlflow.registry import Version

@@ -20,8 +20,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from forward_inf_mlflow.data.lineage import CONTEXT_TAG, DataSet
 from forward_inf_mlflow.errors import TrackingError
-from forward_inf_mlflow.lineage import CONTEXT_TAG, DataSet
 from forward_inf_mlflow.mlflow_errors import is_missing, translate_errors
 from forward_inf_mlflow.registry import Version
 

@@ -16,11 +16,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from forward_inf_mlflow.data.fetch import public_uri
+from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
+from forward_inf_mlflow.data.logging_data import log_training_data
+from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.errors import DataError, TrackingError
-from forward_inf_mlflow.fetch import public_uri
-from forward_inf_mlflow.lineage import DataSet, declared_data, logged_data
-from forward_inf_mlflow.logging_data import log_training_data
-from forward_inf_mlflow.reading import Columns
 from forward_inf_mlflow.registry import Version
 
 NONE = Columns()

@@ -13,10 +13,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from forward_inf_mlflow.data.lineage import DataSet, logged_data
+from forward_inf_mlflow.data.logging_data import log_training_data
+from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.errors import DataError, TrackingError
-from forward_inf_mlflow.lineage import DataSet, logged_data
-from forward_inf_mlflow.logging_data import log_training_data
-from forward_inf_mlflow.reading import Columns
 from forward_inf_mlflow.registry import Version
 
 NONE = Columns()

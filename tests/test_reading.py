@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from forward_inf_mlflow.acceptance import accept, check_finite
+from forward_inf_mlflow.data.acceptance import accept, check_finite
+from forward_inf_mlflow.data.fingerprint import fingerprint
+from forward_inf_mlflow.data.reading import Columns, read_rows
+from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.fingerprint import fingerprint
-from forward_inf_mlflow.reading import Columns, read_rows
-from forward_inf_mlflow.rows import Rows
 
 
 def table(n: int = 6) -> pd.DataFrame:

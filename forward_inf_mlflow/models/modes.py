@@ -33,8 +33,7 @@ def set_training(module: nn.Module, on: bool) -> None:
                 _set(node, name, training if on else type(training)(0))
         _drop_batch_counters(graph_module)
         graph_module.recompile()
-    if not is_exported(module):
-        module.train(on)
+    _set_flags(module, on)
 
 
 def in_training(module: nn.Module) -> bool:
@@ -99,6 +98,18 @@ def widen(module: nn.Module) -> bool:
                 changed = True
         graph_module.recompile()
     return changed
+
+
+def _set_flags(module: nn.Module, on: bool) -> None:
+    """Call ``train(on)`` as the module expects, but around exported graphs, which refuse it."""
+    exported = [part for part in module.modules() if is_exported(part)]
+    if not exported:
+        module.train(on)
+        return
+    inside = {id(part) for graph in exported for part in graph.modules()}
+    for part in module.modules():
+        if id(part) not in inside:
+            part.training = on
 
 
 def _graph_modules(module: nn.Module) -> Iterator[fx.GraphModule]:

@@ -13,8 +13,8 @@ import pandas as pd
 from mlflow.data.digest_utils import MAX_ROWS, compute_numpy_digest, compute_pandas_digest
 from mlflow.entities import Dataset
 
-from forward_inf_mlflow.reading import LABEL_NAMES, read_table
-from forward_inf_mlflow.rows import Rows
+from forward_inf_mlflow.data.reading import LABEL_NAMES, read_table
+from forward_inf_mlflow.data.rows import Rows
 
 Digest = Literal["verified", "mismatch", "unverified"]
 

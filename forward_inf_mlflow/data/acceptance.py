@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forward_inf_mlflow.data.fingerprint import fingerprint
+from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.fingerprint import fingerprint
-from forward_inf_mlflow.rows import Rows
 
 #: Longest label, id or source: numpy gives every row of a text array the room of the longest.
 _MAX_TEXT = 512

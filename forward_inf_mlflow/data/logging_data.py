@@ -17,12 +17,12 @@ from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 
-from forward_inf_mlflow.acceptance import accept
+from forward_inf_mlflow.data.acceptance import accept
+from forward_inf_mlflow.data.lineage import CONTEXT_TAG
+from forward_inf_mlflow.data.reading import one_line
+from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, TrackingError
-from forward_inf_mlflow.lineage import CONTEXT_TAG
 from forward_inf_mlflow.mlflow_errors import is_missing, redact, translate_errors
-from forward_inf_mlflow.reading import one_line
-from forward_inf_mlflow.rows import Rows
 
 #: The folder in the run's artifacts.
 _FOLDER = "forward_inf_data"

@@ -19,12 +19,12 @@ from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.entities import DatasetInput, Run
 from mlflow.exceptions import MlflowException
 
+from forward_inf_mlflow.data.fetch import download, public_uri
+from forward_inf_mlflow.data.mlflow_digest import Digest, check_digest
+from forward_inf_mlflow.data.reading import Columns, listing, read_rows
+from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.fetch import download, public_uri
-from forward_inf_mlflow.mlflow_digest import Digest, check_digest
 from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_errors
-from forward_inf_mlflow.reading import Columns, listing, read_rows
-from forward_inf_mlflow.rows import Rows
 
 if TYPE_CHECKING:
     from forward_inf_mlflow.registry import Version

@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forward_inf_mlflow.acceptance import accept, check_named_once
+from forward_inf_mlflow.data.acceptance import accept, check_named_once
+from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.rows import Rows
 
 #: What a label column is called where nobody names it.
 LABEL_NAMES = frozenset({"label", "target", "y", "class"})

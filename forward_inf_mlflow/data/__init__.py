@@ -1,0 +1,1 @@
+"""Rows: read from files, checked, fingerprinted, and found again from a model version."""
