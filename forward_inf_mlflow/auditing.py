@@ -23,7 +23,7 @@ from forward_inf_mlflow.examine import Progress, Settings, examine
 from forward_inf_mlflow.models.parity import check_parity
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.preparation import choose_device, prepare
-from forward_inf_mlflow.record import data_as_dict, facts_of, make_record
+from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version, load, resolve
 
 
@@ -82,6 +82,7 @@ def audit(
     experiment: str | None = None,
     out: str | Path | None = None,
     run_id: str | None = None,
+    log_metrics: bool = True,
     progress: Progress | None = None,
 ) -> AuditResult:
     """Audit a registered model version, log everything to MLflow, and decide.
@@ -104,6 +105,7 @@ def audit(
         experiment: Where the run goes; None for the environment's, else the version's own.
         out: Folder that gets a copy of all artifacts.
         run_id: Log into this run, whose end is left to whoever began it.
+        log_metrics: False for a caller that logs the metrics itself, as MLflow's ``evaluate`` does.
         progress: Called as ``progress(stage, done, total)``.
 
     Raises:
@@ -173,7 +175,7 @@ def audit(
             policy=bounds,
             thumbnails=output.pictures(problem, flagged),
         )
-        _save(artifacts, run, version, train_set, query_set, out)
+        _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
     return AuditResult(
         decision=decision,
         version=version,
@@ -207,36 +209,19 @@ def _save(
     train: DataSet,
     queries: DataSet,
     out: str | Path | None,
+    *,
+    log_metrics: bool,
 ) -> None:
     """Write everything, log it, and only then say on the version that it was audited."""
     record = artifacts.record
-    measures, costs = record["measures"], record["costs"]
     outcome = record["decision"]["outcome"]
     try:
         with output.written(artifacts) as folder:
             tracking.link_inputs(run, version, train, queries)
-            tracking.log_metrics(
-                run,
-                version,
-                train,
-                {
-                    "mislabeled_rate": measures["mislabeled"]["rate"],
-                    "mislabeled_count": measures["mislabeled"]["count"],
-                    "memorized_rate": measures["memorized"]["rate"],
-                    "memorized_count": measures["memorized"]["count"],
-                    "gate_passed": outcome == "pass",
-                    **costs,
-                },
-            )
-            tracking.log_metrics(
-                run,
-                version,
-                queries,
-                {
-                    "leakage_rate": measures["leaked"]["rate"],
-                    "leaked_count": measures["leaked"]["count"],
-                },
-            )
+            if log_metrics:
+                metrics = metrics_of(record)
+                tracking.log_metrics(run, version, train, metrics["train"])
+                tracking.log_metrics(run, version, queries, metrics["queries"])
             tracking.log_flagged(run, artifacts.flagged, artifacts.thumbnails)
             tracking.log_files(run, folder, last=output.RECORD)
             if out is not None:

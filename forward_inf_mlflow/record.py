@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version as installed
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -146,6 +146,30 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, Measure]:
             abstained=None if abstained is None else str(abstained),
         )
     return measures
+
+
+def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], dict[str, float]]:
+    """Return the metrics of an audit, by the rows that they describe.
+
+    A detector that abstained has none: a search or a threshold must not take "no verdict" for
+    "no bad rows".
+    """
+
+    def of(measure: str, rate: str, count: str) -> dict[str, float]:
+        stored = record["measures"][measure]
+        if stored["abstained"] is not None:
+            return {}
+        return {rate: float(stored["rate"]), count: float(stored["count"])}
+
+    return {
+        "train": {
+            **of("mislabeled", "mislabeled_rate", "mislabeled_count"),
+            **of("memorized", "memorized_rate", "memorized_count"),
+            "gate_passed": float(record["decision"]["outcome"] == "pass"),
+            **{name: float(value) for name, value in record["costs"].items()},
+        },
+        "queries": of("leaked", "leakage_rate", "leaked_count"),
+    }
 
 
 def facts_of(record: Mapping[str, Any]) -> Facts:
