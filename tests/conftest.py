@@ -1,0 +1,179 @@
+"""What tests share: stores, one real server, registered versions, and how to call the tools."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports MLflow, and for every process that the tests start.
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="true",
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+    MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    NO_COLOR="1",
+)
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from forward_inf_mlflow.demo import Data, digits, register
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
+#: Seconds; far beyond what is needed, so that only what hangs reaches it.
+PATIENCE = 240
+
+
+@dataclass(frozen=True)
+class Versions:
+    """A store with two registered versions of the digits: spoiled and never spoiled."""
+
+    tracking_uri: str
+    spoiled: str
+    spoiled_data: Data
+    clean: str
+    clean_data: Data
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running ``mlflow server``."""
+
+    url: str
+    port: int
+
+
+@contextmanager
+def tracking(uri: str) -> Iterator[str]:
+    """Point MLflow to a store, for this process and those it starts, and back again."""
+    before, environment = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield uri
+    finally:
+        while mlflow.active_run():
+            mlflow.end_run()
+        mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if environment is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = environment
+
+
+def sqlite_store(folder: Path) -> str:
+    """Return a tracking URI whose default experiment keeps its artifacts in ``folder`` too."""
+    with tracking(f"sqlite:///{folder}/mlflow.db") as uri:
+        mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
+    return uri
+
+
+def run_tool(
+    *words: str, tracking_uri: str, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run an installed command, such as ``forward-inf`` or ``mlflow``, as a user does."""
+    return subprocess.run(
+        [str(BIN / words[0]), *words[1:]],
+        env={
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            **environment,
+        },
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def one_line(text: str) -> str:
+    """Return what a command said on stderr, which must be one line."""
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[str]:
+    """Yield the URI of an empty store, to which MLflow points during the test."""
+    with tracking(sqlite_store(tmp_path)) as uri:
+        mlflow.set_experiment("tests")
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def digits_versions(tmp_path_factory: pytest.TempPathFactory) -> Versions:
+    """Register two versions, for tests that only add runs to them."""
+    spoiled, clean = digits(0), digits(0, spoiled=False)
+    with tracking(sqlite_store(tmp_path_factory.mktemp("digits"))) as uri:
+        mlflow.set_experiment("tests")
+        return Versions(uri, register(spoiled, 0)[0], spoiled, register(clean, 0)[0], clean)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield one real server for the whole session; it hands on artifacts, as most do."""
+    folder = tmp_path_factory.mktemp("server")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    log = folder / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [
+                *(str(BIN / "mlflow"), "server", "--host", "0.0.0.0", "--port", str(port)),
+                *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"),
+                *("--artifacts-destination", str(folder / "artifacts")),
+                *("--allowed-hosts", f"127.0.0.1:{port}"),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,  # so that its children can be ended with it
+        )
+    try:
+        wait_for(process, f"{url}/health", log)
+        yield Server(url, port)
+    finally:
+        end(process)
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until the server answers; show its log if it does not."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    pytest.fail(f"the server does not answer at {url}:\n{log.read_text()}")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that began a session of its own, and all its children."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(timeout=20)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
