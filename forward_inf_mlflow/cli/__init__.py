@@ -5,13 +5,20 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
+import json
+import signal
 import sys
 import traceback
+from dataclasses import dataclass
+from typing import NoReturn
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from forward_inf_mlflow.cli.audit import audit_command
+from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.demo import demo_command
 from forward_inf_mlflow.cli.gate import gate_command, promote_command
 from forward_inf_mlflow.cli.policy import policy_group
@@ -52,39 +59,70 @@ for command in (
 
 def main() -> None:
     """Run the command line; never lets an error come out as allowed or refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter of a label
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return the exit code."""
-    debug = "--debug" in arguments
+    arguments = _without_values(arguments)
+    fail = _Failure(as_json="--json" in arguments, debug="--debug" in arguments)
     try:
-        code = cli.main(_without_values(arguments), prog_name="forward-inf", standalone_mode=False)
+        code = cli.main(arguments, prog_name="forward-inf", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("forward-inf: interrupted", err=True)
-        return INTERRUPTED
-    except click.ClickException as error:
-        return _say(f"{error.format_message()}", _help_for(error))
-    except ForwardInfError as error:
-        if debug:
-            traceback.print_exc()
-        return _say(str(error))
-    except BrokenPipeError:
-        # Whoever read our output left; what was decided can no longer be said.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - lives until the process ends
+        return fail("interrupted", code=INTERRUPTED)
+    except NoArgsIsHelpError as error:  # a stranger's first step
+        click.echo(error.format_message(), err=True)
         return CANNOT_DECIDE
+    except click.ClickException as error:
+        return fail(error.format_message(), _help_for(error))
+    except ForwardInfError as error:
+        return fail(str(error))
+    except SystemExit:  # click's answer to a reader that left, which would come out as refused
+        return fail("stopped before the result was written: run it again")
     except Exception as error:  # noqa: BLE001 - the last line of defence: never exit 0 or 1
-        if debug:
+        return fail(*_unexpected(error))
+    return code if isinstance(code, int) else fail("the command ended without a decision")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Says on stderr, and as JSON on stdout where that was asked for, why there is no decision."""
+
+    as_json: bool
+    debug: bool
+
+    def __call__(self, message: str, hint: str = "", *, code: int = CANNOT_DECIDE) -> int:
+        if self.debug and sys.exc_info()[0] is not None:
             traceback.print_exc()
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return _say(f"unexpected error: {text}", "see the traceback with --debug")
-    return code if isinstance(code, int) else 0
+        line = printable(" ".join(message.split())) + (f" ({hint})" if hint else "")
+        # Where nobody reads any more, only the exit code is left to say it.
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(f"forward-inf: {line}", err=True)
+        if self.as_json:
+            with contextlib.suppress(OSError, ValueError):
+                click.echo(json.dumps({"error": line}))
+        return code
 
 
-def _say(message: str, hint: str = "") -> int:
-    line = " ".join(message.split())
-    click.echo(f"forward-inf: {line}{f' ({hint})' if hint else ''}", err=True)
-    return CANNOT_DECIDE
+def _interrupt(*_: object) -> NoReturn:
+    """End on SIGTERM as on Ctrl-C, so that the run is marked KILLED."""
+    raise KeyboardInterrupt
+
+
+def _unexpected(error: Exception) -> tuple[str, str]:
+    """Return what to say of an error that nobody foresaw, without credentials."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if "mlflow" in sys.modules:
+        from forward_inf_mlflow.mlflow_errors import redact
+
+        text = redact(text)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: try a smaller --batch-size, or --max-rows", ""
+    return f"unexpected error: {text[:300]}", "see the traceback with --debug"
 
 
 def _help_for(error: click.ClickException) -> str:

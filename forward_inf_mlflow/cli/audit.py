@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forward_inf_mlflow.cli.common import EXIT, Console, common_options, policy_option
 
+if TYPE_CHECKING:  # the help must not wait for torch
+    from forward_inf_mlflow.auditing import AuditResult
 
-@click.command("audit")
+#: Rows of each verdict that are printed: verdict, reasons and rows fit on one screen.
+_WORST = 3
+
+
+@click.command("audit", short_help="Audit a model version and decide.")
 @click.argument("model_uri")
 @click.option("--train", metavar="URI", help="Training rows; default: the version's logged data.")
 @click.option("--queries", metavar="URI", help="Query (test) rows with trusted labels; as above.")
@@ -22,12 +28,23 @@ from forward_inf_mlflow.cli.common import EXIT, Console, common_options, policy_
     type=click.Choice(["auto", "classification", "regression"]),
     default="auto",
     show_default=True,
+    help="What the model does.",
 )
 @policy_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--batch-size", type=int, help="Rows read at once; default: chosen.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--max-rows", type=int, help="Audit only so many training rows (marked partial).")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Rows read at once.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Decides the halves of the rows and their training.",
+)
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    help="Audit only so many training rows, drawn at random; marked partial.",
+)
 @click.option("--allow-pickle", is_flag=True, help="Permit models whose loading runs their code.")
 @click.option("--experiment", metavar="NAME", help="Experiment of the audit run.")
 @click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
@@ -43,45 +60,22 @@ def audit_command(
     \b
     Example:
       forward-inf audit models:/my-model/3
-      forward-inf audit models:/my-model@candidate --train rows.csv --queries test.csv --label y
+      forward-inf audit models:/my-model@candidate \\
+        --train rows.csv --queries test.csv --label y
     """
-    from forward_inf_mlflow.auditing import audit
+    names = [name.strip() for name in (features or "").split(",") if name.strip()]
+    if features and not names:
+        raise click.UsageError("--features names no column: write them as A,B,C.")
+    with console.progress("reading the model and its rows") as progress:
+        from forward_inf_mlflow.auditing import audit
 
-    names = [name.strip() for name in features.split(",") if name.strip()] if features else None
-    with console.progress() as progress:
         result = audit(
-            model_uri, id=id_column, features=names, progress=progress, **_given(options)
+            model_uri, id=id_column, features=names or None, progress=progress, **_given(options)
         )
-    console.verdict(result.decision.outcome, list(result.decision.reasons), result.version.uri)
-    measures = result.record["measures"]
-    console.say()
-    for name, word in (
-        ("mislabeled", "mislabeled training rows"),
-        ("leaked", "leaked query rows"),
-        ("memorized", "memorized training rows"),
-    ):
-        measure = measures[name]
-        if measure["abstained"]:
-            console.say(f"  {word}: no verdict, because {measure['abstained']}")
-        else:
-            console.say(
-                f"  {word}: {measure['count']:,} of {measure['total']:,} ({measure['rate']:.1%})"
-            )
-    _worst(console, result.flagged)
-    for source in result.record["sources"] or []:
-        console.say(
-            f"  source {source['source']}: {source['mislabeled_rate']:.1%} of {source['rows']:,} "
-            f"rows mislabeled ({source['mislabeled_low']:.1%} to {source['mislabeled_high']:.1%})"
-        )
-    for note in result.record["notes"]:
-        console.say(f"  note: {note}")
-    costs = result.record["costs"]
-    console.say()
-    console.say(
-        f"  {costs['rows']:,} training rows, {costs['queries']:,} query rows, "
-        f"{costs['forward_passes']:,} forward passes, {costs['seconds']:.0f} s"
-    )
-    console.say(f"  report: {result.report} (run {result.run_id})")
+    console.verdict(result.decision.outcome, result.decision.reasons, result.version.uri)
+    _say_where(console, result)
+    _say_rows(console, result)
+    _say_rest(console, result.record)
     console.result(result.as_dict())
     return EXIT[result.decision.outcome]
 
@@ -91,19 +85,80 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, "")}
 
 
-def _worst(console: Console, flagged: Any) -> None:
-    """Print the first few rows of each verdict that counts against a version."""
-    for verdict in ("mislabeled", "leaked"):
-        rows = flagged[flagged["verdict"] == verdict]
-        if len(rows):
-            console.say()
-            console.say(f"  {verdict}, the surest first:")
-        for row in rows.head(5).itertuples():
-            if verdict == "mislabeled":
-                what = f"{row.row_id}: labeled {row.given_label}, likelier {row.likelier_label}"
-            else:
-                what = f"query {row.query_id} is training row {row.row_id} ({row.kind})"
-            console.say(f"    {what}; {row.evidence}")
-        if len(rows) > 5:
-            console.say(f"    and {len(rows) - 5:,} more in flagged.csv")
+def _say_where(console: Console, result: AuditResult) -> None:
+    """Say how to open the report, and how to go on."""
+    import mlflow
+
+    from forward_inf_mlflow.mlflow_errors import redact
+
+    uri, server = result.version.uri, redact(mlflow.get_tracking_uri()).rstrip("/")
+    page = f"{server}/{result.report}" if server.startswith("http") else result.report
     console.say()
+    console.say(f"  report:   forward-inf report {uri} -o report.html", wrap=False)
+    console.say(f"  or in UI: {page}", wrap=False)
+    if result.decision.allowed:
+        console.say(f"  promote:  forward-inf promote {uri} --alias champion", wrap=False)
+
+
+def _say_rows(console: Console, result: AuditResult) -> None:
+    """Print the first rows of each verdict that counts against a version."""
+    wrong, leaks = (
+        result.flagged[result.flagged["verdict"] == verdict] for verdict in ("mislabeled", "leaked")
+    )
+    sources = result.record["sources"] is not None
+    console.table(
+        f"mislabeled, {_surest(len(wrong))}",
+        ["row", "labeled", "likelier", *(["source"] if sources else [])],
+        [
+            (row.row_id, row.given_label, row.likelier_label, *([row.source] if sources else []))
+            for row in wrong.head(_WORST).itertuples()
+        ],
+    )
+    console.table(
+        f"leaked, {_surest(len(leaks))}",
+        ["query row", "training row", "how", "evidence"],
+        [
+            (row.query_id, row.row_id, row.kind, row.evidence)
+            for row in leaks.head(_WORST).itertuples()
+        ],
+    )
+
+
+def _surest(count: int) -> str:
+    return f"the surest {_WORST} of {count:,}" if count > _WORST else "the surest first"
+
+
+def _say_rest(console: Console, record: Any) -> None:
+    """Print all measures, the sources, notes and costs."""
+    measures = []
+    for name, rows in (("mislabeled", "training"), ("leaked", "query"), ("memorized", "training")):
+        measure = record["measures"][name]
+        if measure["abstained"]:
+            measures.append((name, f"no verdict, because {measure['abstained']}"))
+        else:
+            count = f"{measure['count']:,} of {measure['total']:,} {rows} rows"
+            measures.append((name, f"{count} ({measure['rate']:.1%})"))
+    console.say()
+    for name, found in measures:
+        console.say(f"  {name:<11} {found}")
+    console.table(
+        "sources",
+        ["source", "rows", "mislabeled", "likely between"],
+        [
+            (
+                source["source"],
+                f"{source['rows']:,}",
+                f"{source['mislabeled_rate']:.1%}",
+                f"{source['mislabeled_low']:.1%} and {source['mislabeled_high']:.1%}",
+            )
+            for source in record["sources"] or []
+        ],
+    )
+    costs = record["costs"]
+    console.say()
+    for note in record["notes"]:
+        console.say(f"  note: {note}")
+    console.say(
+        f"  {costs['rows']:,} training rows, {costs['queries']:,} query rows, "
+        f"{costs['forward_passes']:,} forward passes, {costs['seconds']:.0f} s"
+    )

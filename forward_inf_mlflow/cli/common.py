@@ -1,4 +1,4 @@
-"""What all commands share: their options, quiet libraries, progress bars and colours."""
+"""What all commands share: their options, how they talk, and quiet libraries."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import functools
 import json
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import click
+
+from forward_inf_mlflow.cli.bars import Bars, Silent
 
 #: The decision's exit code.
 EXIT = {"pass": 0, "fail": 1, "undecided": 2}
@@ -29,67 +33,88 @@ class Console:
     quiet: bool
     verbose: bool
 
-    def say(self, text: str = "", **style: Any) -> None:
-        """Print a line for a person; nothing with ``--json`` or ``--quiet``."""
-        if not (self.json or self.quiet):
-            colour = not os.environ.get("NO_COLOR")
-            click.echo(click.style(text, **style) if style and colour else text)
+    def say(self, text: str = "", *, wrap: bool = True, **style: Any) -> None:
+        """Print a line for a person; nothing with ``--json`` or ``--quiet``.
 
-    def verdict(self, outcome: str, reasons: list[str], what: str) -> None:
+        On a terminal it is wrapped between words, with what follows indented like its beginning;
+        ``wrap=False`` is for what people copy.
+        """
+        if not (self.json or self.quiet):
+            click.echo(_styled(_wrapped(printable(text)) if wrap else printable(text), **style))
+
+    def verdict(self, outcome: str, reasons: Sequence[str], what: str) -> None:
         """Print a decision and why; the verdict itself also with ``--quiet``."""
         if self.json:
             return
-        colour = not os.environ.get("NO_COLOR")
-        word = _WORDS[outcome]
-        click.echo(
-            f"{click.style(word, fg=_COLOURS[outcome], bold=True) if colour else word}  {what}"
-        )
+        word = _styled(_WORDS[outcome], fg=_COLOURS[outcome], bold=True)
+        click.echo(f"{word}  {printable(what)}")
         for reason in reasons:
             self.say(f"  - {reason}")
 
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print rows in aligned columns under a title; nothing where there are none."""
+        if not rows:
+            return
+        lines = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        self.say()
+        self.say(f"  {title}", bold=True)
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            text = "    " + "  ".join(cells).rstrip()
+            self.say(text if len(text) <= _width() else f"{text[: _width() - 1]}…", wrap=False)
+
     def result(self, content: dict[str, Any]) -> None:
-        """Print the result for machines if that was asked for."""
+        """Print the result for machines if that was asked for, in plain ASCII."""
         if self.json:
             from forward_inf_mlflow.record import write_record
 
-            click.echo(json.dumps(json.loads(write_record(content)), ensure_ascii=False))
+            click.echo(json.dumps(json.loads(write_record(content))))
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Yield a ``progress(stage, done, total)`` that draws bars on a terminal's stderr."""
-        if self.quiet or self.json or not sys.stderr.isatty():
-            yield lambda stage, done, total: None
-            return
-        bars = _Bars()
+    def progress(self, first: str) -> Iterator[Silent]:
+        """Yield a ``progress(stage, done, total)`` that draws bars on a terminal's stderr.
+
+        Args:
+            first: What is done until the first stage begins.
+        """
+        watched = sys.stderr.isatty() and not (self.quiet or self.json)
+        bars = Bars() if watched else Silent()
+        bars.wait(first)
         try:
             yield bars
         finally:
             bars.close()
 
 
-class _Bars:
-    """One progress bar after the other, a new one for every stage."""
+def printable(text: str) -> str:
+    """Return one line that is safe to print: names and labels are other people's, and could
+    otherwise move the cursor or turn a refusal green.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
-    def __init__(self) -> None:
-        self._stage = ""
-        self._bar: Any = None
-        self._done = 0
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            self.close()
-            self._stage, self._done = stage, 0
-            self._bar = click.progressbar(
-                length=total, label=stage.ljust(36), file=sys.stderr, width=24
-            )
-            self._bar.__enter__()
-        self._bar.update(done - self._done)
-        self._done = done
+def _styled(text: str, **style: Any) -> str:
+    return click.style(text, **style) if style and not os.environ.get("NO_COLOR") else text
 
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
+
+def _width() -> int:
+    """Return the terminal's width; unlimited where the output is not a terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+
+
+def _wrapped(text: str) -> str:
+    if len(text) <= _width():
+        return text
+    body = text.lstrip(" ")
+    indent = " " * (len(text) - len(body) + 2)
+    return textwrap.fill(
+        text,
+        _width(),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,7 +123,7 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
     @click.option("-q", "--quiet", is_flag=True, help="Print the verdict only.")
     @click.option("-v", "--verbose", is_flag=True, help="Also print what MLflow and torch log.")
-    @click.option("--debug", is_flag=True, help="Print a traceback with an error.")
+    @click.option("--debug", is_flag=True, help="As -v; print a traceback with an error.")
     @functools.wraps(function)
     def wrapped(
         *args: Any, as_json: bool, quiet: bool, verbose: bool, debug: bool, **kwargs: Any
@@ -122,5 +147,8 @@ def hush() -> None:
 def policy_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--policy FILE``."""
     return click.option(
-        "--policy", type=click.Path(dir_okay=False), help="Policy file (see 'policy init')."
+        "--policy",
+        metavar="FILE",
+        type=click.Path(dir_okay=False),
+        help="Policy file (see 'forward-inf policy init').",
     )(function)

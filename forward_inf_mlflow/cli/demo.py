@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from forward_inf_mlflow.cli.common import EXIT, Console, common_options
 
 
-@click.command("demo")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.command("demo", short_help="See the gate refuse spoiled data and pass it cleaned.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Decides the split, what is planted, and the training.",
+)
 @common_options
 def demo_command(console: Console, seed: int) -> int:
     """Spoil a real data set, see the gate refuse it, clean it, see it pass.
@@ -20,21 +28,30 @@ def demo_command(console: Console, seed: int) -> int:
     Example:
       forward-inf demo
     """
-    import os
+    with console.progress("training") as progress:
+        import mlflow
 
-    import mlflow
+        from forward_inf_mlflow.demo import ALIAS, MODEL_NAME, tell
+        from forward_inf_mlflow.mlflow_errors import redact
 
-    from forward_inf_mlflow.demo import ALIAS, MODEL_NAME, tell
+        if not (os.environ.get("MLFLOW_TRACKING_URI") or mlflow.is_tracking_uri_set()):
+            mlflow.set_tracking_uri("sqlite:///mlflow.db")
 
-    if not (os.environ.get("MLFLOW_TRACKING_URI") or mlflow.is_tracking_uri_set()):
-        mlflow.set_tracking_uri("sqlite:///mlflow.db")
-    with console.progress() as progress:
-        story = tell(seed, console.say, progress)
+        def say(text: str) -> None:
+            progress.close()
+            console.say(text)
+            progress.wait("   working")
+
+        story = tell(seed, say, progress)
     name, now = MODEL_NAME, story.promotion.now
     console.say()
     console.say("5. See it in the MLflow UI:")
-    console.say(f"     mlflow server --backend-store-uri {mlflow.get_tracking_uri()} --workers 1")
-    console.say("   then open http://127.0.0.1:5000 and click Models, then")
+    server = redact(mlflow.get_tracking_uri())
+    if server.startswith("http"):
+        console.say(f"   open {server} and click Models, then", wrap=False)
+    else:
+        console.say(f"     mlflow server --backend-store-uri {server} --workers 1", wrap=False)
+        console.say("   then open http://127.0.0.1:5000 and click Models, then")
     console.say(f"     {name}: alias '{ALIAS}' stands at version {now}, tag fi.gate says why")
     console.say(
         f"     version {story.spoiled.version.version}: its description links to the report"

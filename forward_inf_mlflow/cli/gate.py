@@ -7,29 +7,31 @@ import click
 from forward_inf_mlflow.cli.common import EXIT, Console, common_options, policy_option
 
 
-@click.command("gate")
+@click.command("gate", short_help="Decide from the newest audit of a version.")
 @click.argument("model_uri")
 @policy_option
 @common_options
 def gate_command(console: Console, model_uri: str, policy: str | None) -> int:
     """Decide whether MODEL_URI may be promoted, from its newest finished audit.
 
-    Needs neither the model nor its data. Without --policy, the policy of the audit is used.
+    Needs neither the model nor its data. Without --policy, the policy of the audit is used. Exits
+    with 0 if it may, 1 if it may not, 2 if that cannot be decided.
 
     \b
     Example:
       forward-inf gate models:/my-model/3 --policy policy.yaml
     """
-    from forward_inf_mlflow.promotion import gate
+    with console.progress("asking MLflow"):
+        from forward_inf_mlflow.promotion import gate
 
-    result = gate(model_uri, policy=policy or None)
-    console.verdict(result.decision.outcome, list(result.decision.reasons), result.version.uri)
+        result = gate(model_uri, policy=policy or None)
+    console.verdict(result.decision.outcome, result.decision.reasons, result.version.uri)
     console.say(f"  audit run {result.run_id}, policy {result.policy.sha256[:12]}")
     console.result(result.as_dict())
     return EXIT[result.decision.outcome]
 
 
-@click.command("promote")
+@click.command("promote", short_help="Move an alias to a version if the gate passes it.")
 @click.argument("model_uri")
 @click.option("--alias", required=True, help="Alias to move, such as champion.")
 @policy_option
@@ -41,11 +43,12 @@ def promote_command(console: Console, model_uri: str, alias: str, policy: str | 
     Example:
       forward-inf promote models:/my-model/3 --alias champion
     """
-    from forward_inf_mlflow.promotion import promote
+    with console.progress("asking MLflow"):
+        from forward_inf_mlflow.promotion import promote
 
-    result = promote(model_uri, alias=alias, policy=policy or None)
+        result = promote(model_uri, alias=alias, policy=policy or None)
     decision = result.gate.decision
-    console.verdict(decision.outcome, list(decision.reasons), result.gate.version.uri)
+    console.verdict(decision.outcome, decision.reasons, result.gate.version.uri)
     before = f"version {result.before}" if result.before else "nowhere"
     if not decision.allowed:
         console.say(f"  alias '{alias}' stays where it was: {before}")

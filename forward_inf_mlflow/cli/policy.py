@@ -21,7 +21,7 @@ def policy_group() -> None:
     """
 
 
-@policy_group.command("init")
+@policy_group.command("init", short_help="Write the default policy to a file.")
 @click.argument("file", type=click.Path(dir_okay=False), default="policy.yaml")
 @common_options
 def init_command(console: Console, file: str) -> int:
@@ -45,7 +45,7 @@ def init_command(console: Console, file: str) -> int:
     return 0
 
 
-@policy_group.command("check")
+@policy_group.command("check", short_help="Check a policy file.")
 @click.argument("file", type=click.Path(dir_okay=False))
 @common_options
 def check_command(console: Console, file: str) -> int:

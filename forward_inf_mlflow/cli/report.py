@@ -7,7 +7,7 @@ import click
 from forward_inf_mlflow.cli.common import Console, common_options
 
 
-@click.command("report")
+@click.command("report", short_help="Write the HTML report of the newest audit.")
 @click.argument("model_uri")
 @click.option(
     "-o",
@@ -24,9 +24,10 @@ def report_command(console: Console, model_uri: str, output: str) -> int:
     Example:
       forward-inf report models:/my-model/3 -o report.html
     """
-    from forward_inf_mlflow.fetch_report import fetch_report
+    with console.progress("fetching the report"):
+        from forward_inf_mlflow.fetch_report import fetch_report
 
-    rebuilt = fetch_report(model_uri, output)
+        rebuilt = fetch_report(model_uri, output)
     console.say(f"wrote {output}" + (" (rebuilt, without pictures)" if rebuilt else ""))
     console.result({"model": model_uri, "file": output, "rebuilt": rebuilt})
     return 0
