@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forward_inf_mlflow.models.modes import set_training
 from forward_inf_mlflow.sweep import outputs
@@ -43,6 +43,13 @@ class HeldOut:
     train_in: np.ndarray
     queries: np.ndarray
     note: str
+
+    @property
+    def diverged(self) -> str | None:
+        """Return why the outputs say nothing of any row, one clause; None if they do."""
+        if all(np.isfinite(x).all() for x in (self.train_out, self.train_in, self.queries)):
+            return None
+        return "a model trained on half of the rows answers NaN or infinity"
 
 
 class Fit(Protocol):
@@ -177,7 +184,7 @@ class Continued:
         generator = torch.Generator().manual_seed(seed)
         _shrink_and_perturb(model, recipe, generator)
         half = self._train.take(index)
-        steps = recipe.epochs * -(-len(half) // recipe.batch_size)
+        steps = recipe.epochs * len(_split(torch.arange(len(half)), recipe.batch_size))
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=rate,
@@ -189,12 +196,12 @@ class Continued:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(seed)
             # A module that takes single rows only cannot have batch statistics.
-            set_training(model, self._train.batch_size > 1)
+            set_training(model, min(self._train.batch_size, len(half)) > 1)
             for _ in range(recipe.epochs):
                 order = torch.randperm(len(half), generator=generator)
-                for rows in torch.split(order, recipe.batch_size):
+                for rows in _split(order, recipe.batch_size):
                     optimizer.zero_grad()
-                    for part in torch.split(rows, self._train.batch_size):
+                    for part in _split(rows, self._train.batch_size):
                         batch = half.batch(part)
                         loss = self._task.loss(model(batch.inputs), batch.targets)
                         (loss.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
@@ -202,6 +209,14 @@ class Continued:
                     schedule.step()
         set_training(model, False)
         return model
+
+
+def _split(rows: Tensor, most: int) -> Sequence[Tensor]:
+    """Split into parts of about ``most`` rows, never one alone: it has no batch statistics."""
+    parts = -(-len(rows) // most)
+    if most > 1:
+        parts = min(parts, len(rows) // 2)
+    return torch.tensor_split(rows, max(1, parts))
 
 
 @torch.no_grad()

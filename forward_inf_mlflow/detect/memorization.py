@@ -39,6 +39,8 @@ def memorized_classes(
         given_probability: ``(n,)`` what the audited model gives the given label.
     """
     n = len(labels)
+    if held_out.diverged is not None:
+        return _nobody(n, held_out.diverged)
     without = np.zeros(n)
     for repeat in held_out.train_out:
         without += special.softmax(repeat, axis=-1)[np.arange(n), labels] / len(held_out.train_out)
@@ -65,5 +67,8 @@ def memorized_classes(
 
 def memorized_targets(n: int) -> Memorized:
     """Abstain: memorization is defined by a label's probability."""
-    why = "memorization is defined by the probability of a label; regression has none"
+    return _nobody(n, "memorization is defined by the probability of a label; regression has none")
+
+
+def _nobody(n: int, why: str) -> Memorized:
     return Memorized(np.full(n, np.nan), np.zeros(n, dtype=bool), Measure.none(n, why))

@@ -135,7 +135,7 @@ def mislabeled_classes(
     logits, truth = held_out.queries[:, trusted], query_labels[trusted]
 
     def nothing(why: str) -> Mislabeled:
-        probability = special.softmax(held_out.train_out, axis=-1).mean(0)
+        probability = special.softmax(np.nan_to_num(held_out.train_out), axis=-1).mean(0)
         return Mislabeled(
             score=np.full(n, np.nan),
             flags=np.zeros(n, dtype=bool),
@@ -144,6 +144,8 @@ def mislabeled_classes(
             measure=Measure.none(n, why),
         )
 
+    if held_out.diverged is not None:
+        return nothing(held_out.diverged)
     if len(truth) < MIN_QUERIES:
         return nothing(
             f"only {len(truth)} query rows that are not leaked, {MIN_QUERIES} are needed to "
@@ -209,6 +211,8 @@ def mislabeled_targets(
         return Mislabeled(score, flags, predicted, np.full(n, np.nan), measure)
 
     nobody = np.zeros(n, dtype=bool)
+    if held_out.diverged is not None:
+        return result(np.full(n, np.nan), nobody, Measure.none(n, held_out.diverged))
     if len(reference) < MIN_QUERIES:
         why = (
             f"only {len(reference)} query rows that are not leaked, {MIN_QUERIES} are needed to "
