@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import special
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from forward_inf_mlflow.halves import (
+    Continued,
+    HeldOut,
+    Recipe,
+    Refitted,
+    describe,
+    halve,
+    read_halves,
+)
+from forward_inf_mlflow.tasks import Classification, Regression
+from forward_inf_mlflow.tensors import Tensors
+
+QUICK = Recipe(epochs=2, batch_size=8, rates=(1e-2,))
+N, M, D, K = 41, 9, 4, 3
+STRATA = np.arange(N) % K
+
+
+class Recorder:
+    """A fit whose output for every row is whether the model was trained on it, and a number."""
+
+    note = "recorded"
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+        self.halves: list[np.ndarray] = []
+
+    def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
+        self.seeds.append(seed)
+        self.halves.append(index)
+        seen = np.isin(np.arange(N), index)
+        number = np.full(N, len(self.seeds))
+        return np.stack([seen, number], 1), np.full((M, 2), len(self.seeds))
+
+
+def data(batch_size: int = 16) -> tuple[Tensors, Tensors]:
+    """Three separable blobs: training rows and queries."""
+    rng = np.random.default_rng(0)
+    found = []
+    for n in (N, M):
+        y = np.arange(n) % K
+        x = (np.eye(K, D)[y] * 3 + rng.normal(size=(n, D))).astype(np.float32)
+        found.append(
+            Tensors(torch.as_tensor(x), torch.as_tensor(y), torch.device("cpu"), batch_size)
+        )
+    return found[0], found[1]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(D, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, K)
+    ).eval()
+
+
+def exported() -> nn.Module:
+    batch = torch.export.Dim("batch", min=1)
+    shapes = ({0: batch},)
+    return torch.export.export(network(), (torch.randn(4, D),), dynamic_shapes=shapes).module()
+
+
+def continued(module: nn.Module, recipe: Recipe = QUICK, batch_size: int = 16) -> Continued:
+    return Continued(module, Classification(), *data(batch_size), recipe)
+
+
+def test_out_is_of_the_model_that_did_not_see_the_row_and_in_of_the_one_that_did() -> None:
+    fit = Recorder()
+    held_out = read_halves(fit, STRATA, repeats=4, seed=0)
+    assert (held_out.train_out[..., 0] == 0).all()
+    assert (held_out.train_in[..., 0] == 1).all()
+    assert held_out.train_out.shape == held_out.train_in.shape == (4, N, 2)
+    assert held_out.queries[:, 0, 0].tolist() == [1, 3, 5, 7], "one model a repeat for queries"
+    assert held_out.note == "recorded"
+
+
+def test_both_models_of_a_repeat_share_the_rows_out_between_them() -> None:
+    fit = Recorder()
+    held_out = read_halves(fit, STRATA, repeats=3, seed=0)
+    for r in range(3):
+        a, b = fit.halves[2 * r : 2 * r + 2]
+        assert sorted([*a, *b]) == list(range(N))
+        assert set(held_out.train_out[r, :, 1]) == {2 * r + 1, 2 * r + 2}
+    assert len(set(fit.seeds)) == 6, "no two models are trained with the same randomness"
+
+
+def test_a_seed_repeats_the_halves_and_another_draws_anew() -> None:
+    first, again, other = Recorder(), Recorder(), Recorder()
+    for fit, seed in ((first, 3), (again, 3), (other, 4)):
+        read_halves(fit, STRATA, repeats=2, seed=seed)
+    assert first.seeds == again.seeds
+    assert all(map(np.array_equal, first.halves, again.halves))
+    assert not all(map(np.array_equal, first.halves, other.halves))
+    assert set(first.seeds).isdisjoint(other.seeds)
+
+
+def test_progress_counts_every_fit() -> None:
+    steps: list[int] = []
+    read_halves(Recorder(), STRATA, repeats=2, seed=0, progress=steps.append)
+    assert steps == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_half_holds_half_of_every_class_give_or_take_a_row(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    strata = rng.choice(["a", "b", "c", "rare"], size=200, p=[0.5, 0.3, 0.19, 0.01])
+    first = halve(strata, rng)
+    assert abs(first.sum() - 100) <= 1
+    for name in set(strata):
+        inside, outside = first[strata == name].sum(), (~first)[strata == name].sum()
+        assert abs(int(inside) - int(outside)) <= 1
+
+
+@pytest.mark.parametrize("make", [network, exported], ids=["plain", "exported"])
+def test_half_models_learn_their_half_and_leave_the_audited_model_alone(make: object) -> None:
+    module = make()  # type: ignore[operator]
+    before = copy.deepcopy(module.state_dict())
+    recipe = replace(QUICK, epochs=8, rates=(3e-2,))
+    held_out = read_halves(continued(module, recipe), STRATA, repeats=1, seed=0)
+
+    after = module.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert (held_out.train_in[0].argmax(1) == STRATA).mean() > 0.8
+    assert (held_out.train_out[0].argmax(1) == STRATA).mean() > 0.6
+
+
+@pytest.mark.parametrize("make", [network, exported], ids=["plain", "exported"])
+def test_batch_norm_trains_with_the_statistics_of_the_half(make: object) -> None:
+    # Unless its buffers follow, a model logged after other data answers with their scale.
+    module = make()  # type: ignore[operator]
+    names = [name for name in module.state_dict() if name.endswith("running_mean")]
+    fit = continued(module)
+    model = fit._fit(np.arange(N), 0, 1e-2)
+    assert names
+    for name in names:
+        assert not torch.equal(model.state_dict()[name], module.state_dict()[name])
+
+
+@pytest.mark.parametrize("make", [network, exported], ids=["plain", "exported"])
+def test_a_seed_repeats_the_outputs_and_the_callers_random_state_is_untouched(
+    make: object,
+) -> None:
+    module = make()  # type: ignore[operator]
+    state, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    first = read_halves(continued(module), STRATA, repeats=2, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], legacy)
+
+    torch.manual_seed(99)  # nor does the caller's state decide anything
+    again = read_halves(continued(module), STRATA, repeats=2, seed=5)
+    np.testing.assert_array_equal(first.train_out, again.train_out)
+    np.testing.assert_array_equal(first.queries, again.queries)
+    other = read_halves(continued(module), STRATA, repeats=2, seed=6)
+    assert not np.array_equal(first.train_out, other.train_out)
+
+
+def test_half_models_answer_in_evaluation_mode() -> None:
+    fit = continued(network())
+    model = fit._fit(np.arange(20), 0, 1e-2)
+    assert not any(part.training for part in model.modules())
+
+
+def test_a_model_that_takes_single_rows_only_trains_row_by_row() -> None:
+    module = torch.export.export(network(), (torch.randn(1, D),)).module()
+    held_out = read_halves(continued(module, batch_size=1), STRATA, repeats=1, seed=0)
+    assert np.isfinite(held_out.train_out).all()
+    assert held_out.queries.shape == (1, M, K)
+
+
+def test_steps_do_not_depend_on_how_many_rows_fit_on_the_device() -> None:
+    module = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, K)).eval()
+    whole = continued(module, batch_size=100)(np.arange(20), 0)[0]
+    parts = continued(module, batch_size=3)(np.arange(20), 0)[0]
+    np.testing.assert_allclose(parts, whole, atol=1e-3)
+
+
+def test_the_rate_is_chosen_once_by_the_loss_on_the_queries() -> None:
+    recipe = replace(QUICK, epochs=10, rates=(1e-9, 1e-2, 1e4))
+    fit = continued(network(), recipe)
+    fit(np.arange(0, N, 2), 0)
+    assert "peak rate of 0.01," in fit.note
+    fit(np.arange(1, N, 2), 1)
+    assert "peak rate of 0.01," in fit.note
+
+
+def test_a_rate_that_diverges_is_never_chosen_over_one_that_does_not() -> None:
+    fit = continued(network(), replace(QUICK, rates=(1e30, 1e-3)))
+    train, _ = fit(np.arange(N), 0)
+    assert "peak rate of 0.001," in fit.note
+    assert np.isfinite(train).all()
+
+
+def test_shrinking_makes_the_model_forget_but_spares_vectors_and_frozen_parameters() -> None:
+    module = network()
+    module[0].weight.requires_grad_(False)
+    recipe = Recipe(shrink=0.5, noise=0.0, epochs=1, rates=(1e-30,), weight_decay=0)
+    model = continued(module, recipe)._fit(np.arange(N), 0, 1e-30)
+    torch.testing.assert_close(model[4].weight, module[4].weight * 0.5)
+    torch.testing.assert_close(model[4].bias, module[4].bias)
+    torch.testing.assert_close(model[0].weight, module[0].weight)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9, 17, 25])
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_batch_norm_never_meets_a_row_alone(n: int, batch_size: int) -> None:
+    # A batch of one has no variance: plain modules raise, exported ones turn to NaN.
+    for module in (network(), exported()):
+        model = continued(module, batch_size=batch_size)._fit(np.arange(n), 0, 1e-2)
+        assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_outputs_that_are_no_numbers_are_told_from_those_that_are() -> None:
+    good = np.zeros((1, 2, 2), dtype=np.float32)
+    bad = np.full_like(good, np.nan)
+    assert HeldOut(good, good, good, "").diverged is None
+    for trio in ((bad, good, good), (good, bad, good), (good, good, bad * np.inf)):
+        assert "NaN or infinity" in str(HeldOut(*trio, "").diverged)
+
+
+def test_a_regression_module_gives_one_number_a_row() -> None:
+    torch.manual_seed(0)
+    train, queries = (replace(d, targets=d.inputs.sum(1)) for d in data())
+    fit = Continued(
+        nn.Linear(D, 1), Regression(), train, queries, replace(QUICK, epochs=30, rates=(0.1,))
+    )
+    held_out = read_halves(fit, np.zeros(N), repeats=1, seed=0)
+    error = held_out.train_out[0, :, 0] - train.targets.numpy()
+    assert np.mean(error**2) < np.var(train.targets.numpy())
+
+
+def test_settings_describe_the_recipe_in_plain_values() -> None:
+    assert describe(QUICK) == {
+        "shrink": 0.5,
+        "noise": 0.1,
+        "epochs": 2,
+        "batch_size": 8,
+        "rates": [1e-2],
+        "weight_decay": 1e-4,
+    }
+
+
+def frame(n: int) -> pd.DataFrame:
+    train, queries = data()
+    return pd.DataFrame((train if n == N else queries).inputs.numpy(), columns=list("abcd"))
+
+
+WORDS = np.array(["ape", "bee", "cat"])
+
+
+def test_refitted_answers_are_log_probabilities_in_the_audited_order_of_classes() -> None:
+    estimator = make_pipeline(StandardScaler(), LogisticRegression())
+    estimator.fit(frame(N), WORDS[STRATA])
+    fit = Refitted(estimator, frame(N), WORDS[STRATA], frame(M), WORDS)
+    train, queries = fit(np.arange(0, N, 2), 0)
+    np.testing.assert_allclose(np.exp(train).sum(1), 1, rtol=1e-5)
+    assert (train.argmax(1) == STRATA).mean() > 0.8
+    assert queries.shape == (M, K)
+
+    twin = make_pipeline(StandardScaler(), LogisticRegression())
+    twin.fit(frame(N).iloc[::2], WORDS[STRATA[::2]])
+    np.testing.assert_allclose(special.softmax(train, 1), twin.predict_proba(frame(N)), atol=1e-6)
+
+
+def test_a_class_that_a_half_lacks_is_all_but_impossible_there() -> None:
+    estimator = LogisticRegression().fit(frame(N), WORDS[STRATA])
+    fit = Refitted(estimator, frame(N), WORDS[STRATA], frame(M), WORDS)
+    train, _ = fit(np.flatnonzero(STRATA != 1), 0)
+    assert np.isfinite(train).all()
+    assert (np.exp(train[:, 1]) < 1e-30).all()
+    assert (train[STRATA == 2].argmax(1) == 2).mean() > 0.8
+
+
+def test_refitting_leaves_the_audited_estimator_alone_and_repeats_with_its_seed() -> None:
+    estimator = MLPClassifier((4,), max_iter=3, random_state=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator.fit(frame(N), WORDS[STRATA])
+    before = estimator.predict_proba(frame(M))
+    fit = Refitted(estimator, frame(N), WORDS[STRATA], frame(M), WORDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor is the user told of fits that are not the model's
+        first, again, other = (fit(np.arange(30), seed)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(estimator.predict_proba(frame(M)), before)
+    assert estimator.random_state == 7
+
+
+def test_columns_are_taken_by_the_names_that_the_estimator_was_fitted_on() -> None:
+    estimator = LogisticRegression().fit(frame(N)[["d", "a", "b"]], WORDS[STRATA])
+    shuffled, other = frame(N)[["c", "b", "a", "d"]], frame(M)[["a", "d", "c", "b"]]
+    fit = Refitted(estimator, shuffled, WORDS[STRATA], other, WORDS)
+    expected = Refitted(
+        estimator, frame(N)[["d", "a", "b"]], WORDS[STRATA], frame(M)[["d", "a", "b"]], WORDS
+    )
+    for found, wanted in zip(fit(np.arange(30), 0), expected(np.arange(30), 0), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_arrays_are_refitted_as_they_are_and_regressors_give_one_number_a_row() -> None:
+    train, queries = (d.inputs.numpy() for d in data())
+    target = train.sum(1)
+    fit = Refitted(LinearRegression().fit(train, target), train, target, queries, None)
+    found, of_queries = fit(np.arange(20), 0)
+    assert (found.shape, of_queries.shape) == ((N, 1), (M, 1))
+    np.testing.assert_allclose(found[:, 0], target, atol=1e-4)
