@@ -25,8 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import mlflow.sklearn
+import numpy as np
+import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
 
+from forward_inf_mlflow.auditing import AuditResult, audit
+from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.demo import Data, digits, register
 
 BIN = Path(sys.executable).parent
@@ -44,6 +50,43 @@ class Versions:
     spoiled_data: Data
     clean: str
     clean_data: Data
+
+
+@dataclass(frozen=True)
+class Points:
+    """Small rows of three well separated classes, as frames."""
+
+    x: pd.DataFrame
+    y: np.ndarray
+    test_x: pd.DataFrame
+    test_y: np.ndarray
+
+
+def points(*, leaks: int = 0) -> Points:
+    """Return 240 training and 90 query rows; the first ``leaks`` queries are training rows too."""
+    rng = np.random.default_rng(0)
+    y = np.arange(330) % 3
+    x = (rng.normal(size=(330, 4)) + 4 * np.eye(4)[y]).astype(np.float32)
+    test_x, test_y = x[240:], y[240:]
+    x, y = x[:240].copy(), y[:240].copy()
+    x[:leaks], y[:leaks] = test_x[:leaks], test_y[:leaks]
+    names = list("abcd")
+    return Points(pd.DataFrame(x, columns=names), y, pd.DataFrame(test_x, columns=names), test_y)
+
+
+def register_points(data: Points, name: str = "points") -> str:
+    """Fit, log and register a small model with its data, in seconds; return the version's URI."""
+    model = LogisticRegression().fit(data.x, data.y)
+    with mlflow.start_run():
+        log_training_data((data.x, data.y), (data.test_x, data.test_y))
+        info = mlflow.sklearn.log_model(
+            model,
+            name="model",
+            input_example=data.x[:2],
+            pip_requirements=["scikit-learn"],
+            registered_model_name=name,
+        )
+    return f"models:/{name}/{info.registered_model_version}"
 
 
 @dataclass(frozen=True)
@@ -119,6 +162,13 @@ def digits_versions(tmp_path_factory: pytest.TempPathFactory) -> Versions:
     with tracking(sqlite_store(tmp_path_factory.mktemp("digits"))) as uri:
         mlflow.set_experiment("tests")
         return Versions(uri, register(spoiled, 0)[0], spoiled, register(clean, 0)[0], clean)
+
+
+@pytest.fixture(scope="session")
+def digits_audits(digits_versions: Versions) -> tuple[AuditResult, AuditResult]:
+    """Audit both versions once: the spoiled one, and the one that never was."""
+    with tracking(digits_versions.tracking_uri):
+        return audit(digits_versions.spoiled), audit(digits_versions.clean)
 
 
 @pytest.fixture(scope="session")
