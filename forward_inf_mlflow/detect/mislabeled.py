@@ -82,8 +82,9 @@ def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     def cost(v: np.ndarray) -> float:
         return float(-np.log(make(v)(logits)[rows, labels]).mean())
 
-    best = optimize.minimize(cost, np.array([0.0, -4.0]), method="Nelder-Mead")
-    return make(best.x)
+    # From the best of a grid: far from it the search can end in the largest floor.
+    start = min((np.array([t, -4.0]) for t in np.linspace(-2, 3, 11)), key=cost)
+    return make(optimize.minimize(cost, start, method="Nelder-Mead").x)
 
 
 def posterior_wrong(given: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
@@ -231,13 +232,15 @@ def mislabeled_targets(
     adjusted = stats.false_discovery_control(np.clip(p, 0, 1))
     flags = adjusted <= fdr
     count = int(flags.sum())
+    # As for classes, with the chance of being right that the procedure allows for all alike.
+    low = max(0.0, count * (1 - fdr) - 1.645 * (count * fdr * (1 - fdr)) ** 0.5)
     return result(
         1 - adjusted,
         flags,
         Measure(
             count=count,
             total=n,
-            rate_low=float(count * (1 - fdr) / n),
+            rate_low=low / n,
             threshold=1 - fdr,
             note=(
                 f"targets are accused at a false discovery rate of {fdr:.0%} (Benjamini-Hochberg) "
