@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import special
+
+from forward_inf_mlflow.detect.mislabeled import (
+    Mislabeled,
+    accuse,
+    calibrate,
+    mislabeled_classes,
+    mislabeled_targets,
+    posterior_wrong,
+)
+from forward_inf_mlflow.halves import HeldOut
+
+SEEDS = range(5)
+
+
+def drawn_labels(probability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw each row's label from its own probabilities."""
+    return (probability.cumsum(1) < rng.random((len(probability), 1))).sum(1)
+
+
+def classes(
+    seed: int, *, flips: float, n: int = 1500, m: int = 400, k: int = 5, spread: float = 4.0
+) -> tuple[HeldOut, np.ndarray, np.ndarray, np.ndarray]:
+    """Half-models that know the true probabilities; labels drawn from them, then some flipped.
+
+    Returns:
+        The half-models, the training labels, the query labels, and which rows were flipped.
+    """
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n + m, k)) * spread
+    labels = drawn_labels(special.softmax(logits, axis=1), rng)
+    wrong = rng.random(n) < flips
+    given = labels[:n].copy()
+    given[wrong] = (given[wrong] + rng.integers(1, k, wrong.sum())) % k
+    seen = np.float32(logits)[None]
+    held_out = HeldOut(seen[:, :n], seen[:, :n], seen[:, n:], "drawn")
+    return held_out, given, labels[n:], wrong
+
+
+def judged(
+    held_out: HeldOut, labels: np.ndarray, query_labels: np.ndarray, fdr: float = 0.1
+) -> Mislabeled:
+    trusted = np.ones(len(query_labels), dtype=bool)
+    return mislabeled_classes(held_out, labels, query_labels, trusted, fdr=fdr)
+
+
+@pytest.mark.parametrize("fdr", [0.05, 0.2])
+@pytest.mark.parametrize("k", [2, 10], ids=["two classes", "ten classes"])
+def test_planted_flips_are_found_and_false_accusations_stay_within_the_stated_share(
+    fdr: float, k: int
+) -> None:
+    found, false, accused = [], 0, 0
+    for seed in SEEDS:
+        held_out, labels, truth, wrong = classes(seed, flips=0.08, k=k, spread=6)
+        flags = judged(held_out, labels, truth, fdr).flags
+        found.append(flags[wrong].mean())
+        false += int((flags & ~wrong).sum())
+        accused += int(flags.sum())
+    assert np.mean(found) > 0.5
+    slack = 3 * np.sqrt(fdr * (1 - fdr) / accused)
+    assert false / accused <= fdr + slack + 0.02, "calibration from 400 queries is a little off"
+
+
+def test_without_wrong_labels_almost_nobody_is_accused() -> None:
+    accused = []
+    for seed in range(20):
+        held_out, labels, truth, _ = classes(seed, flips=0)
+        accused.append(judged(held_out, labels, truth).flags.mean())
+    assert np.mean(accused) < 0.002
+    assert max(accused) < 0.01
+
+
+def test_overconfident_models_are_calibrated_before_they_accuse() -> None:
+    # Logits five times too large make every surprise look certain.
+    for seed in SEEDS:
+        held_out, labels, truth, _ = classes(seed, flips=0, spread=1.5)
+        boasting = HeldOut(*(5 * x for x in (held_out.train_out,) * 2), 5 * held_out.queries, "")
+        assert judged(boasting, labels, truth).flags.mean() < 0.01
+        calibration = calibrate(boasting.queries, truth)
+        assert calibration.temperature == pytest.approx(5, rel=0.35)
+
+
+def test_calibrated_probabilities_are_probabilities_and_never_below_the_floor() -> None:
+    held_out, _, truth, _ = classes(0, flips=0)
+    calibration = calibrate(held_out.queries, truth)
+    probability = calibration(held_out.train_out)
+    np.testing.assert_allclose(probability.sum(1), 1)
+    assert calibration.floor >= 1 / len(truth)
+    assert probability.min() >= calibration.floor / probability.shape[1]
+
+
+def test_repeats_are_averaged_as_probabilities() -> None:
+    calibration = calibrate(*(classes(0, flips=0)[0].queries, classes(0, flips=0)[2]))
+    logits = np.float32([[[3, 0]], [[-2, 0]]])
+    each = [calibration(repeat[None]) for repeat in logits]
+    np.testing.assert_allclose(calibration(logits), np.mean(each, axis=0))
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("k", [2, 10])
+def test_the_noise_rate_is_recovered(noise: float, k: int) -> None:
+    rng = np.random.default_rng(0)
+    probability = special.softmax(rng.normal(size=(20_000, k)) * 4, axis=1)
+    labels = drawn_labels(probability, rng)
+    wrong = rng.random(len(labels)) < noise
+    labels[wrong] = (labels[wrong] + rng.integers(1, k, wrong.sum())) % k
+    posterior, eta = posterior_wrong(probability[np.arange(len(labels)), labels], k)
+    assert eta == pytest.approx(noise, abs=0.01)
+    assert posterior.mean() == pytest.approx(noise, abs=0.01)
+    assert posterior[wrong].mean() > 3 * posterior[~wrong].mean()
+
+
+def test_labels_without_noise_leave_nothing_to_explain() -> None:
+    rng = np.random.default_rng(0)
+    probability = special.softmax(rng.normal(size=(20_000, 4)) * 4, axis=1)
+    labels = drawn_labels(probability, rng)
+    _, eta = posterior_wrong(probability[np.arange(len(labels)), labels], 4)
+    assert eta < 0.01
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("fdr", [0.0, 0.1, 0.5])
+def test_the_accused_are_the_largest_set_whose_mean_chance_of_being_right_is_allowed(
+    seed: int, fdr: float
+) -> None:
+    wrong = np.random.default_rng(seed).beta(0.5, 0.5, size=30).round(2)
+    sizes = [0]
+    for size in range(1, 31):
+        chosen = sorted(wrong, reverse=True)[:size]
+        if sum(1 - p for p in chosen) / size <= fdr:
+            sizes.append(size)
+    flags = accuse(wrong, fdr)
+    assert flags.sum() == max(sizes)
+    if flags.any() and not flags.all():
+        assert wrong[flags].min() >= wrong[~flags].max()
+
+
+def test_the_bound_lies_below_the_rate_and_above_zero_where_many_are_accused() -> None:
+    for seed in SEEDS:
+        held_out, labels, truth, wrong = classes(seed, flips=0.1)
+        measure = judged(held_out, labels, truth).measure
+        assert 0 < measure.rate_low <= measure.rate
+        assert measure.rate_low < wrong.mean(), "doubt never refuses a version"
+        assert measure.abstained is None
+
+
+def test_an_accused_row_has_a_likelier_label_that_is_not_its_own() -> None:
+    held_out, labels, truth, _ = classes(0, flips=0.1)
+    found = judged(held_out, labels, truth)
+    assert (found.likelier[found.flags] != labels[found.flags]).all()
+    assert found.measure.threshold == found.score[found.flags].min()
+    assert found.measure.count == found.flags.sum()
+    given = found.held_out_probability
+    assert given[found.flags].max() <= given[~found.flags].min()
+
+
+def test_leaked_queries_do_not_calibrate() -> None:
+    # Leaked queries carry wrong labels here; trusting them would hide every flip.
+    held_out, labels, truth, wrong = classes(0, flips=0.1)
+    spoiled = truth.copy()
+    trusted = np.arange(len(truth)) >= 200
+    spoiled[~trusted] = (spoiled[~trusted] + 1) % 5
+    found = mislabeled_classes(held_out, labels, spoiled, trusted)
+    assert found.flags[wrong].mean() > 0.5
+    clean = HeldOut(held_out.train_out, held_out.train_in, held_out.queries[:, 200:], "drawn")
+    np.testing.assert_array_equal(found.score, judged(clean, labels, truth[200:]).score)
+
+
+def abstentions() -> dict[str, Mislabeled]:
+    held_out, labels, truth, _ = classes(0, flips=0.1, n=200, m=60)
+    few = np.arange(60) < 19
+    guessing = replace(held_out, queries=np.zeros_like(held_out.queries))
+    diverged = replace(held_out, train_out=held_out.train_out * np.nan)
+    return {
+        "19 query rows": mislabeled_classes(held_out, labels, truth, few),
+        "their opinion of a label says nothing": judged(guessing, labels, truth),
+        "NaN or infinity": judged(diverged, labels, truth),
+    }
+
+
+@pytest.mark.parametrize("why", list(abstentions()))
+def test_a_detector_that_cannot_know_abstains_and_accuses_nobody(why: str) -> None:
+    found = abstentions()[why]
+    assert found.measure.abstained is not None
+    assert why in found.measure.abstained
+    assert not found.flags.any()
+    assert np.isnan(found.score).all()
+    assert (found.measure.count, found.measure.total) == (0, 200)
+    assert set(found.likelier) <= set(range(5))
+
+
+def test_models_that_always_guess_the_common_class_are_not_believed() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random(300) < 0.1).astype(int)
+    always = np.tile(np.float32([5, 0]), (1, 300, 1))
+    found = judged(HeldOut(always, always, always, ""), truth, truth)
+    assert found.measure.abstained is not None
+
+
+def targets(
+    seed: int, *, gross: int, heavy: bool, n: int = 1000, m: int = 300
+) -> tuple[HeldOut, np.ndarray, np.ndarray, np.ndarray]:
+    """Regression: predictions, targets with honest noise, and some gross errors of 30 spreads."""
+    rng = np.random.default_rng(seed)
+    predicted = rng.normal(size=n + m) * 10
+    noise = rng.standard_t(3, size=n + m) if heavy else rng.normal(size=n + m)
+    given = predicted + noise
+    wrong = np.zeros(n, dtype=bool)
+    wrong[rng.choice(n, gross, replace=False)] = True
+    given[:n][wrong] += rng.choice([-30, 30], gross)
+    seen = np.float32(predicted)[None, :, None]
+    return HeldOut(seen[:, :n], seen[:, :n], seen[:, n:], "drawn"), given[:n], given[n:], wrong
+
+
+def test_gross_errors_of_a_target_are_found_and_few_others() -> None:
+    false, above = [], []
+    for seed in range(20):
+        held_out, given, truth, wrong = targets(seed, gross=30, heavy=False)
+        found = mislabeled_targets(held_out, given, truth, np.ones(300, dtype=bool))
+        assert found.flags[wrong].mean() > 0.95
+        false.append((found.flags & ~wrong).sum() / found.flags.sum())
+        assert 0 < found.measure.rate_low < found.measure.rate
+        above.append(found.measure.rate_low > wrong.mean())
+        np.testing.assert_allclose(found.likelier, held_out.train_out[0, :, 0])
+        assert np.isnan(found.held_out_probability).all()
+    assert np.mean(false) <= 0.1 + 0.03
+    assert np.mean(above) <= 0.15, "the bound allows for doubt"
+
+
+def test_heavy_tailed_but_honest_residuals_are_not_accused() -> None:
+    accused = []
+    for seed in range(20):
+        held_out, given, truth, _ = targets(seed, gross=0, heavy=True)
+        found = mislabeled_targets(held_out, given, truth, np.ones(300, dtype=bool))
+        accused.append(found.flags.mean())
+    assert np.mean(accused) < 0.005
+
+
+@pytest.mark.parametrize("why", ["19 query rows", "no better than their mean", "NaN or infinity"])
+def test_regression_abstains_where_residuals_say_nothing(why: str) -> None:
+    held_out, given, truth, _ = targets(0, gross=30, heavy=False)
+    trusted = np.ones(300, dtype=bool)
+    if why == "19 query rows":
+        trusted = np.arange(300) < 19
+    elif why == "no better than their mean":
+        held_out = replace(held_out, queries=-held_out.queries)
+    else:
+        held_out = replace(held_out, queries=held_out.queries * np.inf)
+    found = mislabeled_targets(held_out, given, truth, trusted)
+    assert found.measure.abstained is not None
+    assert why in found.measure.abstained
+    assert not found.flags.any()
+    assert np.isnan(found.score).all()
+
+
+def test_regression_with_residuals_of_nothing_but_zeros_accuses_the_one_that_differs() -> None:
+    held_out, _, _, _ = targets(0, gross=0, heavy=False)
+    exact, truth = held_out.train_out[0, :, 0].copy(), held_out.queries[0, :, 0]
+    exact[7] += 30
+    found = mislabeled_targets(held_out, exact, truth, np.ones(300, dtype=bool))
+    assert np.flatnonzero(found.flags).tolist() == [7]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from forward_inf_mlflow.detect.measure import Measure, binomial_interval, binomial_low
+from forward_inf_mlflow.detect.sources import by_source
+
+
+def sums(sources: list[str], wrong: list[int], influence: list[float]) -> list[dict[str, object]]:
+    n = len(sources)
+    nobody = np.zeros(n, dtype=bool)
+    table = by_source(
+        np.array(sources, dtype=object),
+        mislabeled=np.array(wrong, dtype=bool),
+        leaked=np.arange(n) == 0,
+        memorized=nobody,
+        influence=np.array(influence),
+    )
+    return table.to_dict("records")
+
+
+def test_every_row_is_counted_once_under_its_source() -> None:
+    rng = np.random.default_rng(0)
+    names = rng.choice(["a", "b", "c"], size=300)
+    flags = [rng.random(300) < share for share in (0.1, 0.2, 0.3)]
+    table = by_source(
+        names,
+        mislabeled=flags[0],
+        leaked=flags[1],
+        memorized=flags[2],
+        influence=rng.normal(size=300),
+    )
+    assert table["rows"].sum() == 300
+    totals = table[["mislabeled", "leaked", "memorized"]].sum()
+    assert totals.tolist() == [int(f.sum()) for f in flags]
+
+
+def test_two_sources_worked_by_hand() -> None:
+    guilty, honest = sums(["x", "y", "x", "x"], [1, 0, 1, 0], [1.0, 5.0, 2.0, 3.0])
+    assert (guilty["source"], guilty["rows"], guilty["mislabeled"]) == ("x", 3, 2)
+    assert guilty["mislabeled_rate"] == pytest.approx(2 / 3)
+    assert (guilty["leaked"], honest["leaked"]) == (1, 0)
+    half = 1.96 * 1.0 / np.sqrt(3)
+    interval = [guilty[k] for k in ("influence_low", "influence", "influence_high")]
+    assert interval == pytest.approx([2 - half, 2, 2 + half])
+    assert honest["influence"] == 5.0
+    assert np.isnan(honest["influence_low"]), "one row has no spread"
+
+
+def test_the_source_that_is_surely_worst_stands_first_not_the_smallest_one() -> None:
+    sources = ["tiny"] * 2 + ["large"] * 100
+    wrong = [1, 0] + [1] * 30 + [0] * 70
+    first, second = sums(sources, wrong, [0.0] * 102)
+    assert (first["source"], second["source"]) == ("large", "tiny")
+    assert second["mislabeled_rate"] > first["mislabeled_rate"]
+
+
+def test_equal_sources_stand_in_the_order_of_their_names() -> None:
+    found = sums(["b", "a", "c"], [0, 0, 0], [0.0] * 3)
+    assert [row["source"] for row in found] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 10), (1, 10), (5, 10), (10, 10), (3, 1000)])
+def test_intervals_are_those_of_clopper_and_pearson(count: int, total: int) -> None:
+    exact = stats.binomtest(count, total).proportion_ci(0.95, method="exact")
+    assert binomial_interval(count, total) == pytest.approx((exact.low, exact.high), abs=1e-9)
+    one_sided = stats.binomtest(count, total, alternative="greater").proportion_ci(
+        0.95, method="exact"
+    )
+    assert binomial_low(count, total) == pytest.approx(one_sided.low, abs=1e-9)
+    assert binomial_low(count, total) <= count / total
+
+
+def test_no_rows_say_nothing_about_a_share() -> None:
+    assert binomial_interval(0, 0) == (0.0, 1.0)
+    assert Measure.none(0, "no rows").rate == 0.0
