@@ -28,7 +28,8 @@ def check_parity(
         The largest absolute difference; of outputs larger than one, relative to the largest.
 
     Raises:
-        ModelError: They differ by more than 1e-4, or a row's output depends on its batch.
+        ModelError: They differ by more than 1e-4, are no numbers, or a row's output depends on its
+            batch.
         DataError: The rows do not fit the model.
     """
     sample = features.iloc[:rows] if isinstance(features, pd.DataFrame) else features[:rows]
@@ -39,6 +40,11 @@ def check_parity(
         raise ModelError(
             f"The model answers with shape {expected.shape} and its rebuilt module with "
             f"{together.shape}: this model is not supported."
+        )
+    if not np.isfinite(expected).all():
+        raise ModelError(
+            "The model answers NaN or infinity for the first training rows: log one that is "
+            "trained."
         )
     difference = _difference(expected.reshape(together.shape), together)
     if not difference <= TOLERANCE:  # NaN is no agreement
