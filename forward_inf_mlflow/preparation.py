@@ -56,9 +56,11 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device, dtype=torch.float64)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        # torch lists every kind of device that it was ever made for
+        why = str(error).splitlines()[0].partition("Expected one of")[0].rstrip(" :")
         raise ForwardInfError(
-            f"the device '{name}' cannot be used here (use auto, cpu or cuda): "
-            f"{str(error).splitlines()[0]}"
+            f"the device '{name}' cannot be used here: use auto, cpu or cuda"
+            + (f" ({why})" if why else "")
         ) from error
     return device
 
