@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.model_selection import train_test_split
+
+from forward_inf_mlflow.detect import neighbours as nb
+from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
+
+M, N, D = 60, 300, 12
+
+
+def table(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, D)).astype(np.float32)
+
+
+def images() -> tuple[np.ndarray, np.ndarray]:
+    """Digits as images ``(n, 8, 8)``: queries and training rows."""
+    x = load_digits().images.astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(x))
+    return x[order[:150]], x[order[150:1000]]
+
+
+def layout(x: np.ndarray, name: str) -> np.ndarray:
+    return {"NHW": x, "NCHW": x[:, None], "NHWC": x[..., None]}[name]
+
+
+def test_exact_copies_are_found_with_the_first_row_that_they_copy() -> None:
+    queries, train = table(M, 1), table(N)
+    queries[:3] = train[[7, 50, 9]]
+    train[100] = train[50]
+    found = leaked(queries, train, None)
+    assert found.kind[:3].tolist() == ["exact"] * 3
+    assert found.train_index[:3].tolist() == [7, 50, 9]
+    assert found.flags.sum() == found.measure.count == 3
+    assert found.evidence[0] == "every value is the same"
+    assert (found.evidence[~found.flags] == "").all()
+
+
+def test_minus_zero_is_zero() -> None:
+    queries, train = table(M, 1), table(N)
+    train[4, 2], queries[0] = 0.0, train[4]
+    queries[0, 2] = -0.0
+    assert leaked(queries, train, None).kind[0] == "exact"
+
+
+@pytest.mark.parametrize("m", [1, 5, M])
+def test_queries_that_are_the_training_set_are_all_found(m: int) -> None:
+    train = table(N)
+    found = leaked(train[:m].copy(), train, None)
+    assert (found.kind == "exact").all()
+    assert found.train_index.tolist() == list(range(m))
+    assert found.measure.rate == 1
+
+
+def test_rows_with_a_little_noise_are_near_copies() -> None:
+    queries, train = table(M, 1), table(N)
+    queries[:3] = train[[7, 50, 9]] + 1e-3
+    found = leaked(queries, train, None)
+    assert found.kind[:3].tolist() == ["near"] * 3
+    assert found.train_index[:3].tolist() == [7, 50, 9]
+    assert "of the distance of the fifth nearest row" in found.evidence[0]
+    assert not found.flags[3:].any()
+    assert found.score[:3].max() <= found.measure.threshold
+
+
+def test_columns_of_any_scale_count_alike() -> None:
+    queries, train = table(M, 1), table(N)
+    queries[:3] = train[:3] + 1e-3
+    scale = 10.0 ** np.arange(-4, 8).astype(np.float32)
+    found, scaled = (leaked(queries * s, train * s, None) for s in (1, scale))
+    assert found.kind.tolist() == scaled.kind.tolist()
+    assert found.kind[0] == "near"
+
+
+def test_constant_columns_say_nothing() -> None:
+    queries, train = table(M, 1), table(N)
+    queries[:3] = train[:3] + 1e-3
+    more = [np.concatenate([x, np.full((len(x), 3), 7.5, np.float32)], 1) for x in (queries, train)]
+    assert leaked(*more, None).kind.tolist() == leaked(queries, train, None).kind.tolist()
+
+
+def test_copies_within_the_training_set_hide_no_leak() -> None:
+    # Six twins are six nearest neighbours at one distance: no gap, unless they count once.
+    queries, train = table(M, 1), table(N)
+    train[10:16] = train[3]
+    queries[0] = train[3] + 1e-3
+    found = leaked(queries, train, None)
+    assert found.kind[0] == "near"
+    assert found.train_index[0] == 3
+
+
+@pytest.mark.parametrize("name", ["NHW", "NCHW", "NHWC"])
+def test_shifted_images_are_found_and_the_evidence_names_the_shift(name: str) -> None:
+    queries, train = images()
+    moves = [(0, 1), (0, -1), (1, 0), (-1, 0), (2, -1)]
+    for q, (down, right) in enumerate(moves):
+        padded = np.pad(train[q], 2)
+        queries[q] = padded[2 - down : 10 - down, 2 - right : 10 - right]
+    found = leaked(layout(queries, name), layout(train, name), None)
+    hits = [q for q in range(4) if found.kind[q] == "near" and found.train_index[q] == q]
+    assert len(hits) >= 3, "the shift may push a stroke out of a picture of 8 x 8"
+    for q in hits:
+        down, right = moves[q]
+        assert f"shifted by {down:+d} down, {right:+d} right" in found.evidence[q]
+    assert found.flags[5:].mean() < 0.02
+    assert "shifts of up to 2 pixels" in found.measure.note
+
+
+def test_a_near_copy_in_place_is_not_called_shifted() -> None:
+    queries, train = images()
+    queries[0] = train[5] + 0.1
+    found = leaked(queries, train, None)
+    assert found.kind[0] == "near"
+    assert "shifted" not in found.evidence[0]
+
+
+def test_images_too_many_to_shift_are_compared_in_place_and_the_note_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queries, train = images()
+    once = float(len(queries)) * train.size
+    for budget, radius in ((once * 25, 2), (once * 24, 1), (once * 8, 0)):
+        monkeypatch.setattr(nb, "_SHIFT_BUDGET", budget)
+        assert nb.search_radius(queries, train) == radius
+    assert "no shifts" in leaked(queries, train, None).measure.note
+
+
+def test_matches_that_chance_explains_are_not_accused() -> None:
+    rng = np.random.default_rng(0)
+    queries, train = (rng.integers(2, size=(n, 4)).astype(np.float32) for n in (M, N))
+    found = leaked(queries, train, None)
+    assert not found.flags.any()
+    assert "chance explains them" in found.measure.note
+    assert nb.chance_copies(queries[0], train) > 1
+
+
+def test_a_copy_of_many_coarse_columns_is_no_chance() -> None:
+    rng = np.random.default_rng(0)
+    queries, train = (rng.integers(2, size=(n, 64)).astype(np.float32) for n in (M, N))
+    queries[0] = train[3]
+    found = leaked(queries, train, None)
+    assert np.flatnonzero(found.kind == "exact").tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "load", [load_digits, load_breast_cancer, load_wine], ids=["digits", "cancer", "wine"]
+)
+def test_random_splits_of_real_data_accuse_at_most_one_query_in_a_hundred(load: object) -> None:
+    x = load().data.astype(np.float32)  # type: ignore[operator]
+    accused = queries = 0
+    for seed in range(5):
+        train, held_out = train_test_split(x, test_size=0.3, random_state=seed)
+        accused += leaked(held_out, train, None).measure.count
+        queries += len(held_out)
+    assert accused / queries <= 0.01
+
+
+def test_random_splits_of_images_accuse_at_most_one_query_in_a_hundred() -> None:
+    for seed in range(3):
+        train, queries = train_test_split(load_digits().images, test_size=0.2, random_state=seed)
+        assert leaked(queries, train, None).measure.rate <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("m", "n"), [(19, N), (M, 5), (1, N)], ids=["few queries", "few rows", "one query"]
+)
+def test_with_few_rows_only_exact_copies_are_accused(m: int, n: int) -> None:
+    queries, train = table(m, 1), table(n)
+    queries[0] = train[0]
+    if m > 1:
+        queries[1] = train[0] + 1e-4
+    found = leaked(queries, train, ModelView(np.zeros(m, int), np.arange(m), np.ones((m, n))))
+    assert found.kind.tolist() == ["exact"] + [""] * (m - 1)
+    assert np.isnan(found.score).all()
+    assert "too few rows" in found.measure.note
+
+
+def test_the_bound_lies_below_the_rate() -> None:
+    queries, train = table(M, 1), table(N)
+    queries[:6] = train[:6]
+    measure = leaked(queries, train, None).measure
+    assert 0 < measure.rate_low < measure.rate == 0.1
+
+
+def test_equal_distances_everywhere_accuse_nobody() -> None:
+    # Without spread among the gaps there is no unusual one.
+    queries = np.zeros((M, D), np.float32)
+    train = np.eye(D, dtype=np.float32)
+    assert not leaked(queries, train, None).flags.any()
+
+
+def seen_by_model(*, features: bool, influence: bool) -> Leaked:
+    """Queries 0 to 2 are paraphrases of training rows 40 to 42, which values do not show."""
+    rng = np.random.default_rng(0)
+    suspects = np.full(M, -1)
+    scores = rng.normal(size=(M, N))
+    for q in range(3):
+        if features:
+            suspects[q] = 40 + q
+        if influence:
+            scores[q, 40 + q] = 30
+    return leaked(table(M, 1), table(N), ModelView(suspects, np.arange(M), scores))
+
+
+def test_features_and_influence_that_name_one_row_are_a_leak() -> None:
+    found = seen_by_model(features=True, influence=True)
+    assert found.kind[:3].tolist() == ["influence"] * 3
+    assert found.train_index[:3].tolist() == [40, 41, 42]
+    assert found.flags.sum() == 3
+    assert "names this row first" in found.evidence[0]
+
+
+@pytest.mark.parametrize(("features", "influence"), [(True, False), (False, True), (False, False)])
+def test_features_or_influence_alone_are_no_leak(features: bool, influence: bool) -> None:
+    assert not seen_by_model(features=features, influence=influence).flags.any()
+
+
+def test_a_row_that_tops_every_querys_influence_confirms_nothing() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(M, N))
+    scores[:, 40] = 30
+    suspects = np.full(M, -1)
+    suspects[0] = 40
+    found = leaked(table(M, 1), table(N), ModelView(suspects, np.arange(M), scores))
+    assert not found.flags.any()
+
+
+def test_influence_is_matched_to_the_queries_that_were_asked() -> None:
+    asked = np.arange(M - 1, M - 31, -1)
+    suspects, scores = np.full(M, -1), np.random.default_rng(0).normal(size=(30, N))
+    suspects[M - 1], scores[0, 40] = 40, 30
+    found = leaked(table(M, 1), table(N), ModelView(suspects, asked, scores))
+    assert np.flatnonzero(found.flags).tolist() == [M - 1]
+
+    few = ModelView(suspects, asked[:19], scores[:19])
+    assert not leaked(table(M, 1), table(N), few).flags.any(), "too few to know a row's usual size"
+
+
+def test_an_exact_copy_stays_exact_whatever_the_model_says() -> None:
+    queries, train = table(M, 1), table(N)
+    queries[0] = train[7]
+    suspects, scores = np.full(M, -1), np.random.default_rng(0).normal(size=(M, N))
+    suspects[0], scores[0, 40] = 40, 30
+    found = leaked(queries, train, ModelView(suspects, np.arange(M), scores))
+    assert (found.kind[0], found.train_index[0]) == ("exact", 7)
+
+
+def test_feature_copies_are_those_in_direction_whatever_their_length() -> None:
+    queries, train = table(M, 1), table(N)
+    queries[:2] = 5 * train[[8, 9]] + 1e-4
+    train[20:27] = train[8]  # twins hide nothing
+    found = feature_copies(queries, train)
+    assert found[:2].tolist() == [8, 9]
+    assert (found[2:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("queries", "train"),
+    [
+        (table(19, 1), table(N)),
+        (table(M, 1), table(5)),
+        (table(M, 1), np.ones((N, D), np.float32)),
+        (np.zeros((M, D), np.float32), np.zeros((N, D), np.float32)),
+    ],
+    ids=["few queries", "few rows", "one row many times", "dead features"],
+)
+def test_features_that_cannot_show_what_is_usual_suspect_nobody(
+    queries: np.ndarray, train: np.ndarray
+) -> None:
+    assert (feature_copies(queries, train) == -1).all()
+
+
+def test_nearest_rows_are_those_of_the_obvious_loop_for_any_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queries, train = table(M, 1), table(N)
+    distance = np.sqrt(np.square(queries[:, None] - train).sum(2))
+    nearest = np.sort(distance, 1)
+    for block in (1, 7 * N, 10**9):
+        monkeypatch.setattr(nb, "_BLOCK", block)
+        near = nb.nearest_rows(queries, train)
+        assert (near.index == distance.argmin(1)).all()
+        np.testing.assert_allclose(near.gap, np.log(nearest[:, 0] / nearest[:, 4]), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "as_image"),
+    [
+        ((9, 8, 8), (9, 1, 8, 8)),
+        ((9, 3, 8, 8), (9, 3, 8, 8)),
+        ((9, 8, 6, 3), (9, 3, 8, 6)),
+        ((9, 8), None),
+        ((9, 3, 3), None),
+        ((9, 16, 8, 8), None),
+        ((9, 2, 3, 8, 8), None),
+    ],
+)
+def test_images_are_told_by_their_shape(
+    shape: tuple[int, ...], as_image: tuple[int, ...] | None
+) -> None:
+    found = nb.as_images(np.zeros(shape))
+    assert (None if found is None else found.shape) == as_image
