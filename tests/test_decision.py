@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from forward_inf_mlflow.decision import BOUNDS, Facts, decide
+from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.policy import Policy
+
+CLEAN = Measure(count=10, total=1000, rate_low=0.005, threshold=0.5, note="")
+BAD = Measure(count=100, total=1000, rate_low=0.08, threshold=0.5, note="")
+NONE = Measure.none(1000, "there were too few queries")
+GOOD = {"mislabeled": CLEAN, "leaked": CLEAN, "memorized": CLEAN}
+MISMATCH = Facts(mismatches=("the training rows changed",))
+UNVERIFIED = Facts(unverified=("nothing to hold the training rows against",))
+DECLARED = Facts(declared=("training rows",))
+PARTIAL = Facts(partial=True)
+
+
+@pytest.mark.parametrize(
+    ("measures", "facts", "policy", "outcome", "reason"),
+    [
+        (GOOD, Facts(), Policy(), "pass", "within the policy's 3.0%"),
+        (GOOD | {"mislabeled": BAD}, Facts(), Policy(), "fail", "the policy allows 3.0%"),
+        (GOOD | {"leaked": BAD}, Facts(), Policy(), "fail", "leaked rows: 100 of 1,000 query"),
+        (GOOD | {"memorized": BAD}, Facts(), Policy(), "pass", "within"),
+        (
+            GOOD | {"memorized": BAD},
+            Facts(),
+            Policy(max_memorized_rate=0.05),
+            "fail",
+            "memorized rows: 100 of 1,000 training rows (10.0%), at least 8.0%",
+        ),
+        (GOOD | {"mislabeled": NONE}, Facts(), Policy(), "undecided", "too few queries"),
+        (
+            GOOD | {"mislabeled": NONE, "leaked": BAD},
+            Facts(),
+            Policy(),
+            "fail",
+            "leaked rows: 100",
+        ),
+        ({"leaked": CLEAN}, Facts(), Policy(), "undecided", "the audit has no such measure"),
+        ({}, Facts(), Policy(), "undecided", "the audit has no such measure"),
+        (
+            {"memorized": NONE},
+            Facts(),
+            Policy(max_mislabeled_rate=None, max_leakage_rate=None),
+            "pass",
+            "the policy bounds nothing",
+        ),
+        (GOOD, MISMATCH, Policy(), "undecided", "the training rows changed"),
+        (GOOD, MISMATCH, Policy(data="declared"), "undecided", "the training rows changed"),
+        (GOOD, UNVERIFIED, Policy(), "pass", "within"),
+        (GOOD, UNVERIFIED, Policy(data="verified"), "undecided", "nothing to hold"),
+        (GOOD, DECLARED, Policy(), "undecided", "data: declared would allow it"),
+        (GOOD, DECLARED, Policy(data="verified"), "undecided", "named on the command line"),
+        (GOOD, DECLARED, Policy(data="declared"), "pass", "within"),
+        (GOOD, PARTIAL, Policy(), "undecided", "partial: true would allow it"),
+        (GOOD, PARTIAL, Policy(partial=True), "pass", "within"),
+        (GOOD | {"leaked": BAD}, PARTIAL, Policy(partial=True), "fail", "leaked rows"),
+        (GOOD | {"leaked": BAD}, MISMATCH, Policy(), "undecided", "the training rows changed"),
+    ],
+    ids=[
+        "clean",
+        "mislabeled",
+        "leaked",
+        "memorized, unbounded",
+        "memorized, bounded",
+        "one detector abstains",
+        "a refusal outweighs an abstention",
+        "a measure is missing",
+        "nothing was measured",
+        "nothing is bounded",
+        "changed data",
+        "changed data, whatever the policy",
+        "unverified data, allowed",
+        "unverified data, not allowed",
+        "declared data",
+        "declared data, verified wanted",
+        "declared data, allowed",
+        "partial",
+        "partial, allowed",
+        "partial and bad",
+        "doubt about the data comes before a bound",
+    ],
+)
+def test_the_outcome_follows_from_measures_facts_and_policy(
+    measures: dict[str, Measure], facts: Facts, policy: Policy, outcome: str, reason: str
+) -> None:
+    decision = decide(measures, facts, policy)
+    assert decision.outcome == outcome
+    assert reason in decision.reasons[0]
+    assert decision.allowed is (outcome == "pass")
+    assert decision.as_dict() == {"outcome": outcome, "reasons": list(decision.reasons)}
+
+
+@pytest.mark.parametrize(("name", "key"), [(b[0], b[1]) for b in BOUNDS])
+def test_a_bound_is_kept_at_its_own_number_and_broken_just_above(name: str, key: str) -> None:
+    policy = replace(Policy(max_mislabeled_rate=None, max_leakage_rate=None), **{key: 0.25})
+    for low, outcome in ((0.25, "pass"), (0.2500001, "fail"), (0.0, "pass")):
+        measure = Measure(count=30, total=100, rate_low=low, threshold=None, note="")
+        assert decide({name: measure}, Facts(), policy).outcome == outcome
+
+
+def test_a_rate_above_the_bound_in_doubt_does_not_refuse() -> None:
+    doubtful = Measure(count=2, total=30, rate_low=0.009, threshold=None, note="")
+    assert doubtful.rate > 0.03
+    assert decide(GOOD | {"leaked": doubtful}, Facts(), Policy()).outcome == "pass"
+
+
+def test_a_bound_of_zero_is_a_bound() -> None:
+    policy = Policy(max_leakage_rate=0.0)
+    assert decide(GOOD, Facts(), policy).outcome == "fail"
+    none = Measure(count=0, total=100, rate_low=0.0, threshold=None, note="")
+    assert decide(GOOD | {"leaked": none}, Facts(), policy).outcome == "pass"
+
+
+def test_all_doubts_are_named_together_and_those_of_changed_data_first() -> None:
+    facts = Facts(
+        declared=("training rows", "query rows"),
+        unverified=("unverified",),
+        mismatches=("changed",),
+        partial=True,
+    )
+    reasons = decide(GOOD, facts, Policy(data="verified")).reasons
+    assert reasons[:2] == ("changed", "unverified")
+    assert "the training rows and query rows were named" in reasons[2]
+    assert "only some of the training rows" in reasons[3]
+
+
+def test_every_bound_that_was_looked_at_has_a_reason() -> None:
+    policy = Policy(max_memorized_rate=0.5)
+    assert len(decide(GOOD, Facts(), policy).reasons) == 3
+    mixed = decide(GOOD | {"leaked": BAD, "memorized": NONE}, Facts(), policy)
+    assert [r.split(":")[0] for r in mixed.reasons] == ["leaked rows", "memorized rows"]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("forward_inf_mlflow.decision", ("torch", "mlflow")),
+        ("forward_inf_mlflow.policy", ("torch", "mlflow")),
+        ("forward_inf_mlflow.detect.measure", ("torch", "mlflow")),
+        ("forward_inf_mlflow.record", ("torch", "mlflow")),
+        ("forward_inf_mlflow", ("torch", "mlflow", "numpy", "pandas")),
+    ],
+)
+def test_judging_loads_neither_torch_nor_mlflow(module: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
