@@ -106,7 +106,7 @@ def read_record(content: bytes, *, where: str) -> dict[str, Any]:
     """
     try:
         record = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrackingError(f"{where} is not JSON: audit the version again") from error
     if not isinstance(record, dict) or not isinstance(record.get("model"), dict):
         raise TrackingError(f"{where} is not an audit's record: audit the version again")
@@ -141,7 +141,7 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, Measure]:
             count=count,
             total=total,
             rate_low=float(low),
-            threshold=float(threshold) if isinstance(threshold, int | float) else None,
+            threshold=threshold if isinstance(threshold, float) else None,
             note=str(stored.get("note", "")),
             abstained=None if abstained is None else str(abstained),
         )
@@ -211,6 +211,8 @@ def policy_of(record: Mapping[str, Any]) -> Policy:
         return parse_policy(yaml.safe_dump(stored), name="the audit's policy")
     except (PolicyError, yaml.YAMLError) as error:
         raise TrackingError(f"{error}; name one with --policy") from error
+    except RecursionError as error:
+        raise _malformed("policy") from error
 
 
 def _tools(device: str) -> dict[str, str]:
