@@ -101,7 +101,8 @@ def promote(
     result = gate(model_uri, policy=policy)
     name, client = result.version.name, MlflowClient()
     with translate_errors(), impatient():
-        before = client.get_registered_model(name).aliases.get(alias)
+        found = client.get_registered_model(name).aliases.get(alias)
+        before = None if found is None else str(found)  # a SQL store says it as a number
         if not result.decision.allowed:
             return PromotionResult(result, alias, before, before)
         client.set_registered_model_alias(name, alias, result.version.version)
