@@ -112,9 +112,9 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
 
 def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
     leaks = found.leaked
-    sureness = pd.Categorical(leaks.kind, categories=["exact", "near", "influence"]).codes
     queries = np.flatnonzero(leaks.flags)
-    queries = queries[np.argsort(sureness[queries], kind="stable")]
+    kinds = pd.Categorical(leaks.kind[queries], categories=["exact", "near", "influence"])
+    queries = queries[np.argsort(kinds.codes, kind="stable")]
     rows = scores.iloc[leaks.train_index[queries]]
     table = _common(rows, "leaked", "loss").reset_index(drop=True)
     table["query_id"] = problem.query_rows.ids[queries]
