@@ -91,7 +91,7 @@ def prepare(
     shape = _outputs(module, sample, device)
     kind, module, notes = _task(model, module, shape, train.labels, task)
     if kind == "classification":
-        classes = model.classes if model.classes is not None else np.arange(_width(shape))
+        classes = model.classes if model.classes is not None else np.arange(max(2, _width(shape)))
         y_train = _class_indices(train, classes, "training")
         y_queries = _class_indices(queries, classes, "query")
         if len(np.unique(y_train)) < 2:
