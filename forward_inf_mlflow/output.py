@@ -42,7 +42,9 @@ class Artifacts:
         """Write all files into an empty folder, the record last."""
         html = render(self.record, self.flagged, self.scores, self.thumbnails)
         (folder / "report.html").write_text(html, encoding="utf-8")
-        _harmless(self.flagged).to_csv(folder / "flagged.csv", index=False)
+        # RFC 4180's line ends: with them a carriage return inside a text is quoted too, else it
+        # would begin a row of its own, with a formula in its first cell.
+        _harmless(self.flagged).to_csv(folder / "flagged.csv", index=False, lineterminator="\r\n")
         _storable(self.scores).to_parquet(folder / "scores.parquet", index=False)
         _storable(self.influence).to_parquet(folder / "influence.parquet", index=False)
         policy = yaml.safe_dump(asdict(self.policy), sort_keys=False)
