@@ -29,6 +29,7 @@ import mlflow.sklearn
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.tracking import fluent
 from sklearn.linear_model import LogisticRegression
 
 from forward_inf_mlflow.auditing import AuditResult, audit
@@ -37,6 +38,8 @@ from forward_inf_mlflow.demo import Data, digits, register
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
+#: What MLflow writes into the environment when a store or an experiment is set.
+_STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 #: Seconds; far beyond what is needed, so that only what hangs reaches it.
 PATIENCE = 240
 
@@ -99,8 +102,14 @@ class Server:
 
 @contextmanager
 def tracking(uri: str) -> Iterator[str]:
-    """Point MLflow to a store, for this process and those it starts, and back again."""
-    before, environment = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    """Point MLflow to a store, for this process and those it starts, and back again.
+
+    The active experiment goes with it: MLflow keeps it for the whole process, and for its
+    children, whatever store they use.
+    """
+    before, experiment = mlflow.get_tracking_uri(), fluent._active_experiment_id
+    environment = {name: os.environ.pop(name, None) for name in _STORE}
+    fluent._active_experiment_id = None
     mlflow.set_tracking_uri(uri)
     try:
         yield uri
@@ -108,9 +117,11 @@ def tracking(uri: str) -> Iterator[str]:
         while mlflow.active_run():
             mlflow.end_run()
         mlflow.set_tracking_uri(before)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if environment is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = environment
+        fluent._active_experiment_id = experiment
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def sqlite_store(folder: Path) -> str:
@@ -127,7 +138,7 @@ def run_tool(
     return subprocess.run(
         [str(BIN / words[0]), *words[1:]],
         env={
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _STORE},
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "MLFLOW_TRACKING_URI": tracking_uri,
             **environment,
