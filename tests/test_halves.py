@@ -170,6 +170,13 @@ def test_a_seed_repeats_the_outputs_and_the_callers_random_state_is_untouched(
     assert not np.array_equal(first.train_out, other.train_out)
 
 
+def test_another_seed_trains_the_same_rows_in_another_way() -> None:
+    module = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, K)).eval()
+    first, again, other = (continued(module)(np.arange(20), seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
 def test_half_models_answer_in_evaluation_mode() -> None:
     fit = continued(network())
     model = fit._fit(np.arange(20), 0, 1e-2)

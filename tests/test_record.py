@@ -25,6 +25,7 @@ from forward_inf_mlflow.record import (
     facts_of,
     make_record,
     measures_of,
+    metrics_of,
     policy_of,
     read_record,
     write_record,
@@ -89,6 +90,15 @@ def test_what_is_judged_survives_the_file() -> None:
     assert facts_of(record) == Facts()
     again = decide(measures_of(record), facts_of(record), policy_of(record))
     assert again.as_dict() == record["decision"]
+
+
+def test_a_detector_without_a_verdict_has_no_metric() -> None:
+    metrics = metrics_of(made())
+    assert metrics["train"]["mislabeled_rate"] == 9 / 40
+    assert metrics["train"]["gate_passed"] in (0.0, 1.0)
+    assert metrics["queries"] == {"leakage_rate": 0.0, "leaked_count": 0.0}
+    assert "memorized_rate" not in metrics["train"]
+    assert "memorized_count" not in metrics["train"]
 
 
 def test_the_file_holds_what_repeats_the_audit() -> None:
