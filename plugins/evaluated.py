@@ -155,8 +155,8 @@ def _same(
             for name in theirs.columns
             if name in given
         )
-    flat = (np.asarray(x).reshape(len(x), -1) for x in (features, theirs))
-    return np.array_equal(*flat)
+    given_flat, logged_flat = (np.asarray(x).reshape(len(x), -1) for x in (features, theirs))
+    return np.array_equal(given_flat, logged_flat)
 
 
 def _shaped(features: pd.DataFrame | np.ndarray, version: Version) -> pd.DataFrame | np.ndarray:
@@ -177,7 +177,10 @@ def _write(rows: Rows, folder: Path, targets: str | None, columns: Columns) -> P
     """Write rows so that they are read back under the column names of the audit's options."""
     if isinstance(rows.features, np.ndarray):
         path = folder / "queries.npz"
-        arrays = {(columns.features or ("x",))[0]: rows.features, columns.label or "y": rows.labels}
+        arrays: dict[str, Any] = {
+            (columns.features or ("x",))[0]: rows.features,
+            columns.label or "y": rows.labels,
+        }
         if columns.id:
             arrays[columns.id] = rows.ids
         np.savez(path, **arrays)

@@ -45,7 +45,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
 _TASKS = ("auto", "classification", "regression")
 
 
-class ForwardInfEvaluator(ModelEvaluator):
+class ForwardInfEvaluator(ModelEvaluator):  # type: ignore[misc]  # MLflow is untyped
     """Audits the registered version that is evaluated; the data are the query rows.
 
     ::
