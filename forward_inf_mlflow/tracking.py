@@ -73,6 +73,7 @@ def audit_run(
     """
     client = MlflowClient()
     borrowed = run_id or os.environ.get("MLFLOW_RUN_ID")
+    tags = {IDENTITY_TAG: identity(version), "forward_inf.model": version.uri}
     with translate_errors():
         if borrowed:
             run = client.get_run(borrowed)
@@ -80,11 +81,15 @@ def audit_run(
             run = client.create_run(
                 _experiment(client, version, experiment),
                 run_name=f"forward-inf {version.name} {version.version}",
+                tags=tags,
             )
-        client.set_tag(run.info.run_id, IDENTITY_TAG, identity(version))
-        client.set_tag(run.info.run_id, "forward_inf.model", version.uri)
     status = "FAILED"
+    # Nothing between the run's begin and this: a Ctrl-C there would leave it running for ever.
     try:
+        if borrowed:
+            with translate_errors():
+                for key, value in tags.items():
+                    client.set_tag(borrowed, key, value)
         yield AuditRun(run.info.run_id, run.info.experiment_id)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -92,7 +97,8 @@ def audit_run(
         raise
     finally:
         if not borrowed:
-            client.set_terminated(run.info.run_id, status)
+            with translate_errors():
+                client.set_terminated(run.info.run_id, status)
 
 
 def _experiment(client: MlflowClient, version: Version, name: str | None) -> str:
