@@ -26,7 +26,7 @@ from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.demo import Data, digits, register
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.promotion import gate
-from forward_inf_mlflow.record import write_record
+from forward_inf_mlflow.record import metrics_of, write_record
 
 EVALUATOR: type[ModelEvaluator] = type(_model_evaluation_registry.get_evaluator("forward_inf"))
 MODULE = import_module(EVALUATOR.__module__)
@@ -144,6 +144,23 @@ def test_metrics_stand_once_on_the_logged_model_and_once_on_the_run(named: bool)
         assert len(MlflowClient().get_metric_history(result.run_id, name)) == 1
     linked = MlflowClient().get_run(result.run_id).inputs.model_inputs
     assert [entry.model_id for entry in linked] == [model_id(uri)]
+
+
+def test_a_detector_that_abstained_has_no_metric_that_a_threshold_could_pass() -> None:
+    judged = {"rate": 0.5, "count": 2, "abstained": None}
+    record = {
+        "measures": {
+            "mislabeled": judged,
+            "memorized": judged,
+            "leaked": {"rate": 0.0, "count": 0, "abstained": "there is nothing to compare"},
+        },
+        "decision": {"outcome": "undecided"},
+        "costs": {"rows": 4},
+    }
+    found = metrics_of(record)
+    assert found["queries"] == {}
+    assert found["train"]["gate_passed"] == 0
+    assert found["train"]["mislabeled_rate"] == 0.5
 
 
 def test_a_saved_result_can_be_loaded_again(tmp_path: Any) -> None:
