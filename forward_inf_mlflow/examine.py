@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import special
 
-from forward_inf_mlflow import halves
+from forward_inf_mlflow import halves, trainers
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
@@ -49,7 +49,7 @@ class Settings:
     influence_queries: int = 100
     top: int = 10
     direction: Direction = field(default_factory=GradientStep)
-    recipe: halves.Recipe = field(default_factory=halves.Recipe)
+    recipe: trainers.Recipe = field(default_factory=trainers.Recipe)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as ``audit.json`` keeps them."""
@@ -60,7 +60,7 @@ class Settings:
             "influence_queries": self.influence_queries,
             "top": self.top,
             **self.direction.describe(),
-            "halves": halves.describe(self.recipe),
+            "halves": trainers.describe(self.recipe),
         }
 
 
@@ -221,14 +221,14 @@ def _whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarra
 def _fit(model: AuditedModel, problem: Problem, settings: Settings) -> halves.Fit:
     if model.estimator is not None:
         targets = problem.train.targets.numpy()
-        return halves.Refitted(
+        return trainers.Refitted(
             model.estimator,
             problem.train_rows.features,
             targets if problem.classes is None else problem.classes[targets],
             problem.query_rows.features,
             problem.classes,
         )
-    return halves.Continued(
+    return trainers.Continued(
         problem.module, problem.task, problem.train, problem.queries, settings.recipe
     )
 

@@ -34,8 +34,8 @@ class Readout(NamedTuple):
 class Task(ABC):
     """How good a model's output is for a row.
 
-    Losses are never reduced over rows: influence is about single rows. Both methods must treat
-    each row alone, so that a row's value does not depend on its batch.
+    Losses are never reduced over rows: influence is about single rows. ``loss`` and ``margin``
+    must treat each row alone, so that a row's value does not depend on its batch.
     """
 
     #: Short name, written into the audit.
@@ -48,6 +48,10 @@ class Task(ABC):
     @abstractmethod
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return how far each row is on the right side, ``(B,)``; it does not saturate."""
+
+    @abstractmethod
+    def skill(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return how much better than guessing the outputs are: 0 is a guess, 1 is perfect."""
 
     def readout(self, forward: Forward, batch: Batch) -> Readout:
         """Read one batch. Losses are float64: an influence is a small difference of two of them."""

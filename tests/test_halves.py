@@ -16,17 +16,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from forward_inf_mlflow.halves import (
-    Continued,
-    HeldOut,
-    Recipe,
-    Refitted,
-    describe,
-    halve,
-    read_halves,
-)
+from forward_inf_mlflow.halves import HeldOut, halve, read_halves
 from forward_inf_mlflow.tasks import Classification, Regression
 from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.trainers import Continued, Recipe, Refitted, describe
 
 QUICK = Recipe(epochs=2, batch_size=8, rates=(1e-2,))
 N, M, D, K = 41, 9, 4, 3
@@ -146,7 +139,7 @@ def test_batch_norm_trains_with_the_statistics_of_the_half(make: object) -> None
     module = make()  # type: ignore[operator]
     names = [name for name in module.state_dict() if name.endswith("running_mean")]
     fit = continued(module)
-    model = fit._fit(np.arange(N), 0, 1e-2)
+    model = fit._fit(np.arange(N), 0, "fresh", 1e-2)
     assert names
     for name in names:
         assert not torch.equal(model.state_dict()[name], module.state_dict()[name])
@@ -179,7 +172,7 @@ def test_another_seed_trains_the_same_rows_in_another_way() -> None:
 
 def test_half_models_answer_in_evaluation_mode() -> None:
     fit = continued(network())
-    model = fit._fit(np.arange(20), 0, 1e-2)
+    model = fit._fit(np.arange(20), 0, "fresh", 1e-2)
     assert not any(part.training for part in model.modules())
 
 
@@ -206,6 +199,62 @@ def test_the_rate_is_chosen_once_by_the_loss_on_the_queries() -> None:
     assert "peak rate of 0.01," in fit.note
 
 
+def test_a_memorized_wrong_label_is_not_remembered_by_models_that_did_not_see_it() -> None:
+    # Fresh weights are the default for it: from the audited ones the label would come along.
+    torch.manual_seed(0)
+    x = torch.randn(120, D)
+    truth = (x[:, 0] > 0).long()
+    labels = truth.clone()
+    wrong = torch.arange(0, 120, 12)
+    labels[wrong] = 1 - labels[wrong]
+    module = nn.Sequential(nn.Linear(D, 128), nn.ReLU(), nn.Linear(128, 2))
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x), labels).backward()
+        optimizer.step()
+    assert (module(x).argmax(1) == labels).all(), "the model knows every wrong label by heart"
+
+    queries = torch.randn(60, D)
+    device = torch.device("cpu")
+    fit = Continued(
+        module.eval(),
+        Classification(),
+        Tensors(x, labels, device, 64),
+        Tensors(queries, (queries[:, 0] > 0).long(), device, 64),
+        Recipe(rates=(1e-2,)),
+    )
+    held_out = read_halves(fit, labels.numpy(), repeats=3, seed=0)
+    answers = special.softmax(held_out.train_out, axis=-1).mean(0).argmax(1)
+    assert "fresh weights" in fit.note
+    assert (answers[wrong] == truth[wrong].numpy()).mean() >= 0.8
+
+
+def test_a_model_that_cannot_be_trained_anew_starts_from_its_own_weights() -> None:
+    # A good model and far too few steps to become one again.
+    torch.manual_seed(0)
+    module = nn.Linear(D, 2)
+    with torch.no_grad():
+        module.weight.zero_()
+        module.weight[1, 0], module.weight[0, 0] = 10, -10
+        module.bias.zero_()
+    train, queries = (replace(t, targets=(t.inputs[:, 0] > 0).long()) for t in data())
+    fit = Continued(module, Classification(), train, queries, replace(QUICK, rates=(1e-9,)))
+    fit(np.arange(N), 0)
+    assert "may still remember wrong labels" in fit.note
+
+
+def test_fresh_weights_do_not_depend_on_the_audited_ones() -> None:
+    one, other = network(), network()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1)
+    recipe = replace(QUICK, epochs=1)
+    models = [continued(m, recipe)._fit(np.arange(N), 0, "fresh", 1e-2) for m in (one, other)]
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_rate_that_diverges_is_never_chosen_over_one_that_does_not() -> None:
     fit = continued(network(), replace(QUICK, rates=(1e30, 1e-3)))
     train, _ = fit(np.arange(N), 0)
@@ -217,7 +266,7 @@ def test_shrinking_makes_the_model_forget_but_spares_vectors_and_frozen_paramete
     module = network()
     module[0].weight.requires_grad_(False)
     recipe = Recipe(shrink=0.5, noise=0.0, epochs=1, rates=(1e-30,), weight_decay=0)
-    model = continued(module, recipe)._fit(np.arange(N), 0, 1e-30)
+    model = continued(module, recipe)._fit(np.arange(N), 0, "shrunk", 1e-30)
     torch.testing.assert_close(model[4].weight, module[4].weight * 0.5)
     torch.testing.assert_close(model[4].bias, module[4].bias)
     torch.testing.assert_close(model[0].weight, module[0].weight)
@@ -228,7 +277,7 @@ def test_shrinking_makes_the_model_forget_but_spares_vectors_and_frozen_paramete
 def test_batch_norm_never_meets_a_row_alone(n: int, batch_size: int) -> None:
     # A batch of one has no variance: plain modules raise, exported ones turn to NaN.
     for module in (network(), exported()):
-        model = continued(module, batch_size=batch_size)._fit(np.arange(n), 0, 1e-2)
+        model = continued(module, batch_size=batch_size)._fit(np.arange(n), 0, "fresh", 1e-2)
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
@@ -253,6 +302,7 @@ def test_a_regression_module_gives_one_number_a_row() -> None:
 
 def test_settings_describe_the_recipe_in_plain_values() -> None:
     assert describe(QUICK) == {
+        "skill": 0.8,
         "shrink": 0.5,
         "noise": 0.1,
         "epochs": 2,

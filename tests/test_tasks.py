@@ -69,3 +69,19 @@ def test_taken_rows_keep_inputs_beside_their_targets() -> None:
     some = rows.take(np.array([5, 0, 5]))
     assert some.targets.tolist() == some.inputs[:, 0].tolist() == [5, 0, 5]
     assert (len(some), some.batch_size) == (3, 2)
+
+
+def test_skill_is_zero_for_a_guess_and_one_for_perfect() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    sure = torch.eye(2)
+    assert Classification().skill(sure[labels], labels) == 1
+    assert Classification().skill(sure[torch.zeros(4, dtype=torch.long)], labels) == 0
+    assert Classification().skill(sure[[1, 1, 1, 0]], labels) < 0
+    numbers = torch.tensor([1.0, 2.0, 6.0])
+    assert Regression().skill(numbers[:, None], numbers) == 1
+    assert Regression().skill(torch.full((3,), 3.0), numbers) == pytest.approx(0)
+
+
+def test_skill_without_anything_to_know_is_zero() -> None:
+    assert Classification().skill(torch.eye(2)[[0, 0]], torch.tensor([0, 0])) == 0
+    assert Regression().skill(torch.ones(2), torch.ones(2)) == 0

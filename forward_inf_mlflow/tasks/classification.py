@@ -25,3 +25,9 @@ class Classification(Task):
         given = outputs.gather(1, targets[:, None])
         others = outputs.scatter(1, targets[:, None], -torch.inf).amax(1)
         return given[:, 0] - others
+
+    def skill(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the accuracy's way from always guessing the largest class (0) to perfect (1)."""
+        right = float((outputs.argmax(1) == targets).double().mean())
+        guess = float(targets.bincount().max()) / len(targets)
+        return (right - guess) / (1 - guess) if guess < 1 else 0.0

@@ -22,3 +22,9 @@ class Regression(Task):
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``-|output - target|``, ``(B,)``."""
         return -(outputs.reshape(targets.shape) - targets).abs()
+
+    def skill(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the explained share of the targets' variance, R squared."""
+        error = float((outputs.reshape(targets.shape) - targets).double().square().mean())
+        spread = float(targets.double().var(correction=0))
+        return 1 - error / spread if spread > 0 else 0.0

@@ -1,0 +1,245 @@
+"""Trainers: how a half-model is trained, from a torch module or from an estimator."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from forward_inf_mlflow.models.modes import set_training
+from forward_inf_mlflow.sweep import outputs
+from forward_inf_mlflow.task import Task
+from forward_inf_mlflow.tensors import Tensors
+
+#: Rows as stored.
+Features: TypeAlias = pd.DataFrame | np.ndarray
+Start: TypeAlias = Literal["fresh", "shrunk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a half-model is trained.
+
+    The audited weights remember the rows, wrong labels included, and a half-model that starts from
+    them still does: it finds few of its own errors strange. So a half-model starts *fresh*, from
+    the same architecture with new weights. Some models cannot be trained anew from so few rows
+    (a pretrained one, say). They start *shrunk*: from the audited weights, made smaller and noisy,
+    which makes them forget single rows before what they learned ("shrink and perturb", Ash and
+    Adams, NeurIPS 2020). What they still remember hides errors; it invents none.
+
+    Attributes:
+        epochs: Passes over the half.
+        batch_size: Rows a step.
+        rates: Peak learning rates of a one-cycle AdamW; the one with the lowest loss on the
+            queries after the first half is taken for all.
+        weight_decay: AdamW's.
+        skill: Fresh weights are taken if they reach this share of the skill on the queries that
+            the shrunk ones reach.
+        shrink: Weight matrices of a shrunk start are multiplied by it.
+        noise: Then normal noise is added, of this share of each matrix's own spread.
+    """
+
+    epochs: int = 14
+    batch_size: int = 64
+    rates: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2)
+    weight_decay: float = 1e-4
+    skill: float = 0.8
+    shrink: float = 0.5
+    noise: float = 0.1
+
+
+class Continued:
+    """Trains the audited torch module's architecture on a half."""
+
+    def __init__(
+        self, module: nn.Module, task: Task, train: Tensors, queries: Tensors, recipe: Recipe
+    ) -> None:
+        self._module, self._task = module, task
+        self._train, self._queries, self._recipe = train, queries, recipe
+        self._choice: tuple[Start, float] | None = None
+
+    @property
+    def note(self) -> str:
+        """Return how the half-models came to be."""
+        start, rate = self._choice or ("fresh", self._recipe.rates[0])
+        begin = {
+            "fresh": "start from fresh weights in the audited architecture",
+            "shrunk": (
+                f"start from the audited weights, shrunk by {self._recipe.shrink:g} because fresh "
+                "ones learn too little from these rows, so they may still remember wrong labels,"
+            ),
+        }[start]
+        return (
+            f"half-models {begin} and train {self._recipe.epochs} epochs with AdamW at a peak "
+            f"rate of {rate:g}, chosen by the loss on the queries"
+        )
+
+    def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
+        """Return the outputs of a model trained on ``index`` for all rows and all queries."""
+        if self._choice is None:
+            self._choice, model = self._choose(index, seed)
+        else:
+            model = self._fit(index, seed, *self._choice)
+        return outputs(model, self._train).numpy(), outputs(model, self._queries).numpy()
+
+    def _choose(self, index: np.ndarray, seed: int) -> tuple[tuple[Start, float], nn.Module]:
+        """Choose rate and start by the queries, whose labels are trusted."""
+        best: tuple[float, float, nn.Module] | None = None
+        for rate in self._recipe.rates:
+            model = self._fit(index, seed, "fresh", rate)
+            loss = self._query_loss(model)
+            if best is None or loss < best[0]:
+                best = loss, rate, model
+        assert best is not None, "a recipe has at least one rate"
+        _, rate, fresh = best
+        shrunk = self._fit(index, seed, "shrunk", rate)
+        if self._skill(fresh) >= self._recipe.skill * self._skill(shrunk):
+            return ("fresh", rate), fresh
+        return ("shrunk", rate), shrunk
+
+    def _skill(self, model: nn.Module) -> float:
+        return self._task.skill(outputs(model, self._queries), self._queries.targets)
+
+    @torch.no_grad()
+    def _query_loss(self, model: nn.Module) -> float:
+        losses = [self._task.loss(model(b.inputs), b.targets) for b in self._queries]
+        mean = float(torch.cat(losses).mean())
+        return mean if np.isfinite(mean) else np.inf
+
+    def _fit(self, index: np.ndarray, seed: int, start: Start, rate: float) -> nn.Module:
+        recipe, model = self._recipe, copy.deepcopy(self._module)
+        generator = torch.Generator().manual_seed(seed)
+        if start == "fresh":
+            _renew(model, generator)
+        else:
+            _shrink_and_perturb(model, recipe, generator)
+        half = self._train.take(index)
+        steps = recipe.epochs * len(_split(torch.arange(len(half)), recipe.batch_size))
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=rate,
+            weight_decay=recipe.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+        # Dropout draws from the global generator: fork it, so that a seed repeats everything and
+        # the caller's random state is left alone.
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(seed)
+            # A module that takes single rows only cannot have batch statistics.
+            set_training(model, min(self._train.batch_size, len(half)) > 1)
+            for _ in range(recipe.epochs):
+                order = torch.randperm(len(half), generator=generator)
+                for rows in _split(order, recipe.batch_size):
+                    optimizer.zero_grad()
+                    for part in _split(rows, self._train.batch_size):
+                        batch = half.batch(part)
+                        loss = self._task.loss(model(batch.inputs), batch.targets)
+                        (loss.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    schedule.step()
+        set_training(model, False)
+        return model
+
+
+def _split(rows: Tensor, most: int) -> Sequence[Tensor]:
+    """Split into parts of about ``most`` rows, never one alone: it has no batch statistics."""
+    parts = -(-len(rows) // most)
+    if most > 1:
+        parts = min(parts, len(rows) // 2)
+    return torch.tensor_split(rows, max(1, parts))
+
+
+@torch.no_grad()
+def _renew(model: nn.Module, generator: torch.Generator) -> None:
+    """Give every parameter a new value by its shape and name, as torch's own layers begin.
+
+    Matrices are drawn uniformly within one over the root of their inputs, scales of norm layers
+    become one and biases zero; any other vector stays.
+    """
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        last = name.rpartition(".")[2]
+        if p.ndim > 1:
+            bound = float(np.prod(p.shape[1:])) ** -0.5
+            p.copy_((torch.rand(p.shape, generator=generator) * 2 - 1).to(p) * bound)
+        elif "bias" in last:
+            p.zero_()
+        elif "weight" in last:
+            p.fill_(1)
+
+
+@torch.no_grad()
+def _shrink_and_perturb(model: nn.Module, recipe: Recipe, generator: torch.Generator) -> None:
+    """Shrink the weight matrices; biases and the scales of norm layers (vectors) stay."""
+    for p in model.parameters():
+        if p.requires_grad and p.ndim > 1:
+            spread = float(p.std()) if p.numel() > 1 else 0.0
+            noise = torch.randn(p.shape, generator=generator).to(p)
+            p.mul_(recipe.shrink).add_(noise, alpha=recipe.noise * spread)
+
+
+class Refitted:
+    """Fits a fresh clone of the audited scikit-learn estimator on a half.
+
+    A fresh fit remembers nothing, and an estimator says itself how it is fitted.
+    """
+
+    note = "half-models are fresh fits of a clone of the audited estimator"
+
+    def __init__(
+        self,
+        estimator: Any,
+        train: Features,
+        labels: np.ndarray,
+        queries: Features,
+        classes: np.ndarray | None,
+    ) -> None:
+        self._estimator, self._labels, self._classes = estimator, labels, classes
+        self._train, self._queries = self._columns(train), self._columns(queries)
+
+    def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
+        """Return the outputs of a clone fitted on ``index`` for all rows and all queries."""
+        from sklearn.base import clone
+
+        model = clone(self._estimator)
+        settings = {k: seed for k in model.get_params() if k.split("__")[-1] == "random_state"}
+        model.set_params(**settings)
+        with warnings.catch_warnings():
+            # That a half needs more iterations than allowed is the audited estimator's setting.
+            warnings.simplefilter("ignore")
+            model.fit(_take(self._train, index), self._labels[index])
+        return self._answer(model, self._train), self._answer(model, self._queries)
+
+    def _columns(self, features: Features) -> Features:
+        """Return the columns that the estimator was fitted on, in its order."""
+        names = getattr(self._estimator, "feature_names_in_", None)
+        if names is None or not isinstance(features, pd.DataFrame):
+            return features
+        return features[list(names)]
+
+    def _answer(self, model: Any, rows: Features) -> np.ndarray:
+        """Return logits ``(n, K)`` in the audited estimator's class order, or predictions."""
+        if self._classes is None:
+            return np.asarray(model.predict(rows), dtype=np.float32).reshape(-1, 1)
+        tiny = np.finfo(np.float32).tiny
+        logits = np.full((len(rows), len(self._classes)), np.log(tiny), dtype=np.float32)
+        columns = np.searchsorted(self._classes, model.classes_)
+        logits[:, columns] = np.log(np.maximum(model.predict_proba(rows), tiny))
+        return logits
+
+
+def _take(features: Features, index: np.ndarray) -> Features:
+    return features.iloc[index] if isinstance(features, pd.DataFrame) else features[index]
+
+
+def describe(recipe: Recipe) -> dict[str, object]:
+    """Return the settings that repeat the half-models."""
+    return {**asdict(recipe), "rates": list(recipe.rates)}
