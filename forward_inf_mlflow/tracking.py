@@ -137,6 +137,9 @@ def _input(data: DataSet, context: str) -> DatasetInput:
         source_type="local",
         source=json.dumps({"uri": data.rows.uri}),
     )
+    if data.origin == "declared":
+        # In the run that made the version it must not pass for what the version was made with.
+        context = f"declared-{context}"
     tags = [InputTag(CONTEXT_TAG, context), InputTag("fi.sha256", data.rows.sha256)]
     return DatasetInput(entity, tags)
 
