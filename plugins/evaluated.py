@@ -93,12 +93,6 @@ def queries_from(
             f"{_WHERE} are not the queries that {version.uri} logged, and have no labels: give "
             "them as targets"
         )
-    if run_id == version.run_id:
-        # Its inputs would then say that the version was made with them.
-        raise DataError(
-            f"{_WHERE} are not the queries that {version.uri} logged in this run: evaluate in a "
-            "run of its own, not in the one that made the version"
-        )
     rows = accept(_shaped(features, version), labels, uri=_WHERE)
     with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
         path = _write(rows, Path(folder), dataset.targets_name, columns)
