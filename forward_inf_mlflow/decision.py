@@ -88,16 +88,18 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
         if bound is None:
             continue
         measure = measures.get(name)
-        if measure is None or measure.abstained is not None:
-            why = "the audit has no such measure" if measure is None else measure.abstained
-            abstained.append(f"{rows}: no verdict, because {why}")
+        if measure is None:
+            abstained.append(f"{rows}: no verdict, because the audit has no such measure")
             continue
         found = (
             f"{rows}: {measure.count:,} of {measure.total:,} {total} ({measure.rate:.1%}), at "
             f"least {measure.rate_low:.1%} allowing for doubt"
         )
         if measure.rate_low > bound:
+            # What was found is enough, even where the detector could not find it all.
             exceeded.append(f"{found}; the policy allows {bound:.1%}")
+        elif measure.abstained is not None:
+            abstained.append(f"{rows}: no verdict, because {measure.abstained}")
         else:
             within.append(f"{found}; within the policy's {bound:.1%}")
     if exceeded:

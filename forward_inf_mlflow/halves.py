@@ -1,8 +1,8 @@
 """Halves: what the model would say of a training row that it had not been trained on.
 
-The mirrored question asked of the training set itself: train the model on one half of the rows, read
-the other half with forward passes; both ways, several times. Every row then has outputs of
-models that did not see it ("out") and of models that did ("in"), and so does every query ("out").
+The mirrored question asked of the training set itself: train the model on one half of the rows,
+read the other half with forward passes; both ways, several times. Every row then has outputs of
+models that did not see it ("out") and of models that did ("in"), and every query of the former.
 """
 
 from __future__ import annotations

@@ -42,6 +42,13 @@ PARTIAL = Facts(partial=True)
             "fail",
             "leaked rows: 100",
         ),
+        (
+            GOOD | {"mislabeled": replace(BAD, abstained="only some can be named")},
+            Facts(),
+            Policy(),
+            "fail",
+            "mislabeled rows: 100 of 1,000",
+        ),
         ({"leaked": CLEAN}, Facts(), Policy(), "undecided", "the audit has no such measure"),
         ({}, Facts(), Policy(), "undecided", "the audit has no such measure"),
         (
@@ -71,6 +78,7 @@ PARTIAL = Facts(partial=True)
         "memorized, bounded",
         "one detector abstains",
         "a refusal outweighs an abstention",
+        "what was found is enough although the detector abstains",
         "a measure is missing",
         "nothing was measured",
         "nothing is bounded",

@@ -12,7 +12,6 @@ from forward_inf_mlflow.detect.mislabeled import (
     calibrate,
     mislabeled_classes,
     mislabeled_targets,
-    noise_low,
     posterior_wrong,
 )
 from forward_inf_mlflow.halves import HeldOut
@@ -92,7 +91,7 @@ def test_calibrated_probabilities_are_probabilities_and_never_below_the_floor() 
     calibration = calibrate(held_out.queries, truth)
     probability = calibration(held_out.train_out)
     np.testing.assert_allclose(probability.sum(1), 1)
-    assert calibration.floor >= 1 / len(truth)
+    assert calibration.floor >= 0.5 / (len(truth) + 1)
     assert probability.min() >= calibration.floor / probability.shape[1]
 
 
@@ -271,28 +270,13 @@ def test_regression_with_residuals_of_nothing_but_zeros_accuses_the_one_that_dif
 
 def test_many_wrong_labels_of_which_few_can_be_named_are_no_verdict() -> None:
     # Weak models: right on most queries, but never sure enough to name a row.
-    held_out, labels, query_labels, wrong = classes(0, flips=0.4, k=3, n=600, m=60, spread=0.9)
+    held_out, labels, query_labels, wrong = classes(0, flips=0.3, m=100, spread=1.5)
     result = judged(held_out, labels, query_labels)
     assert result.measure.count < 0.5 * wrong.sum()
-    assert "look wrong and only" in str(result.measure.abstained)
+    assert "look wrong, but only" in str(result.measure.abstained)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_clean_labels_are_never_called_too_many_to_name(seed: int) -> None:
     held_out, labels, query_labels, _ = classes(seed, flips=0.0, spread=1.5)
-    assert judged(held_out, labels, query_labels).measure.abstained is None
-
-
-def test_the_noise_bound_from_two_accuracies_lies_below_the_truth_and_near_it() -> None:
-    rng, noise, right = np.random.default_rng(0), 0.2, 0.9
-    bounds = []
-    for _ in range(300):
-        queries = rng.binomial(500, right)
-        agree = rng.binomial(2000, (1 - noise) * right + noise * (1 - right) / 9)
-        bounds.append(noise_low(queries, 500, agree, 2000, 10))
-    assert np.mean(np.array(bounds) > noise) <= 0.1
-    assert np.mean(bounds) > noise - 0.06
-
-
-def test_models_no_better_than_chance_bound_no_noise() -> None:
-    assert noise_low(10, 100, 50, 100, 10) == 0
+    assert "look wrong" not in str(judged(held_out, labels, query_labels).measure.abstained)
