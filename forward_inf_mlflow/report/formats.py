@@ -66,7 +66,7 @@ def percent(value: Any) -> str:
     known = number(value)
     if known is None:
         return DASH
-    return f"{100 * known:.1f}\u00a0%" if not 0 < known < 0.0005 else "< 0.1\u00a0%"
+    return f"{100 * known:.1f}%" if not 0 < known < 0.0005 else "< 0.1%"
 
 
 def when(value: Any) -> str:
