@@ -136,12 +136,12 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hush() -> None:
-    """Silence what other libraries print about their own affairs."""
+    """Silence what other libraries log; what goes wrong is raised too, and said in one line."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     warnings.simplefilter("ignore")
     for name in ("mlflow", "alembic", "torch", "torch.export", "torch._export", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def policy_option(function: Callable[..., Any]) -> Callable[..., Any]:
