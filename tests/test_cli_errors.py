@@ -205,6 +205,15 @@ def test_an_unreachable_server_is_said_and_not_waited_for(
     assert "hunter2" not in line
 
 
+def test_a_store_that_is_damaged_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_text("no database")
+    with tracking(f"sqlite:///{tmp_path}/mlflow.db"):
+        assert run(["gate", "models:/points/1"]) == 2
+    assert "check the tracking URI" in one_line(capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -269,6 +278,7 @@ class SurpriseError(Exception):
         (SurpriseError("two\nlines, token=abc"), 2, "unexpected error: SurpriseError: two lines"),
         (AssertionError(), 2, "unexpected error: AssertionError"),
         (MemoryError(), 2, "--batch-size"),
+        (ModuleNotFoundError("No module", name="psycopg"), 2, "package 'psycopg': install it"),
         (SystemExit(0), 2, "stopped"),
         (SystemExit(1), 2, "stopped"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 2, "stopped"),

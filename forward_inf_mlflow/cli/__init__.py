@@ -122,6 +122,8 @@ def _unexpected(error: Exception) -> tuple[str, str]:
         text = redact(text)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory: try a smaller --batch-size, or --max-rows", ""
+    if isinstance(error, ModuleNotFoundError) and error.name:  # such as a database's driver
+        return f"this needs the Python package '{error.name}': install it, then run again", ""
     return f"unexpected error: {text[:300]}", "see the traceback with --debug"
 
 
