@@ -6,7 +6,7 @@ share of false accusations among the accused (promised: 10 % expected).
 Leaks: share of clean queries accused, on data without any, and real leaks of ciFAIR if that file is
 in the folder that BENCH_DATA names.
 
-    python benchmarks/baselines.py [--seeds 5] [--json FILE]
+    python benchmarks/baselines.py [--seeds 5] [--human 1] [--json FILE]
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +27,17 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.decision import Facts, decide
 from forward_inf_mlflow.detect.leakage import leaked
+from forward_inf_mlflow.detect.measure import binomial_interval
 from forward_inf_mlflow.examine import Settings, examine
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.estimator import audited_estimator
 from forward_inf_mlflow.models.torch_module import audited_module
+from forward_inf_mlflow.policy import Policy
 from forward_inf_mlflow.preparation import choose_device, prepare
+
+DATA = Path(os.environ.get("BENCH_DATA", "../shared/data"))
 
 
 def rows(x: np.ndarray, y: np.ndarray) -> Rows:
@@ -75,11 +79,59 @@ SETTINGS = {
 }
 
 
-def mislabeled(seeds: int, noise: float) -> dict[str, dict[str, float]]:
-    """Return the mean of every figure for each setting."""
+def judge(
+    model: AuditedModel, train: Rows, queries: Rows, bad: np.ndarray, seed: int
+) -> dict[str, float]:
+    """Audit one model and hold scores and verdicts against the rows that are wrong."""
+    problem = prepare(
+        model, train, queries, task="auto", device=choose_device("cpu"), batch_size=None
+    )
+    found = examine(model, problem, Settings(seed=seed), lambda *_: None)
+    flags, measure = found.mislabeled.flags, found.mislabeled.measure
+    decision = decide(found.measures, Facts(), Policy(max_leakage_rate=None))
+    figures = {
+        "wrong rows found": float(flags[bad].mean()) if bad.any() else np.nan,
+        "false accusations": float((flags & ~bad).sum() / flags.sum()) if flags.any() else 0.0,
+        "clean rows accused": float(flags[~bad].mean()),
+        "lower bound over truth": measure.rate_low / bad.mean() if bad.any() else np.nan,
+        "refused": float(decision.outcome == "fail"),
+        "undecided": float(decision.outcome == "undecided"),
+    }
+    if bad.any():
+        x = train.features.reshape(len(train), -1)
+        near = NearestNeighbors(n_neighbors=11).fit(x).kneighbors(x)[1][:, 1:]
+        scores = {
+            "audit": np.nan_to_num(found.mislabeled.score),
+            "own loss": found.loss,
+            "kNN, inputs": (train.labels[near] != train.labels[:, None]).mean(1),
+            "influence": -found.influence,
+            "chance": np.random.default_rng(seed).random(len(bad)),
+        }
+        for name, score in scores.items():
+            figures[f"AUROC {name}"] = roc_auc_score(bad, score)
+            figures[f"AP {name}"] = average_precision_score(bad, score)
+    return figures
+
+
+def spread(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Return mean, and a normal 95 % interval of it over seeds, for each figure."""
+    table = {}
+    for name in rows[0]:
+        values = np.array([row[name] for row in rows])
+        half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+        table[name] = [
+            float(values.mean()),
+            float(values.mean() - half),
+            float(values.mean() + half),
+        ]
+    return table
+
+
+def mislabeled(seeds: int, noise: float) -> dict[str, dict[str, list[float]]]:
+    """Return the figures for each setting with planted flips."""
     table = {}
     for setting, (load, train, epochs) in SETTINGS.items():
-        figures: dict[str, list[float]] = defaultdict(list)
+        results = []
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
             x, y = load(return_X_y=True)
@@ -89,40 +141,48 @@ def mislabeled(seeds: int, noise: float) -> dict[str, dict[str, float]]:
             a, b = order[:cut], order[cut:]
             noisy, bad = spoil(y[a], noise, rng)
             model = train(x[a], noisy, seed, epochs)
-            problem = prepare(
-                model,
-                rows(x[a], noisy),
-                rows(x[b], y[b]),
-                task="auto",
-                device=choose_device("cpu"),
-                batch_size=None,
-            )
-            found = examine(model, problem, Settings(seed=seed), lambda *_: None)
-            flags = found.mislabeled.flags
-            figures["flips found"].append(float(flags[bad].mean()) if bad.any() else np.nan)
-            figures["false accusations"].append(
-                float((flags & ~bad).sum() / flags.sum()) if flags.any() else 0.0
-            )
-            figures["clean rows accused"].append(float(flags[~bad].mean()))
-            figures["refused at 3 %"].append(float(found.mislabeled.measure.rate_low > 0.03))
-            if not bad.any():
-                continue
-            near = NearestNeighbors(n_neighbors=11).fit(x[a]).kneighbors(x[a])[1][:, 1:]
-            scores = {
-                "audit": found.mislabeled.score,
-                "own loss": found.loss,
-                "kNN": (noisy[near] != noisy[:, None]).mean(1),
-                "influence on queries": -found.influence,
-                "chance": rng.random(len(bad)),
-            }
-            for name, score in scores.items():
-                figures[f"AUROC {name}"].append(roc_auc_score(bad, score))
-                figures[f"AP {name}"].append(average_precision_score(bad, score))
-        table[setting] = {name: float(np.nanmean(values)) for name, values in figures.items()}
+            results.append(judge(model, rows(x[a], noisy), rows(x[b], y[b]), bad, seed))
+        table[setting] = spread(results)
     return table
 
 
-def leaks(seeds: int) -> dict[str, dict[str, float]]:
+def human(seeds: int, file: Path, count: int = 3000) -> dict[str, dict[str, list[float]]]:
+    """Return the figures on CIFAR-10N: labels that a person got wrong, a model that memorised."""
+    data = np.load(file, allow_pickle=False)
+    results = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.choice(len(data["train_x"]), count, replace=False))
+        train, test = (
+            ((x.astype(np.float32) / 255 - 0.47) / 0.25).transpose(0, 3, 1, 2)
+            for x in (data["train_x"][chosen], data["test_x"])
+        )
+        given = data["train_y_human"][chosen].astype(np.int64)
+        bad = given != data["train_y_clean"][chosen]
+        model = convolutional(train, given, seed)
+        queries = rows(test, data["test_y"].astype(np.int64))
+        results.append(judge(model, rows(train, given), queries, bad, seed))
+    return {f"CIFAR-10N, {count:,} rows, human errors, CNN, memorised": spread(results)}
+
+
+def convolutional(x: np.ndarray, y: np.ndarray, seed: int, epochs: int = 20) -> AuditedModel:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for before, after in ((3, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+    inputs, labels = torch.as_tensor(np.ascontiguousarray(x)), torch.as_tensor(y)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(epochs):
+        for part in torch.split(torch.randperm(len(x)), 64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs[part]), labels[part]).backward()
+            optimizer.step()
+    return audited_module(model.eval(), kind="pickle")
+
+
+def leaks(seeds: int) -> dict[str, dict[str, list[float]]]:
     """Return shares of accused queries on clean splits, and on ciFAIR where it is."""
     table = {}
     for load in (load_digits, load_breast_cancer, load_wine, load_diabetes):
@@ -137,37 +197,55 @@ def leaks(seeds: int) -> dict[str, dict[str, float]]:
             accused, total = accused + measure.count, total + measure.total
             refused += measure.rate_low > 0.01
         name = load.__name__.removeprefix("load_")
-        table[name] = {"clean queries accused": accused / total, "refused at 1 %": refused / seeds}
-    file = Path(os.environ.get("BENCH_DATA", "../shared/data")) / "cifair_leakage.npz"
+        low, high = binomial_interval(accused, total)
+        table[name] = {
+            "clean queries accused": [accused / total, low, high],
+            "refused at 1 %": [refused / seeds, np.nan, np.nan],
+        }
+    file = DATA / "cifair_leakage.npz"
     if file.exists():
         data = np.load(file, allow_pickle=False)
         train, test = (data[f"{k}_x"].astype(np.float32) / 255 for k in ("train", "test"))
         flags = leaked(test, train, None).flags
-        table["ciFAIR (real leaks)"] = {
-            "leaks found": float(flags[data["test_leaked"]].mean()),
-            "clean queries accused": float(flags[~data["test_leaked"]].mean()),
-            "look-alikes accused": float(flags[data["test_lookalike_absent"]].mean()),
+        groups = {
+            "leaks found": data["test_leaked"],
+            "clean queries accused": ~data["test_leaked"],
+            "look-alikes accused": data["test_lookalike_absent"],
+        }
+        table["ciFAIR (real leaks), pixels alone"] = {
+            name: [
+                float(flags[group].mean()),
+                *binomial_interval(int(flags[group].sum()), int(group.sum())),
+            ]
+            for name, group in groups.items()
         }
     return table
 
 
-def show(title: str, table: dict[str, dict[str, float]]) -> None:
+def show(title: str, table: dict[str, dict[str, list[float]]]) -> None:
     print(f"\n{title}")
     for setting, figures in table.items():
         print(f"  {setting}")
-        for name, value in figures.items():
-            print(f"    {name:28} {value:.3f}")
+        for name, (mean, low, high) in figures.items():
+            if not np.isnan(mean):
+                interval = "" if np.isnan(low) else f"  [{low:.3f}, {high:.3f}]"
+                print(f"    {name:24} {mean:.3f}{interval}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--human", type=int, default=1, help="seeds on CIFAR-10N, if it is there")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     result = {}
     for noise in (0.0, 0.05, 0.2):
-        result[f"mislabeled, noise {noise:.0%}"] = mislabeled(arguments.seeds, noise)
-        show(f"mislabeled rows, {noise:.0%} flipped", result[f"mislabeled, noise {noise:.0%}"])
+        name = f"mislabeled rows, {noise:.0%} flipped"
+        result[name] = mislabeled(arguments.seeds, noise)
+        show(name, result[name])
+    if (DATA / "cifar10n_10k.npz").exists() and arguments.human:
+        result["human errors"] = human(arguments.human, DATA / "cifar10n_10k.npz")
+        show("mislabeled rows, human errors", result["human errors"])
     result["leaks"] = leaks(arguments.seeds)
     show("leaks", result["leaks"])
     if arguments.json:
