@@ -30,6 +30,9 @@ from conftest import (
 )
 from mlflow import MlflowClient
 
+from forward_inf_mlflow import auditing
+from forward_inf_mlflow.auditing import AuditResult
+from forward_inf_mlflow.cli import run
 from forward_inf_mlflow.cli.common import Console
 
 FORWARD_INF = str(BIN / "forward-inf")
@@ -66,16 +69,18 @@ def on_terminal(*words: str, **environment: str) -> tuple[int, str]:
 
 
 def test_an_audit_says_verdict_why_rows_and_report_within_the_first_screen(
-    digits_versions: Versions, tmp_path: Path
+    digits_audits: tuple[AuditResult, AuditResult],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    uri = digits_versions.spoiled
-    done = run_tool(
-        "forward-inf", "audit", uri, tracking_uri=digits_versions.tracking_uri, cwd=tmp_path
-    )
-    assert done.returncode == 1
-    assert done.stderr == ""
-    assert "\x1b" not in done.stdout
-    lines = done.stdout.splitlines()
+    result = digits_audits[0]
+    uri = result.version.uri
+    monkeypatch.setattr(auditing, "audit", lambda *_, **__: result)  # a real one, made before
+    assert run(["audit", uri]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in out
+    lines = out.splitlines()
     assert lines[0] == f"REFUSED  {uri}"
     screen = "\n".join(lines[:22])  # two of its reasons take two lines at 80 columns
     assert "mislabeled rows:" in screen
@@ -84,7 +89,6 @@ def test_an_audit_says_verdict_why_rows_and_report_within_the_first_screen(
     assert "artifacts/forward_inf/report.html" in screen
     assert "digit-" in screen
     assert "vendor-x" in screen
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else_anywhere(small: str, tmp_path: Path) -> None:
@@ -95,6 +99,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else_anywhere(small: str, tmp_
     assert result["outcome"] == "fail"
     assert result["measures"]["leaked"]["count"] >= 9
     assert result["model"] == small
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -122,9 +127,9 @@ def test_an_interrupted_audit_ends_with_130_and_its_run_killed(
         stdout, stderr = process.communicate(timeout=PATIENCE)
         assert (process.returncode, stdout) == (130, "")
         assert one_line(stderr) == "forward-inf: interrupted"
-        [run] = client.search_runs([experiment.experiment_id])
-        assert run.info.status == "KILLED"
-        assert client.list_artifacts(run.info.run_id, "forward_inf") == []
+        [left] = client.search_runs([experiment.experiment_id])
+        assert left.info.status == "KILLED"
+        assert client.list_artifacts(left.info.run_id, "forward_inf") == []
         assert list(out.iterdir()) == []
         assert _version(uri) == before
 
