@@ -71,7 +71,7 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
         doubts.extend(facts.unverified)
     if facts.declared and policy.data != "declared":
         doubts.append(
-            f"the {' and '.join(facts.declared)} were named on the command line, and the policy "
+            f"the {' and '.join(facts.declared)} are not the version's logged ones, and the policy "
             "counts only data that the version logged (data: declared would allow it)"
         )
     if facts.partial and not policy.partial:

@@ -63,7 +63,7 @@ PARTIAL = Facts(partial=True)
         (GOOD, UNVERIFIED, Policy(), "pass", "within"),
         (GOOD, UNVERIFIED, Policy(data="verified"), "undecided", "nothing to hold"),
         (GOOD, DECLARED, Policy(), "undecided", "data: declared would allow it"),
-        (GOOD, DECLARED, Policy(data="verified"), "undecided", "named on the command line"),
+        (GOOD, DECLARED, Policy(data="verified"), "undecided", "not the version's logged ones"),
         (GOOD, DECLARED, Policy(data="declared"), "pass", "within"),
         (GOOD, PARTIAL, Policy(), "undecided", "partial: true would allow it"),
         (GOOD, PARTIAL, Policy(partial=True), "pass", "within"),
