@@ -162,7 +162,10 @@ def test_no_color_is_obeyed_on_a_terminal(small: str) -> None:
     assert "\x1b[1m" not in written
 
 
-def test_what_other_libraries_log_is_shown_with_verbose_only(tmp_path: Path) -> None:
+def test_what_other_libraries_log_is_shown_with_verbose_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_LOGGING_LEVEL", raising=False)  # a command of this process set it
     for mode in ([], ["-v"]):
         store = f"sqlite:///{tmp_path}/new{len(mode)}.db"
         words = ["forward-inf", "gate", "models:/nobody/1", *mode]
