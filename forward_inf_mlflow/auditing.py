@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from forward_inf_mlflow import output, tables, tracking
+from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
 from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.decision import Decision, decide
@@ -112,22 +113,25 @@ def audit(
         ForwardInfError: The audit cannot be made; the message says what to do.
     """
     began = time.monotonic()
+    _require_positive(batch_size=batch_size, max_rows=max_rows)
+    bounds = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
     options = {
-        "train": train,
-        "queries": queries,
+        # A signed URL is a password, and the report is for everybody.
+        "train": public_uri(train) if train else None,
+        "queries": public_uri(queries) if queries else None,
         "label": label,
         "id": id,
         "features": ",".join(features) if features else None,
         "group-by": group_by,
         "task": task if task != "auto" else None,
-        "policy": None if isinstance(policy, Policy) else policy,
+        # Not the caller's file, which may change: the copy among the audit's artifacts.
+        "policy": output.POLICY if bounds != load_policy(None) else None,
+        "device": device if device != "auto" else None,
         "batch-size": batch_size,
         "seed": seed,
         "max-rows": max_rows,
         "allow-pickle": allow_pickle or None,
     }
-    _require_positive(batch_size=batch_size, max_rows=max_rows)
-    bounds = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
     settings = Settings(seed=seed)
     on = choose_device(device)
     if out is not None:

@@ -23,6 +23,8 @@ from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
 
 #: Written last: where it is, the audit is whole.
 RECORD = "audit.json"
+#: The policy that the version was judged by; the command that repeats an audit names it.
+POLICY = "policy.yaml"
 #: Rows of each verdict that get a picture.
 _PICTURES = 100
 
@@ -48,7 +50,7 @@ class Artifacts:
         _storable(self.scores).to_parquet(folder / "scores.parquet", index=False)
         _storable(self.influence).to_parquet(folder / "influence.parquet", index=False)
         policy = yaml.safe_dump(asdict(self.policy), sort_keys=False)
-        (folder / "policy.yaml").write_text(policy, encoding="utf-8")
+        (folder / POLICY).write_text(policy, encoding="utf-8")
         (folder / RECORD).write_bytes(write_record(self.record))
 
 

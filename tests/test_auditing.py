@@ -1,0 +1,65 @@
+"""The audit as a whole, through a real store: what it keeps, and how it says to repeat itself."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import points, register_points
+from mlflow import MlflowClient
+
+from forward_inf_mlflow.auditing import audit
+from forward_inf_mlflow.policy import Policy, load_policy
+
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """Yield the address of a server that hands out the files of a folder."""
+    handler = functools.partial(Silent, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("store")
+def test_what_signs_a_url_stands_in_no_artifact_and_no_tag(web: str, tmp_path: Path) -> None:
+    data = points()
+    uri = register_points(data)
+    data.test_x.assign(label=data.test_y).to_csv(tmp_path / "test.csv", index=False)
+    out = tmp_path / "out"
+    result = audit(uri, queries=f"http://{web}/test.csv?sig=SECRET&se=2030#SECRET", out=out)
+    assert f"--queries http://{web}/test.csv" in result.record["repeat"]
+    for file in out.iterdir():
+        assert b"SECRET" not in file.read_bytes(), file.name
+    run = MlflowClient().get_run(result.run_id)
+    assert "SECRET" not in str(run.to_dictionary())
+    version = MlflowClient().get_model_version("points", "1")
+    assert "SECRET" not in f"{version.description}{version.tags}"
+
+
+@pytest.mark.usefixtures("store")
+def test_the_command_that_repeats_an_audit_names_device_and_policy(tmp_path: Path) -> None:
+    uri = register_points(points())
+    bounds = Policy(max_mislabeled_rate=0.5)
+    result = audit(uri, device="cpu", policy=bounds, out=tmp_path)
+    words = shlex.split(result.record["repeat"])
+    assert words[:3] == ["forward-inf", "audit", uri]
+    assert words[words.index("--device") + 1] == "cpu"
+    assert load_policy(tmp_path / words[words.index("--policy") + 1]) == bounds
+    stored = mlflow.artifacts.load_text(f"runs:/{result.run_id}/forward_inf/report.html")
+    assert "policy.yaml</code> lies beside this report" in stored
+    plain = json.loads((tmp_path / "audit.json").read_bytes())
+    assert plain["repeat"] == result.record["repeat"]
