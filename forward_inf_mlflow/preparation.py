@@ -117,7 +117,7 @@ def prepare(
         classes=classes,
         train_rows=train,
         query_rows=queries,
-        notes=(*model.notes, *notes),
+        notes=(*(f"the model {note}" for note in model.notes), *notes),
     )
 
 

@@ -32,7 +32,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audit = {
         "format": 1,
         "finished": True,
-        "model": {"uri": HOSTILE, "name": HOSTILE, "version": "1", "notes": [HOSTILE]},
+        "model": {"uri": HOSTILE, "name": HOSTILE, "version": "1"},
+        "notes": [HOSTILE],
         "measures": dict.fromkeys(("mislabeled", "leaked", "memorized"), measure),
         "policy": {"max_mislabeled_rate": 0.03, "max_leakage_rate": 0.01},
         "decision": {"outcome": "fail", "reasons": [HOSTILE]},

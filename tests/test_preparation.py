@@ -183,11 +183,11 @@ def test_one_probability_becomes_two_logits_with_the_same_probability() -> None:
 
 
 def test_probabilities_become_logits_and_the_reader_is_told() -> None:
-    audited = model(3, after=lambda x: torch.softmax(x, 1), notes=("from the model",))
+    audited = model(3, after=lambda x: torch.softmax(x, 1), notes=("was logged so",))
     problem = posed(audited, rows([0, 1, 2] * 5))
     found = torch.softmax(problem.module(problem.train.inputs), 1)
     torch.testing.assert_close(found, audited.module(problem.train.inputs))
-    assert problem.notes[0] == "from the model"
+    assert problem.notes[0] == "the model was logged so"
     assert "logarithms were used" in problem.notes[1]
 
 

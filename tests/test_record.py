@@ -31,6 +31,7 @@ from forward_inf_mlflow.record import (
     write_record,
 )
 from forward_inf_mlflow.registry import Version
+from forward_inf_mlflow.report import render
 from forward_inf_mlflow.tracking import AuditRun
 
 MEASURES = {
@@ -53,7 +54,13 @@ def data_set(origin: Any = "logged", digest: Any = "verified", problem: str | No
 
 def made(**changes: Any) -> dict[str, Any]:
     """The record of an audit, written and read as a gate would."""
-    model = AuditedModel(nn.Linear(3, 2), lambda x: np.asarray(x), "pt2", lambda x: np.asarray(x))
+    model = AuditedModel(
+        nn.Linear(3, 2),
+        lambda x: np.asarray(x),
+        "pt2",
+        lambda x: np.asarray(x),
+        notes=("was logged in train mode",),
+    )
     cpu = torch.device("cpu")
     problem = prepare(model, rows(), rows(20), task="auto", device=cpu, batch_size=None)
     arguments: dict[str, Any] = {
@@ -110,6 +117,14 @@ def test_the_file_holds_what_repeats_the_audit() -> None:
     assert {"forward_inf_mlflow", "mlflow", "torch", "python", "device"} <= set(record["tool"])
     assert record["data"]["train"]["sha256"] == "ab" * 32
     assert record["measures"]["mislabeled"]["rate"] == 9 / 40
+
+
+def test_the_report_shows_what_the_record_notes_as_whole_sentences() -> None:
+    record = made()
+    assert record["notes"] == ["the model was logged in train mode"]
+    page = render(record, pd.DataFrame(), pd.DataFrame(), {})
+    audited = page.split("What was audited", 1)[1].split("</section>", 1)[0]
+    assert ">the model was logged in train mode.<" in audited
 
 
 def test_numbers_that_json_lacks_become_null_and_the_file_is_strict_json() -> None:

@@ -31,7 +31,7 @@ class AuditedModel:
             probabilities ``(n, K)`` from scikit-learn classifiers, else the module's own outputs.
         estimator: The fitted scikit-learn estimator (or pipeline), if it came from one.
         max_batch: The largest batch the module takes; None if any.
-        notes: Sentences for the reader, such as "was logged in train mode".
+        notes: What to tell the reader of the model, such as "was logged in train mode".
     """
 
     module: nn.Module

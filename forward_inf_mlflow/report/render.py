@@ -134,7 +134,7 @@ def render(
         outcome=outcome,
         headline=_OUTCOMES[outcome],
         reasons=reasons,
-        notes=_strings(parts["model"]["notes"]),
+        notes=_strings(top["notes"]),
         verdicts=verdicts,
         by_name={verdict.name: verdict for verdict in verdicts},
         flagged_any=len(flagged) > 0,
