@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import special
 
 from forward_inf_mlflow import halves, trainers
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
 from forward_inf_mlflow.detect.mislabeled import Mislabeled, mislabeled_classes, mislabeled_targets
+from forward_inf_mlflow.detect.neighbours import row_keys
 from forward_inf_mlflow.directions import Direction, GradientStep
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.scores import InfluenceScores
-from forward_inf_mlflow.sweep import outputs, read
+from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.tensors import Tensors
 
 #: Called as progress(stage, done, total).
@@ -115,25 +115,20 @@ def examine(
     suspects = _feature_copies(model, problem)
 
     # Mirrored influence: of all queries together, and of some one by one.
-    engine = ForwardInfluence(task=problem.task, direction=settings.direction)
+    asked = _whom_to_ask(suspects, query_loss, settings.influence_queries)
+    each = [problem.queries.take(np.array([i])) for i in asked]
     ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
-    together, swept = engine.influence(
+    scores, swept = ForwardInfluence(task=problem.task, direction=settings.direction).influence(
         problem.module,
-        QueryGroups.together(problem.queries),
+        QueryGroups([problem.queries, *each], np.array(["all queries", *query_ids[asked]])),
         problem.train,
         ids,
-        _stage(progress, "influence on all queries", 2 * n),
+        _stage(progress, "influence of the training rows", (len(asked) + 2) * n),
     )
     loss = swept.base.loss.numpy()
     _require_numbers(loss, ids, "training")
-    asked = _whom_to_ask(suspects, query_loss, settings.influence_queries)
-    single, swept_single = engine.influence(
-        problem.module,
-        QueryGroups.each(problem.queries.take(asked), query_ids[asked]),
-        problem.train,
-        ids,
-        _stage(progress, "influence on single queries", (len(asked) + 1) * n),
-    )
+    together = scores.values[0]
+    single = InfluenceScores(scores.values[1:], query_ids[asked], ids, scores.provenance)
 
     leaks = leaked(
         problem.queries.inputs.numpy(),
@@ -147,13 +142,13 @@ def examine(
         _strata(problem),
         repeats=settings.repeats,
         seed=settings.seed,
+        groups=row_keys(problem.train.inputs.numpy()),
         progress=_stage(progress, "models trained on half of the rows", 2 * settings.repeats),
     )
     labels, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
     trusted = ~leaks.flags
     if problem.classes is not None:
-        logits = outputs(problem.module, problem.train).double().numpy()
-        given = special.softmax(logits, axis=1)[np.arange(n), labels]
+        given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
         wrong = mislabeled_classes(held_out, labels, truth, trusted, fdr=settings.fdr)
         known = memorized_classes(held_out, labels, given)
     else:
@@ -161,18 +156,20 @@ def examine(
         wrong = mislabeled_targets(held_out, labels, truth, trusted, fdr=settings.fdr)
         known = memorized_targets(n)
 
-    read_by_halves = 2 * settings.repeats * (n + m)
     return Findings(
         loss=loss,
         given_probability=given,
-        influence=together.values[0],
+        influence=together,
         asked=asked,
         single=single,
         mislabeled=wrong,
         leaked=leaks,
         memorized=known,
         forward_passes=(
-            m + n + swept.forward_passes + swept_single.forward_passes + read_by_halves
+            m
+            + swept.forward_passes
+            + (n + m) * (model.features is not None)
+            + (n + m) * 2 * settings.repeats
         ),
     )
 

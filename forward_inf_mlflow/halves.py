@@ -2,7 +2,7 @@
 
 The mirrored question asked of the training set itself: train the model on one half of the rows,
 read the other half with forward passes; both ways, several times. Every row then has outputs of
-models that did not see it ("out") and of models that did ("in"), and every query of the former.
+models that did not see it, and so does every query.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ class HeldOut:
 
     Attributes:
         train_out: ``(R, n, K)`` float32, for each repeat the half-model that did not see the row.
-        train_in: ``(R, n, K)`` float32, for each repeat the half-model that did.
         queries: ``(R, m, K)`` float32, one half-model a repeat, so that the mean over repeats is
             made for queries as it is for training rows.
         note: How the half-models came to be, one sentence.
     """
 
     train_out: np.ndarray
-    train_in: np.ndarray
     queries: np.ndarray
     note: str
 
     @property
     def diverged(self) -> str | None:
         """Return why the outputs say nothing of any row, one clause; None if they do."""
-        if all(np.isfinite(x).all() for x in (self.train_out, self.train_in, self.queries)):
+        if all(np.isfinite(x).all() for x in (self.train_out, self.queries)):
             return None
         return "a model trained on half of the rows answers NaN or infinity"
 
@@ -58,6 +56,7 @@ def read_halves(
     *,
     repeats: int,
     seed: int,
+    groups: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> HeldOut:
     """Fit both halves of the rows ``repeats`` times and read everything under each.
@@ -67,12 +66,14 @@ def read_halves(
         strata: ``(n,)`` the rows' labels (or binned targets); each is spread over both halves.
         repeats: R, how many times the rows are halved anew.
         seed: Decides the halves and the training.
+        groups: ``(n,)`` rows of one group stay together: a copy in the other half would tell a
+            model about a row that it must not have seen. None: every row is alone.
         progress: Called with 1 after each of the 2 R fits.
     """
-    out, inside, queries = [], [], []
+    out, queries = [], []
     for r in range(repeats):
         rng = np.random.default_rng([seed, r])
-        first = halve(strata, rng)
+        first = halve(strata, rng, groups)
         pair = []
         for side, members in enumerate((first, ~first)):
             pair.append(fit(np.flatnonzero(members), seed * 1009 + 2 * r + side))
@@ -81,15 +82,22 @@ def read_halves(
         (a_train, a_query), (b_train, _) = pair
         mine = first.reshape(-1, *[1] * (a_train.ndim - 1))
         out.append(np.where(mine, b_train, a_train))
-        inside.append(np.where(mine, a_train, b_train))
         queries.append(a_query)
-    return HeldOut(np.stack(out), np.stack(inside), np.stack(queries), fit.note)
+    return HeldOut(np.stack(out), np.stack(queries), fit.note)
 
 
-def halve(strata: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a random half ``(n,)`` bool that takes half of every stratum, give or take a row."""
-    order = rng.permutation(len(strata))
-    order = order[np.argsort(strata[order], kind="stable")]
-    first = np.zeros(len(strata), dtype=bool)
-    first[order[rng.integers(2) :: 2]] = True
-    return first
+def halve(
+    strata: np.ndarray, rng: np.random.Generator, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Return a random half ``(n,)`` bool that takes half of every stratum, give or take a row.
+
+    With ``groups``, half of the groups of every stratum (that of a group's first row).
+    """
+    if groups is None:
+        groups = np.arange(len(strata))
+    _, leaders, member = np.unique(groups, return_index=True, return_inverse=True)
+    order = rng.permutation(len(leaders))
+    order = order[np.argsort(strata[leaders][order], kind="stable")]
+    chosen = np.zeros(len(leaders), dtype=bool)
+    chosen[order[rng.integers(2) :: 2]] = True
+    return chosen[member.reshape(-1)]

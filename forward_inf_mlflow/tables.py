@@ -33,8 +33,6 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     queries together), and the flags mislabeled, leaked, memorized.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
-    in_queries = np.zeros(n, dtype=bool)
-    in_queries[found.leaked.train_index[found.leaked.flags]] = True
     likelier = found.mislabeled.likelier
     return pd.DataFrame(
         {
@@ -49,7 +47,7 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "memorized_score": found.memorized.score,
             "influence": found.influence,
             "mislabeled": found.mislabeled.flags,
-            "leaked": in_queries,
+            "leaked": found.leaked.train_flags,
             "memorized": found.memorized.flags,
         }
     )

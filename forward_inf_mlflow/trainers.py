@@ -130,7 +130,9 @@ class Continued:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
         # Dropout draws from the global generator: fork it, so that a seed repeats everything and
         # the caller's random state is left alone.
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        device = self._train.device
+        gpus = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpus), torch.enable_grad():
             torch.manual_seed(seed)
             # A module that takes single rows only cannot have batch statistics.
             set_training(model, min(self._train.batch_size, len(half)) > 1)

@@ -135,7 +135,7 @@ def test_all_doubts_are_named_together_and_those_of_changed_data_first() -> None
     )
     reasons = decide(GOOD, facts, Policy(data="verified")).reasons
     assert reasons[:2] == ("changed", "unverified")
-    assert "the training rows and query rows were named" in reasons[2]
+    assert "the training rows and query rows are not" in reasons[2]
     assert "only some of the training rows" in reasons[3]
 
 

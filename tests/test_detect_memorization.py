@@ -10,7 +10,7 @@ def held_out(*probability: list[float]) -> HeldOut:
     """Two-class half-models, one list of P(class 1) a repeat."""
     p = np.array(probability)
     logits = np.log(np.stack([1 - p, p], axis=-1))
-    return HeldOut(logits, logits, logits, "")
+    return HeldOut(logits, logits, "")
 
 
 def test_three_rows_worked_by_hand() -> None:
@@ -39,16 +39,14 @@ def test_the_threshold_itself_counts() -> None:
 def test_scores_lie_between_minus_one_and_one() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 200, 4)) * 50
-    models = HeldOut(logits, logits, logits, "")
+    models = HeldOut(logits, logits, "")
     found = memorized_classes(models, rng.integers(4, size=200), rng.random(200))
     assert (np.abs(found.score) <= 1).all()
 
 
 def test_models_that_answer_no_numbers_give_no_verdict() -> None:
     logits = np.full((1, 3, 2), np.nan)
-    found = memorized_classes(
-        HeldOut(logits, logits, logits, ""), np.zeros(3, dtype=int), np.ones(3)
-    )
+    found = memorized_classes(HeldOut(logits, logits, ""), np.zeros(3, dtype=int), np.ones(3))
     assert found.measure.abstained is not None
     assert not found.flags.any()
 

@@ -12,6 +12,7 @@ from forward_inf_mlflow.detect.mislabeled import (
     calibrate,
     mislabeled_classes,
     mislabeled_targets,
+    noise_low,
     posterior_wrong,
 )
 from forward_inf_mlflow.halves import HeldOut
@@ -39,7 +40,7 @@ def classes(
     given = labels[:n].copy()
     given[wrong] = (given[wrong] + rng.integers(1, k, wrong.sum())) % k
     seen = np.float32(logits)[None]
-    held_out = HeldOut(seen[:, :n], seen[:, :n], seen[:, n:], "drawn")
+    held_out = HeldOut(seen[:, :n], seen[:, n:], "drawn")
     return held_out, given, labels[n:], wrong
 
 
@@ -80,7 +81,7 @@ def test_overconfident_models_are_calibrated_before_they_accuse() -> None:
     # Logits five times too large make every surprise look certain.
     for seed in SEEDS:
         held_out, labels, truth, _ = classes(seed, flips=0, spread=1.5)
-        boasting = HeldOut(*(5 * x for x in (held_out.train_out,) * 2), 5 * held_out.queries, "")
+        boasting = HeldOut(5 * held_out.train_out, 5 * held_out.queries, "")
         assert judged(boasting, labels, truth).flags.mean() < 0.01
         calibration = calibrate(boasting.queries, truth)
         assert calibration.temperature == pytest.approx(5, rel=0.35)
@@ -133,7 +134,7 @@ def test_the_accused_are_the_largest_set_whose_mean_chance_of_being_right_is_all
     sizes = [0]
     for size in range(1, 31):
         chosen = sorted(wrong, reverse=True)[:size]
-        if sum(1 - p for p in chosen) / size <= fdr:
+        if sum(1 - p for p in chosen) / size <= fdr and chosen[-1] >= 0.5:
             sizes.append(size)
     flags = accuse(wrong, fdr)
     assert flags.sum() == max(sizes)
@@ -169,7 +170,7 @@ def test_leaked_queries_do_not_calibrate() -> None:
     spoiled[~trusted] = (spoiled[~trusted] + 1) % 5
     found = mislabeled_classes(held_out, labels, spoiled, trusted)
     assert found.flags[wrong].mean() > 0.5
-    clean = HeldOut(held_out.train_out, held_out.train_in, held_out.queries[:, 200:], "drawn")
+    clean = HeldOut(held_out.train_out, held_out.queries[:, 200:], "drawn")
     np.testing.assert_array_equal(found.score, judged(clean, labels, truth[200:]).score)
 
 
@@ -200,7 +201,7 @@ def test_models_that_always_guess_the_common_class_are_not_believed() -> None:
     rng = np.random.default_rng(0)
     truth = (rng.random(300) < 0.1).astype(int)
     always = np.tile(np.float32([5, 0]), (1, 300, 1))
-    found = judged(HeldOut(always, always, always, ""), truth, truth)
+    found = judged(HeldOut(always, always, ""), truth, truth)
     assert found.measure.abstained is not None
 
 
@@ -216,7 +217,7 @@ def targets(
     wrong[rng.choice(n, gross, replace=False)] = True
     given[:n][wrong] += rng.choice([-30, 30], gross)
     seen = np.float32(predicted)[None, :, None]
-    return HeldOut(seen[:, :n], seen[:, :n], seen[:, n:], "drawn"), given[:n], given[n:], wrong
+    return HeldOut(seen[:, :n], seen[:, n:], "drawn"), given[:n], given[n:], wrong
 
 
 def test_gross_errors_of_a_target_are_found_and_few_others() -> None:
@@ -280,3 +281,28 @@ def test_many_wrong_labels_of_which_few_can_be_named_are_no_verdict() -> None:
 def test_clean_labels_are_never_called_too_many_to_name(seed: int) -> None:
     held_out, labels, query_labels, _ = classes(seed, flips=0.0, spread=1.5)
     assert "look wrong" not in str(judged(held_out, labels, query_labels).measure.abstained)
+
+
+def test_training_rows_of_another_kind_than_the_queries_are_said_so() -> None:
+    # Clean labels, but a third of the training rows are blurred: the models are unsure of them.
+    rng = np.random.default_rng(1)
+    held_out, labels, query_labels, _ = classes(0, flips=0.0, spread=6)
+    blurred = held_out.train_out.copy()
+    blurred[:, :500] = rng.normal(size=blurred[:, :500].shape)
+    result = judged(HeldOut(blurred, held_out.queries, ""), labels, query_labels)
+    assert "of another kind than the queries" in str(result.measure.abstained)
+
+
+def test_the_noise_bound_from_two_accuracies_lies_below_the_truth_and_near_it() -> None:
+    rng, noise, right = np.random.default_rng(0), 0.2, 0.9
+    bounds = []
+    for _ in range(300):
+        queries = rng.binomial(500, right)
+        agree = rng.binomial(2000, (1 - noise) * right + noise * (1 - right) / 9)
+        bounds.append(noise_low(queries, 500, agree, 2000, 10))
+    assert np.mean(np.array(bounds) > noise) <= 0.01
+    assert np.mean(bounds) > noise - 0.08
+
+
+def test_models_no_better_than_chance_bound_no_noise() -> None:
+    assert noise_low(10, 100, 50, 100, 10) == 0

@@ -4,7 +4,7 @@ Three kinds, from sure to suspected:
 
 exact      every value is the same.
 near       the nearest training row is far nearer than the fifth, compared with how that ratio
-           falls for the other queries; images are compared under small shifts too.
+           falls for training rows among themselves; images are compared under small shifts too.
 influence  the rows differ, but the model's features tell them apart no better than copies, and
            the mirrored influence of the query names the same training row.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.measure import Measure, binomial_low
@@ -22,10 +23,19 @@ from forward_inf_mlflow.detect.measure import Measure, binomial_low
 #: How many robust standard deviations below the median the log gap of a copy lies. Look-alikes of
 #: clean data reach 5 (benchmarks/RESULTS.md, "Leaks").
 THRESHOLD = -6.0
-#: Exact matches are not accused when this many or more would be there by chance.
-CHANCE = 0.01
-#: Fewer queries than this do not show which gaps are usual.
-MIN_QUERIES = 20
+#: In tables a copy must also lie within this share of the fifth row's distance: rows that share
+#: most of their coarse columns lie near each other without being one.
+TABLE_GAP = 0.1
+#: Copies of a row to be expected by chance: from so many on it is never accused; below so many it
+#: cannot recur even if its columns hang together.
+CHANCE, IMPOSSIBLE = 0.01, 1e-30
+#: How unlikely the number of exact matches must be under the rate of twins in the training set.
+EXCESS = 0.001
+#: Fewer distinct training rows than this do not show which gaps are usual; more than NULL_ROWS
+#: show nothing new.
+MIN_ROWS, NULL_ROWS = 50, 1000
+#: Queries whose influence must be known before a row's usual influence is.
+MIN_ASKED = 20
 
 
 @dataclass(frozen=True)
@@ -35,14 +45,16 @@ class Leaked:
     Attributes:
         kind: "exact", "near", "influence" or "".
         train_index: The training row it is a copy of, or the nearest one.
-        score: Log gap in robust standard deviations from the median; negative is nearer. NaN
-            where there are too few queries.
+        train_flags: ``(n,)`` bool, all training rows that a leaked query is a copy of.
+        score: Log gap in robust standard deviations from that of training rows; negative is
+            nearer. NaN for exact copies, and where there are too few rows.
         evidence: A sentence for every leaked query, else "".
         measure: The summary.
     """
 
     kind: np.ndarray
     train_index: np.ndarray
+    train_flags: np.ndarray
     score: np.ndarray
     evidence: np.ndarray
     measure: Measure
@@ -80,43 +92,42 @@ def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Le
     kind = np.full(m, "", dtype=object)
     evidence = np.full(m, "", dtype=object)
     score = np.full(m, np.nan)
+    keys = nb.row_keys(train)
     copies = nb.exact_copies(queries, train)
     index = copies.copy()
-    common = 0
-    for q in np.flatnonzero(copies >= 0):
-        if nb.chance_copies(queries[q], train) >= CHANCE:
-            common += 1
-        else:
-            kind[q], evidence[q] = "exact", "every value is the same"
+    accused = _beyond_chance(queries, train, copies, nb.twins(keys))
+    kind[accused], evidence[accused] = "exact", "every value is the same"
 
     notes = ["exact copies by value"]
-    if common:
-        notes.append(f"{common} more with values so common that chance explains them")
+    if common := int((copies >= 0).sum() - accused.sum()):
+        notes.append(f"{common} more equal a training row, as training rows equal each other")
     # Copies inside the training set are one row here, else a twin hides the gap.
-    _, distinct = np.unique(nb.row_keys(train), return_index=True)
+    _, distinct = np.unique(keys, return_index=True)
     rest = np.flatnonzero(copies < 0)
-    if len(rest) < MIN_QUERIES or len(distinct) <= nb.RANK:
+    if len(distinct) < MIN_ROWS:
         notes.append("near copies not searched: too few rows to know which distances are usual")
-    else:
-        near, how, note = _near(queries[rest], train[distinct])
-        score[rest] = z = _robust_z(near.gap)
+    elif len(rest):
+        search, note = _search(queries[rest], train[distinct])
+        near = search.queries()
+        score[rest] = z = (near.gap - search.centre) / search.spread
         index[rest] = distinct[near.index]
-        for i in np.flatnonzero(z <= THRESHOLD):
-            kind[rest[i]], evidence[rest[i]] = "near", how(int(i))
+        for i in np.flatnonzero((z <= THRESHOLD) & (near.gap <= search.most)):
+            kind[rest[i]], evidence[rest[i]] = "near", search.evidence(int(i), near)
         notes.append(note)
-        if view is not None:
-            named = _confirmed(view)
-            for q in np.flatnonzero((named >= 0) & (kind == "") & (copies < 0)):
-                index[q], kind[q] = named[q], "influence"
-                evidence[q] = (
-                    "the model's features tell them apart no better than copies, and the query's "
-                    "influence names this row first"
-                )
-            notes.append("copies in the model's features that its influence confirms")
+    if view is not None:
+        named = _confirmed(view)
+        for q in np.flatnonzero((named >= 0) & (kind == "") & (copies < 0)):
+            index[q], kind[q] = named[q], "influence"
+            evidence[q] = (
+                "the model's features tell them apart no better than copies, and the query's "
+                "influence names this row first"
+            )
+        notes.append("copies in the model's features that its influence confirms")
     count = int((kind != "").sum())
     return Leaked(
         kind=kind,
         train_index=index,
+        train_flags=np.isin(keys, keys[index[kind != ""]]),
         score=score,
         evidence=evidence,
         measure=Measure(
@@ -129,27 +140,71 @@ def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Le
     )
 
 
-def _near(queries: np.ndarray, train: np.ndarray) -> tuple[nb.Nearest, Callable[[int], str], str]:
-    """Return the nearest rows, a function from position to evidence, and what was searched."""
+def _beyond_chance(
+    queries: np.ndarray, train: np.ndarray, copies: np.ndarray, twins: float
+) -> np.ndarray:
+    """Return which exact matches chance does not explain, ``(m,)`` bool.
+
+    Rows of coarse or repeated values equal each other without being the same example. Training
+    rows do so at the rate that queries would, so a match is accused if there are more of them than
+    that rate explains. Two shortcuts go by the row alone, as if its columns were independent: one
+    that is likely to recur is never accused, one that cannot recur (an image) always.
+    """
+    matched = np.flatnonzero(copies >= 0)
+    chance = np.array([nb.chance_copies(queries[q], train) for q in matched])
+    expected = max(twins, 0.5 / (len(train) + 1))  # Jeffreys' estimate where there are none
+    excess = stats.binom.sf(len(matched) - 1, len(queries), expected) < EXCESS
+    alone = twins == 0
+    accused = np.zeros(len(queries), dtype=bool)
+    accused[matched] = (chance < CHANCE) & ((chance < IMPOSSIBLE) | excess | alone)
+    return accused
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search for near copies, with what is usual: the gaps of training rows among themselves.
+
+    That null is not taken from the queries, since a test set may leak as a whole. ``most`` is the
+    largest log gap that a copy may have, whatever is usual.
+    """
+
+    queries: Callable[[], nb.Nearest]
+    evidence: Callable[[int, nb.Nearest], str]
+    most: float
+    centre: float
+    spread: float
+
+
+def _search(queries: np.ndarray, train: np.ndarray) -> tuple[_Search, str]:
+    """Return a search fit for the rows' shape, and what it looks for."""
+    own = np.linspace(0, len(train) - 1, min(len(train), NULL_ROWS)).astype(np.int64)
     images, others = nb.as_images(queries), nb.as_images(train)
     if images is None or others is None:
-        near = nb.nearest_rows(*nb.standardized(queries, train))
+        flat, reference = nb.standardized(queries, train)
+        usual = nb.nearest_rows(reference[own], reference, own=own).gap
 
-        def values(i: int) -> str:
+        def values(i: int, near: nb.Nearest) -> str:
             return f"at {np.exp(near.gap[i]):.1%} of the distance of the fifth nearest row"
 
-        return near, values, "near copies by standardised values"
+        def by_values() -> nb.Nearest:
+            return nb.nearest_rows(flat, reference)
+
+        note = "near copies by standardised values"
+        return _Search(by_values, values, np.log(TABLE_GAP), *_usual(usual)), note
 
     radius = nb.search_radius(images, others)
-    near = nb.nearest_images(images, others, radius=radius)
+    usual = nb.nearest_images(others[own], others, radius=radius, own=own).gap
 
-    def shifted(i: int) -> str:
+    def shifted(i: int, near: nb.Nearest) -> str:
         shift = nb.best_shift(images[i], others[near.index[i]], radius=radius)
         moved = f"shifted by {shift[0]:+d} down, {shift[1]:+d} right; " if any(shift) else ""
         return f"{moved}at {np.exp(near.gap[i]):.1%} of the distance of the fifth nearest image"
 
+    def by_pixels() -> nb.Nearest:
+        return nb.nearest_images(images, others, radius=radius)
+
     extent = f"shifts of up to {radius} pixels" if radius else "no shifts: too many pairs of rows"
-    return near, shifted, f"near copies by pixels, {extent}"
+    return _Search(by_pixels, shifted, 0, *_usual(usual)), f"near copies by pixels, {extent}"
 
 
 def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -160,18 +215,19 @@ def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
         train: ``(n, h)``.
     """
     found = np.full(len(queries), -1)
-    if len(queries) < MIN_QUERIES or len(train) <= nb.RANK:
-        return found
     unit_queries, unit_train = (
         x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         for x in (queries, train)
     )
     # Rows with the very same features are one row here, else a twin hides the gap.
     _, distinct = np.unique(nb.row_keys(unit_train), return_index=True)
-    if len(distinct) <= nb.RANK:
+    if len(distinct) < MIN_ROWS:
         return found
-    near = nb.nearest_rows(unit_queries, unit_train[distinct])
-    hit = _robust_z(near.gap) <= THRESHOLD
+    own = np.linspace(0, len(distinct) - 1, min(len(distinct), NULL_ROWS)).astype(np.int64)
+    reference = unit_train[distinct]
+    centre, spread = _usual(nb.nearest_rows(reference[own], reference, own=own).gap)
+    near = nb.nearest_rows(unit_queries, reference)
+    hit = (near.gap - centre) / spread <= THRESHOLD
     found[hit] = distinct[near.index[hit]]
     return found
 
@@ -179,7 +235,7 @@ def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
 def _confirmed(view: ModelView) -> np.ndarray:
     """Return the training row that features and influence agree on, ``(m,)``, or -1."""
     named = np.full(len(view.suspects), -1)
-    if len(view.asked) < MIN_QUERIES:
+    if len(view.asked) < MIN_ASKED:
         return named
     # A row with large gradients tops every query's list; over its own usual size it does not.
     usual = np.sqrt(np.square(view.influence, dtype=np.float64).mean(0))
@@ -189,8 +245,8 @@ def _confirmed(view: ModelView) -> np.ndarray:
     return named
 
 
-def _robust_z(values: np.ndarray) -> np.ndarray:
-    """Return distances from the median in robust standard deviations; all 0 without spread."""
-    centre = np.median(values)
-    spread = 1.4826 * np.median(np.abs(values - centre))
-    return (values - centre) / spread if spread > 0 else np.zeros(len(values))
+def _usual(gaps: np.ndarray) -> tuple[float, float]:
+    """Return median and robust standard deviation; an infinite one where there is no spread."""
+    centre = float(np.median(gaps))
+    spread = 1.4826 * float(np.median(np.abs(gaps - centre)))
+    return centre, spread if spread > 0 else np.inf

@@ -56,6 +56,12 @@ def chance_copies(row: np.ndarray, train: np.ndarray, *, sample: int = 5000) -> 
     return float(len(train) * np.exp(np.log(share).sum()))
 
 
+def twins(keys: np.ndarray) -> float:
+    """Return the share of rows that another row equals, from :func:`row_keys`."""
+    counts = np.bincount(keys)
+    return float((counts[keys] > 1).mean())
+
+
 def as_images(rows: np.ndarray) -> np.ndarray | None:
     """Return the rows as images ``(n, C, H, W)``, or None if their shape is not an image's."""
     if rows.ndim == 3:
@@ -82,10 +88,12 @@ def search_radius(queries: np.ndarray, train: np.ndarray) -> int:
     return next((r for r in (2, 1) if once * (2 * r + 1) ** 2 <= _SHIFT_BUDGET), 0)
 
 
-def nearest_images(queries: np.ndarray, train: np.ndarray, *, radius: int) -> Nearest:
+def nearest_images(
+    queries: np.ndarray, train: np.ndarray, *, radius: int, own: np.ndarray | None = None
+) -> Nearest:
     """Find the nearest images ``(n, C, H, W)`` under every shift of up to ``radius`` pixels.
 
-    A shifted pair is compared where both overlap, per pixel.
+    A shifted pair is compared where both overlap, per pixel. ``own``: as in `nearest_rows`.
     """
     centre = np.float32(train.mean())
     a, b = (x.astype(np.float32) - centre for x in (queries, train))
@@ -93,12 +101,18 @@ def nearest_images(queries: np.ndarray, train: np.ndarray, *, radius: int) -> Ne
     for dy, dx in shifts(radius):
         x, y = (overlap(i, s * dy, s * dx).reshape(len(i), -1) for i, s in ((a, 1), (b, -1)))
         crops.append((x, y))
-    return _nearest(crops)
+    return _nearest(crops, own)
 
 
-def nearest_rows(queries: np.ndarray, train: np.ndarray) -> Nearest:
-    """Find the nearest rows ``(n, d)`` by Euclidean distance."""
-    return _nearest([(queries.astype(np.float32), train.astype(np.float32))])
+def nearest_rows(
+    queries: np.ndarray, train: np.ndarray, *, own: np.ndarray | None = None
+) -> Nearest:
+    """Find the nearest rows ``(n, d)`` by Euclidean distance.
+
+    ``own``: ``(m,)`` where the queries are training rows themselves, their positions, which do
+    not count as neighbours.
+    """
+    return _nearest([(queries.astype(np.float32), train.astype(np.float32))], own)
 
 
 def shifts(radius: int) -> Iterator[tuple[int, int]]:
@@ -123,7 +137,7 @@ def best_shift(query: np.ndarray, row: np.ndarray, *, radius: int) -> tuple[int,
     return min(shifts(radius), key=distance)
 
 
-def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Nearest:
+def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None) -> Nearest:
     """Take the smallest mean squared difference over the pairs of views, then the gap."""
     m, n = len(pairs[0][0]), len(pairs[0][1])
     rank = min(RANK, n)
@@ -138,6 +152,8 @@ def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Nearest:
             d = (np.einsum("ij,ij->i", x, x)[:, None] + bb - 2 * (x @ b.T)) / max(1, x.shape[1])
             best = d if best is None else np.minimum(best, d, out=best)
         assert best is not None, "there is at least one view"
+        if own is not None:
+            best[np.arange(len(best)), own[rows]] = np.inf
         near = np.argpartition(best, rank - 1, axis=1)[:, :rank]
         near = np.take_along_axis(near, np.argsort(np.take_along_axis(best, near, 1), 1), 1)
         distance = np.sqrt(np.maximum(np.take_along_axis(best, near, 1), 0))
