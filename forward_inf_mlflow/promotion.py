@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow.decision import Decision, decide
@@ -20,7 +17,7 @@ from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_er
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
 from forward_inf_mlflow.registry import Version, resolve
-from forward_inf_mlflow.tracking import AUDIT_TAG, FOLDER, IDENTITY_TAG, RUN_TAG, identity
+from forward_inf_mlflow.tracking import AUDIT_TAG, FOLDER, RUN_TAG, identity, identity_of
 
 
 @dataclass(frozen=True)
@@ -112,63 +109,38 @@ def promote(
 def find_audit(version: Version) -> FoundAudit:
     """Return the newest finished audit of exactly this version.
 
-    "Finished" means that ``audit.json``, which is written last, is there and says so; the run's
-    own status says nothing, since MLflow marks a refused ``mlflow run`` FAILED.
+    An audit finishes by naming its run and the SHA-256 of its ``audit.json`` in the version's
+    tags. Only that run counts: any other could be made by whoever may log a run, and an older
+    pass would come back when a newer refusal is deleted. The run's own status says nothing, since
+    MLflow marks a refused ``mlflow run`` FAILED.
+
+    Raises:
+        TrackingError: There is none, it is gone, it was changed, or it is of another version.
     """
-    for run in _audit_runs(version):
-        found = _read(run, version)
-        if found is not None:
-            return found
-    raise TrackingError(
-        f"there is no finished audit of {version.uri}: run 'forward-inf audit {version.uri}'"
-    )
-
-
-def _audit_runs(version: Version) -> Iterator[Run]:
-    """Yield the runs that say they audit this version, the newest first."""
-    client, token = MlflowClient(), None
+    again = f"run 'forward-inf audit {version.uri}'"
     with translate_errors(), impatient():
-        experiments = [
-            e.experiment_id for e in mlflow.search_experiments(view_type=ViewType.ACTIVE_ONLY)
-        ]
-        while True:
-            page = client.search_runs(
-                experiments,
-                filter_string=f"tags.`{IDENTITY_TAG}` = '{identity(version)}'",
-                order_by=["attributes.start_time DESC"],
-                max_results=50,
-                page_token=token,
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-
-def _read(run: Run, version: Version) -> FoundAudit | None:
-    """Return the run's audit, None if it has not finished one of this version."""
-    content = fetch_artifact(run.info.run_id, "audit.json")
+        tags = MlflowClient().get_model_version(version.name, version.version).tags
+    run_id = tags.get(RUN_TAG)
+    if not run_id:
+        raise TrackingError(f"there is no finished audit of {version.uri}: {again}")
+    content = fetch_artifact(run_id, "audit.json")
     if content is None:
-        return None
-    record = read_record(content, where=f"audit.json of run {run.info.run_id}")
-    model = record["model"]
-    facts = (
-        str(model.get("name")),
-        str(model.get("version")),
-        str(model.get("creation_timestamp")),
-        str(model.get("source")),
-    )
-    if hashlib.sha256("\0".join(facts).encode()).hexdigest() != identity(version):
-        return None  # a tag can be copied, what the audit itself says of the version counts
-    tags = MlflowClient().get_model_version(version.name, version.version).tags
-    if tags.get(RUN_TAG) == run.info.run_id:
-        digest = hashlib.sha256(content).hexdigest()
-        if tags.get(AUDIT_TAG) != digest:
-            raise TrackingError(
-                f"audit.json of run {run.info.run_id} is not the one that {version.uri} was "
-                "tagged with; it was changed after the audit: audit the version again"
-            )
-    return FoundAudit(run.info.run_id, run.info.experiment_id, record)
+        raise TrackingError(f"the audit of {version.uri} is gone with its run {run_id}: {again}")
+    record = read_record(content, where=f"audit.json of run {run_id}")
+    if identity_of(record["model"]) != identity(version):
+        # Tags are copied with a version, and numbers are given again after a deletion.
+        raise TrackingError(
+            f"there is no finished audit of {version.uri}, its tags name one of another version: "
+            f"{again}"
+        )
+    if hashlib.sha256(content).hexdigest() != tags.get(AUDIT_TAG):
+        raise TrackingError(
+            f"audit.json of run {run_id} is not the one that {version.uri} was tagged with, it was "
+            f"changed after the audit: {again}"
+        )
+    with translate_errors(), impatient():
+        experiment = MlflowClient().get_run(run_id).info.experiment_id
+    return FoundAudit(run_id, experiment, record)
 
 
 def fetch_artifact(run_id: str, name: str) -> bytes | None:

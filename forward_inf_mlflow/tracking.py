@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ from forward_inf_mlflow.registry import Version
 
 #: Folder of all artifacts in the audit run.
 FOLDER = "forward_inf"
-#: Run tag by which the audits of exactly one version are found.
-IDENTITY_TAG = "forward_inf.identity"
 #: Version tags; short, because MLflow's version table cuts keys at about 15 characters.
 GATE_TAG, RUN_TAG, AUDIT_TAG = "fi.gate", "fi.run", "fi.audit"
 
@@ -39,7 +37,12 @@ _MAX_BLOCK, _MAX_DESCRIPTION = 2000, 5000
 
 def identity(version: Version) -> str:
     """Return what tells this version from any other that bears its name and number."""
-    facts = (version.name, version.version, str(version.creation_timestamp), version.source)
+    return identity_of(asdict(version))
+
+
+def identity_of(model: Mapping[str, Any]) -> str:
+    """Return the same from what a record says of its version."""
+    facts = [str(model.get(key)) for key in ("name", "version", "creation_timestamp", "source")]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
 
@@ -73,7 +76,7 @@ def audit_run(
     """
     client = MlflowClient()
     borrowed = run_id or os.environ.get("MLFLOW_RUN_ID")
-    tags = {IDENTITY_TAG: identity(version), "forward_inf.model": version.uri}
+    tags = {"forward_inf.model": version.uri}
     with translate_errors():
         if borrowed:
             run = client.get_run(borrowed)
