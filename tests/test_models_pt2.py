@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,13 @@ import torch
 from torch import nn
 
 from forward_inf_mlflow.errors import DataError, ModelError, UnsafeModelError
+from forward_inf_mlflow.models import torch_module
 from forward_inf_mlflow.models.archive import check_archive
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.inputs import InputSpec
 from forward_inf_mlflow.models.mlmodel import read_flavor
 from forward_inf_mlflow.models.modes import in_training, set_training
-from forward_inf_mlflow.models.parity import check_parity
+from forward_inf_mlflow.models.parity import check_parity, half_tolerance
 from forward_inf_mlflow.models.torch_module import audited_module
 from forward_inf_mlflow.registry import load_folder
 
@@ -194,16 +196,46 @@ def test_another_static_batch_is_refused(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_half_precision_is_read_in_float32(tmp_path: Path) -> None:
-    module = network().eval().half()
-    model = load(saved(module, tmp_path / "model", IMAGES.astype(np.float16)))
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["pt2", "pickle"])
+def test_half_precision_is_read_in_float32_and_compared_with_the_half(
+    kind: str, half: torch.dtype
+) -> None:
+    module, images = network().eval().to(half), torch.as_tensor(IMAGES).to(half)
+    with torch.no_grad():
+        expected = module(images).double().numpy()
+    if kind == "pt2":
+        shapes = ({0: torch.export.Dim("batch")},)
+        loaded = torch.export.export(module, (images,), dynamic_shapes=shapes).module()
+    else:
+        loaded = module
+    model = audited_module(loaded, kind=kind, shape=(-1, 1, 8, 8))
     assert {p.dtype for p in model.module.parameters()} == {torch.float32}
     assert model.prepare(IMAGES).dtype == np.float32
     assert any("half precision" in note for note in model.notes)
-    assert check_parity(model, IMAGES) <= 1e-4
+    assert model.half == half
+    np.testing.assert_array_equal(model.original(IMAGES), expected)
+    assert 0 < check_parity(model, IMAGES) <= half_tolerance(half)
     with torch.no_grad():
-        expected = module.float()(torch.as_tensor(IMAGES)).numpy()
-    np.testing.assert_allclose(model.original(IMAGES), expected, atol=1e-5)
+        model.module.get_parameter("8.bias").add_(2 * half_tolerance(half))
+    with pytest.raises(ModelError, match="disagree"):
+        check_parity(model, IMAGES)
+
+
+@pytest.mark.parametrize("step", ["set_training", "widen", "_softmax_to_logits"])
+def test_a_step_that_spoils_the_weights_shows_as_a_difference(
+    step: str, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_step = getattr(torch_module, step)
+
+    def spoiling(module: nn.Module, *arguments: Any) -> Any:
+        with torch.no_grad():
+            module.get_parameter("8.weight").mul_(1.01)
+        return true_step(module, *arguments)
+
+    monkeypatch.setattr(torch_module, step, spoiling)
+    with pytest.raises(ModelError, match="disagree"):
+        check_parity(load(plain), IMAGES)
 
 
 def test_token_ids_stay_whole_numbers(tmp_path: Path) -> None:
@@ -222,6 +254,19 @@ def test_probabilities_become_logits_that_give_them_back(tmp_path: Path) -> None
     inputs = torch.as_tensor(IMAGES)
     torch.testing.assert_close(model.module(inputs).softmax(1), module(inputs))
     assert any("probabilities" in note for note in model.notes)
+    np.testing.assert_allclose(model.original(IMAGES), module(inputs).detach(), atol=1e-6)
+    assert check_parity(model, IMAGES) <= 1e-6
+    with torch.no_grad():
+        model.module.get_parameter("0.8.bias").add_(torch.tensor([0.01, 0, 0]))
+    with pytest.raises(ModelError, match="disagree"):
+        check_parity(model, IMAGES)
+
+
+def test_a_softmax_over_the_batch_is_no_probability_of_a_row(tmp_path: Path) -> None:
+    model = load(saved(nn.Sequential(network(), nn.Softmax(dim=0)).eval(), tmp_path / "model"))
+    assert not model.probabilities
+    with pytest.raises(ModelError, match="mixes rows"):
+        check_parity(model, IMAGES)
 
 
 class Lambda(nn.Module):
@@ -291,6 +336,32 @@ def test_a_module_that_answers_differently_from_the_original_is_refused(plain: P
         model.module.get_parameter("8.bias").add_(0.01)
     with pytest.raises(ModelError, match="disagree"):
         check_parity(model, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("width", "task", "refused"),
+    [(3, None, True), (3, "classification", True), (1, "regression", False), (1, None, False)],
+)
+def test_a_difference_is_absolute_for_logits_and_relative_for_a_regression(
+    width: int, task: str | None, refused: bool
+) -> None:
+    rows = np.eye(4)
+    module = nn.Linear(4, width).double()
+    with torch.no_grad():
+        module.weight.fill_(1000.0)
+    shifted = copy.deepcopy(module)
+    with torch.no_grad():
+        shifted.bias.add_(0.01)
+
+    def answer(features: object) -> np.ndarray:
+        return shifted(torch.as_tensor(features)).detach().numpy()  # type: ignore[no-any-return]
+
+    model = AuditedModel(module, np.asarray, "pt2", answer, task=task)
+    if refused:
+        with pytest.raises(ModelError, match=r"disagree by 1\.0e-02 \(at most 1e-04\)"):
+            check_parity(model, rows)
+    else:
+        assert check_parity(model, rows) == pytest.approx(1e-5, rel=1e-2)
 
 
 # What the archive may hold

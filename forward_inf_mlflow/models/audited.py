@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 #: Turns stored features into the array that the module takes as its input, ``(n, ...)``.
@@ -27,8 +28,12 @@ class AuditedModel:
         classes: ``(K,)`` the label that each output stands for; None if labels are 0 .. K-1.
         features: Inputs ``(B, ...)`` to the penultimate features ``(B, h)``, what the model's last
             linear layer sees; None where no such layer was found.
-        original: From stored features to what the loaded model itself answers, to compare with:
-            probabilities ``(n, K)`` from scikit-learn classifiers, else the module's own outputs.
+        original: From stored features to what the loaded model itself answers, to compare with;
+            nothing that was done to the module was done to it, except that a model logged in train
+            mode, which is random, was switched to evaluation.
+        probabilities: Whether ``original`` answers probabilities ``(n, K)``, of which the module
+            gives logits; else both answer alike.
+        half: The half precision that ``original`` computes in, None for anything finer.
         estimator: The fitted scikit-learn estimator (or pipeline), if it came from one.
         max_batch: The largest batch the module takes; None if any.
         notes: What to tell the reader of the model, such as "was logged in train mode".
@@ -44,3 +49,5 @@ class AuditedModel:
     estimator: Any = None
     max_batch: int | None = None
     notes: tuple[str, ...] = field(default=())
+    probabilities: bool = False
+    half: torch.dtype | None = None

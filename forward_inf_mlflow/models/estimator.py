@@ -121,6 +121,7 @@ def audited_estimator(estimator: Any) -> AuditedModel:
         classes=np.asarray(last.classes_) if classifier else None,
         features=lambda inputs: torch.as_tensor(head(inputs)),
         estimator=estimator,
+        probabilities=classifier,
     )
 
 

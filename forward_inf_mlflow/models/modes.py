@@ -18,7 +18,7 @@ from forward_inf_mlflow.errors import ModelError
 _MEMORY = "forward_inf_training"
 _FLAGS = frozenset({"train", "training"})
 _CHANCE = "dropout_p"  # scaled_dot_product_attention has a probability and no flag
-_HALVES = (torch.float16, torch.bfloat16)
+_HALVES = (torch.bfloat16, torch.float16)  # the coarser first
 
 
 def set_training(module: nn.Module, on: bool) -> None:
@@ -73,13 +73,15 @@ def require_deterministic(module: nn.Module) -> None:
                 )
 
 
-def widen(module: nn.Module) -> bool:
-    """Turn half-precision weights and computations into float32; say whether there were any.
+def widen(module: nn.Module) -> torch.dtype | None:
+    """Turn half-precision weights and computations into float32.
 
     Influence is a small difference of losses: half precision would drown it.
+
+    Returns:
+        The coarsest half precision that was found, None if there was none.
     """
-    tensors = [*module.parameters(), *module.buffers()]
-    changed = any(tensor.dtype in _HALVES for tensor in tensors)
+    found = {tensor.dtype for tensor in (*module.parameters(), *module.buffers())}
     for parameter in module.parameters():
         if parameter.dtype in _HALVES:
             parameter.data = parameter.data.float()
@@ -89,15 +91,16 @@ def widen(module: nn.Module) -> bool:
                 part._buffers[name] = buffer.float()
     for graph_module in _graph_modules(module):
         for node in graph_module.graph.nodes:
-            args = fx.node.map_aggregate(node.args, _widened)
-            kwargs = fx.node.map_aggregate(node.kwargs, _widened)
             if node.op == "get_attr":
-                changed |= _widen_constant(graph_module, str(node.target))
-            elif repr((args, kwargs)) != repr((node.args, node.kwargs)):
-                node.args, node.kwargs = args, kwargs
-                changed = True
+                found |= _widen_constant(graph_module, str(node.target))
+                continue
+            before = repr((node.args, node.kwargs))
+            node.args = fx.node.map_aggregate(node.args, _widened)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, _widened)
+            if repr((node.args, node.kwargs)) != before:
+                found |= {half for half in _HALVES if str(half) in before}
         graph_module.recompile()
-    return changed
+    return next((half for half in _HALVES if half in found), None)
 
 
 def _set_flags(module: nn.Module, on: bool) -> None:
@@ -172,12 +175,12 @@ def _widened(argument: Any) -> Any:
     return torch.float32 if argument in _HALVES else argument
 
 
-def _widen_constant(graph_module: fx.GraphModule, target: str) -> bool:
-    """Widen a constant that is neither parameter nor buffer; say whether it was narrow."""
+def _widen_constant(graph_module: fx.GraphModule, target: str) -> set[torch.dtype]:
+    """Widen a constant that is neither parameter nor buffer; return the precision it had."""
     path, _, name = target.rpartition(".")
     owner = graph_module.get_submodule(path)
     value = getattr(owner, name)
     if not isinstance(value, Tensor) or value.dtype not in _HALVES:
-        return False
+        return set()
     setattr(owner, name, value.float())
-    return True
+    return {value.dtype}

@@ -1,9 +1,16 @@
-"""Does what will be moved answer as the registered model does? Asked before anything else."""
+"""Does what will be moved answer as the registered model does? Asked before anything else.
+
+How far they may differ: 1e-4, absolute, of logits and of probabilities. A regression's numbers have
+a unit of their own, so theirs is relative to the largest, where that is above one. A model that was
+logged in half precision rounds every step that the audit takes in float32: sixteen of its own
+rounding errors (.016 in float16, .12 in bfloat16), relative to its largest answer above one.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import softmax
 
 from forward_inf_mlflow.errors import DataError, ModelError
@@ -11,7 +18,13 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.forward import outputs
 
 TOLERANCE = 1e-4
+_HALF_ROUNDINGS = 16  # errors of some tens of layers, which add up like a random walk
 _SINGLES = 16  # rows read one at a time
+
+
+def half_tolerance(half: torch.dtype) -> float:
+    """Return how far a model in half precision may be from its float32 form, relatively."""
+    return _HALF_ROUNDINGS * torch.finfo(half).eps
 
 
 def check_parity(
@@ -25,11 +38,14 @@ def check_parity(
         rows: How many.
 
     Returns:
-        The largest absolute difference; of outputs larger than one, relative to the largest.
+        The largest difference: absolute for a model with several outputs or of known classes;
+        relative to the largest output, where that is above one, for a regression, for a single
+        output that does not say what it is (`check_probabilities` asks again where it is a logit)
+        and in half precision.
 
     Raises:
-        ModelError: They differ by more than 1e-4, are no numbers, or a row's output depends on its
-            batch.
+        ModelError: They differ by more than the tolerance, are no numbers, or a row's output
+            depends on its batch.
         DataError: The rows do not fit the model.
     """
     sample = features.iloc[:rows] if isinstance(features, pd.DataFrame) else features[:rows]
@@ -46,16 +62,15 @@ def check_parity(
             "The model answers NaN or infinity for the first training rows: log one that is "
             "trained."
         )
-    difference = _difference(expected.reshape(together.shape), together)
-    if not difference <= TOLERANCE:  # NaN is no agreement
-        raise ModelError(
-            f"The registered model and its differentiable form disagree by {difference:.1e} "
-            f"(at most {TOLERANCE:.0e}): log it again with the installed library versions."
-        )
+    number = model.task != "classification" and expected.size == len(expected)
+    relative = model.half is not None or number
+    difference = _difference(expected.reshape(together.shape), together, relative=relative)
+    _require_agreement(model, difference)
     if model.max_batch != 1:
         few = inputs[:_SINGLES]
         try:
-            alone = _difference(together[: len(few)], _answers(model, few, batch=1))
+            # Relative: another batch size is another order of summation, whatever the task.
+            alone = _difference(together[: len(few)], _answers(model, few, batch=1), relative=True)
         except DataError:  # batch norm without statistics cannot read a single row
             alone = np.inf
         if not alone <= TOLERANCE:
@@ -68,10 +83,18 @@ def check_parity(
 
 def _answers(model: AuditedModel, inputs: np.ndarray, *, batch: int) -> np.ndarray:
     answers = outputs(model.module, inputs, batch=batch)
-    if model.estimator is not None and model.task == "classification":
-        return np.asarray(softmax(answers, axis=1))
-    return answers
+    return np.asarray(softmax(answers, axis=1)) if model.probabilities else answers
 
 
-def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    return float(np.abs(expected - found).max() / max(1.0, float(np.abs(expected).max())))
+def _require_agreement(model: AuditedModel, difference: float) -> None:
+    tolerance = TOLERANCE if model.half is None else half_tolerance(model.half)
+    if not difference <= tolerance:  # NaN is no agreement
+        raise ModelError(
+            f"The registered model and its differentiable form disagree by {difference:.1e} "
+            f"(at most {tolerance:.0e}): log it again with the installed library versions."
+        )
+
+
+def _difference(expected: np.ndarray, found: np.ndarray, *, relative: bool) -> float:
+    scale = max(1.0, float(np.abs(expected).max())) if relative else 1.0
+    return float(np.abs(expected - found).max() / scale)

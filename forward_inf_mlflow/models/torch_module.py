@@ -22,10 +22,13 @@ from forward_inf_mlflow.models.modes import (
     set_training,
     widen,
 )
+from forward_inf_mlflow.models.parity import half_tolerance
 
 _BATCH = 256
-_TRAINED = "was logged in train mode: dropout and batch norm were switched to evaluation"
-_HALF = "was logged in half precision: audited in float32"
+_TRAINED = (
+    "was logged in train mode, where it is random: dropout and batch norm were switched to "
+    "evaluation, and that is what its answers were compared with"
+)
 _SOFTMAX = "answers with probabilities: their logarithms are read as its logits"
 _SINGLE = "was logged with a batch of 1 (static): rows are read one at a time, which is slow"
 
@@ -47,25 +50,33 @@ def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = No
             f"The model is a {type(loaded).__name__}, not a torch.nn.Module: log it as pt2."
         )
     notes = [_TRAINED] if in_training(loaded) else []
+    # The copy answers for the registered model: what follows is done to the other one alone, so
+    # that a mistake in it shows as a difference.
     original = copy.deepcopy(loaded)
-    for module in (loaded, original):
-        set_training(module, False)
-        narrow = widen(module)
-        probabilities = _softmax_to_logits(module)
+    if notes:
+        set_training(original, False)
+    set_training(loaded, False)
+    half = widen(loaded)
+    probabilities = _softmax_to_logits(loaded)
     require_deterministic(loaded)
-    if narrow:
-        notes.append(_HALF)
+    if half is not None:
+        notes.append(
+            "was logged in half precision: audited in float32, which agrees with it within "
+            f"{half_tolerance(half):.1g} of its largest answer"
+        )
     if probabilities:
         notes.append(_SOFTMAX)
     _require_parameters(loaded)
     max_batch = None
     if is_exported(loaded):
         value = _placeholder(loaded)
+        takes = value.dtype
         max_batch = _static_batch(value)
         spec = InputSpec(_numpy_type(value.dtype), tuple(map(_size, value.shape[1:])))
     else:
         known = None if shape is None else tuple(None if d < 0 else d for d in shape[1:])
         spec = InputSpec(_plain_type(loaded), known)
+        takes = next(p.dtype for p in original.parameters() if p.is_floating_point())
     if max_batch == 1:
         notes.append(_SINGLE)
     features = penultimate(loaded)
@@ -78,8 +89,10 @@ def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = No
         if features is not None and len(features(sample)) != len(sample):
             features = None  # the last linear layer does not see one row per row
 
+    asked = _Asked(original, takes)
+
     def answer(rows: pd.DataFrame | np.ndarray) -> np.ndarray:
-        return outputs(original, spec.prepare(rows), batch=max_batch or _BATCH)
+        return outputs(asked, spec.prepare(rows), batch=max_batch or _BATCH)
 
     return AuditedModel(
         module=loaded,
@@ -89,7 +102,20 @@ def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = No
         features=features,
         max_batch=max_batch,
         notes=tuple(notes),
+        probabilities=probabilities,
+        half=half,
     )
+
+
+class _Asked(nn.Module):
+    """The registered model, given numbers ``(B, ...)`` of the precision that it takes."""
+
+    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner, self.dtype = inner, dtype
+
+    def forward(self, inputs: Tensor) -> object:
+        return self.inner(inputs.to(self.dtype) if inputs.is_floating_point() else inputs)
 
 
 def _softmax_to_logits(module: nn.Module) -> bool:
@@ -103,6 +129,8 @@ def _softmax_to_logits(module: nn.Module) -> bool:
     ends = output.all_input_nodes
     if len(ends) != 1 or str(ends[0].target) != "aten.softmax.int":
         return False
+    if ends[0].meta["val"].ndim != 2 or ends[0].args[1] not in (1, -1):
+        return False  # over the batch, say: no row has logits of its own
     ends[0].target = torch.ops.aten.log_softmax.int
     module.recompile()
     return True
