@@ -7,16 +7,26 @@ import json
 import shlex
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, cast
 
 import mlflow
+import mlflow.sklearn
+import numpy as np
 import pytest
-from conftest import points, register_points
+from conftest import points, register_points, sqlite_store, tracking
 from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
 
-from forward_inf_mlflow.auditing import audit
+from forward_inf_mlflow import auditing
+from forward_inf_mlflow.auditing import AuditResult, audit
+from forward_inf_mlflow.cli import run
+from forward_inf_mlflow.data.logging_data import log_training_data
+from forward_inf_mlflow.detect.sources import sentence
 from forward_inf_mlflow.policy import Policy, load_policy
+from forward_inf_mlflow.trainers import Continued, Recipe
 
 
 class Silent(SimpleHTTPRequestHandler):
@@ -63,3 +73,41 @@ def test_the_command_that_repeats_an_audit_names_device_and_policy(tmp_path: Pat
     assert "policy.yaml</code> lies beside this report" in stored
     plain = json.loads((tmp_path / "audit.json").read_bytes())
     assert plain["repeat"] == result.record["repeat"]
+
+
+@pytest.fixture(scope="module")
+def sourced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditResult]:
+    """Audit a version whose rows come from two sources, one of them mostly wrong."""
+    data = points(leaks=9)
+    sources = np.where(np.arange(240) < 60, "bad", "good")
+    wrong = np.arange(30, 60)
+    data.y[wrong] = (data.y[wrong] + 1) % 3
+    with tracking(sqlite_store(tmp_path_factory.mktemp("sourced"))):
+        mlflow.set_experiment("tests")
+        with mlflow.start_run():
+            log_training_data((data.x, data.y), (data.test_x, data.test_y), sources=sources)
+            model = LogisticRegression().fit(data.x, data.y)
+            mlflow.sklearn.log_model(
+                model, name="model", pip_requirements=[], registered_model_name="sourced"
+            )
+        yield audit("models:/sourced/1")
+
+
+def test_the_command_line_prints_every_share_of_every_source_and_what_to_mind(
+    sourced: AuditResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Continued(*[cast("Any", None)] * 4, Recipe())
+    trainer._choice = ("shrunk", 0.01)
+    measures = sourced.record["measures"]
+    shrunk = measures | {"mislabeled": measures["mislabeled"] | {"note": trainer.note}}
+    record = {**sourced.record, "measures": shrunk, "notes": ["the model was logged so"]}
+    monkeypatch.setattr(auditing, "audit", lambda *_, **__: replace(sourced, record=record))
+    run(["audit", sourced.version.uri])
+    printed = " ".join(capsys.readouterr().out.split())
+    for source in sourced.record["sources"]:
+        assert sentence(source) in printed
+    assert "note: the model was logged so" in printed
+    assert "note: mislabeled: half-models start from the audited weights" in printed
+    monkeypatch.setattr(auditing, "audit", lambda *_, **__: sourced)
+    run(["audit", sourced.version.uri])
+    assert "note:" not in capsys.readouterr().out, "half-models that start afresh need no warning"

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from forward_inf_mlflow.detect.measure import Measure, binomial_interval, binomial_low
-from forward_inf_mlflow.detect.sources import by_source
+from forward_inf_mlflow.detect.sources import by_source, guilty, sentence
 
 
 def sums(sources: list[str], wrong: list[int], influence: list[float]) -> list[dict[str, object]]:
@@ -42,6 +42,10 @@ def test_two_sources_worked_by_hand() -> None:
     assert (guilty["source"], guilty["rows"], guilty["mislabeled"]) == ("x", 3, 2)
     assert guilty["mislabeled_rate"] == pytest.approx(2 / 3)
     assert (guilty["leaked"], honest["leaked"]) == (1, 0)
+    for verdict, count in (("mislabeled", 2), ("leaked", 1), ("memorized", 0)):
+        assert guilty[f"{verdict}_rate"] == pytest.approx(count / 3)
+        interval = guilty[f"{verdict}_low"], guilty[f"{verdict}_high"]
+        assert interval == binomial_interval(count, 3)
     half = 1.96 * 1.0 / np.sqrt(3)
     interval = [guilty[k] for k in ("influence_low", "influence", "influence_high")]
     assert interval == pytest.approx([2 - half, 2, 2 + half])
@@ -76,3 +80,20 @@ def test_intervals_are_those_of_clopper_and_pearson(count: int, total: int) -> N
 def test_no_rows_say_nothing_about_a_share() -> None:
     assert binomial_interval(0, 0) == (0.0, 1.0)
     assert Measure.none(0, "no rows").rate == 0.0
+
+
+def test_a_source_in_words_names_all_shares_and_what_is_per_row() -> None:
+    x, y = sums(["x", "y", "x", "x"], [1, 0, 1, 0], [0.01, 5.0, 0.02, 0.03])
+    assert sentence(x) == (
+        "x: 3 rows; mislabeled 66.7% (9.4% to 99.2%), leaked 33.3% (0.8% to 90.6%), "
+        "memorized 0.0% (0.0% to 70.8%); influence +0.02 (+0.0087 to +0.031) per row"
+    )
+    assert sentence(y).endswith("influence +5 per row"), "one row has no interval"
+
+
+def test_only_a_source_that_is_surely_worse_than_the_whole_is_guilty() -> None:
+    sources = sums(
+        ["tiny"] * 2 + ["a"] * 100 + ["b"] * 100, [1, 0] + [1] * 30 + [0] * 170, [0.0] * 202
+    )
+    assert guilty(sources, 31 / 202) == ["a"]
+    assert guilty(sources, 0.3) == []

@@ -13,6 +13,10 @@ if TYPE_CHECKING:  # the help must not wait for torch
 
 #: Rows of each verdict that are printed: verdict, reasons and rows fit on one screen.
 _WORST = 3
+#: Sources that are printed, the worst first.
+_SOURCES = 10
+#: What the verdict's own note says where the half-models could not start afresh.
+_REMEMBERS = "may still remember wrong labels"
 
 
 @click.command("audit", short_help="Audit a model version and decide.")
@@ -130,6 +134,8 @@ def _surest(count: int) -> str:
 
 def _say_rest(console: Console, record: Any) -> None:
     """Print all measures, the sources, notes and costs."""
+    from forward_inf_mlflow.detect.sources import sentence
+
     measures = []
     for name, rows in (("mislabeled", "training"), ("leaked", "query"), ("memorized", "training")):
         measure = record["measures"][name]
@@ -141,22 +147,18 @@ def _say_rest(console: Console, record: Any) -> None:
     console.say()
     for name, found in measures:
         console.say(f"  {name:<11} {found}")
-    console.table(
-        "sources",
-        ["source", "rows", "mislabeled", "likely between"],
-        [
-            (
-                source["source"],
-                f"{source['rows']:,}",
-                f"{source['mislabeled_rate']:.1%}",
-                f"{source['mislabeled_low']:.1%} and {source['mislabeled_high']:.1%}",
-            )
-            for source in record["sources"] or []
-        ],
-    )
+    if record["sources"]:
+        console.say()
+        console.say("  sources, with 95 % intervals", bold=True)
+    sources = record["sources"] or []
+    for source in sources[:_SOURCES]:
+        console.say(f"    {sentence(source)}")
+    if len(sources) > _SOURCES:
+        console.say(f"    and {len(sources) - _SOURCES:,} more, see the report")
     costs = record["costs"]
     console.say()
-    for note in record["notes"]:
+    how = record["measures"]["mislabeled"]["note"]
+    for note in (*record["notes"], *([f"mislabeled: {how}"] if _REMEMBERS in how else [])):
         console.say(f"  note: {note}")
     console.say(
         f"  {costs['rows']:,} training rows, {costs['queries']:,} query rows, "

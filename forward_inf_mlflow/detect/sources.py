@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -26,31 +29,55 @@ def by_source(
         influence: ``(n,)`` on all queries together, nats per added copy of them.
 
     Returns:
-        A row a source: counts, the mislabeled rate with its 95 % Clopper-Pearson interval, and
-        the mean influence of its rows with a 95 % normal interval.
+        A row a source: ``source``, ``rows``; for each verdict the count of its rows
+        (``mislabeled``, ``leaked``, ``memorized``), their share of the source (``..._rate``), and
+        the share's 95 % Clopper-Pearson interval (``..._low``, ``..._high``); ``influence``, the
+        mean of its rows (so that a large source does not weigh more than a small one), with a 95 %
+        normal interval (``influence_low``, ``influence_high``).
     """
     rows = []
     for name in sorted(set(sources)):
         mine = sources == name
-        n, wrong = int(mine.sum()), int(mislabeled[mine].sum())
-        low, high = binomial_interval(wrong, n)
+        n = int(mine.sum())
+        row: dict[str, object] = {"source": name, "rows": n}
+        verdicts = {"mislabeled": mislabeled, "leaked": leaked, "memorized": memorized}
+        for verdict, flags in verdicts.items():
+            count = int(flags[mine].sum())
+            low, high = binomial_interval(count, n)
+            row |= {
+                verdict: count,
+                f"{verdict}_rate": count / n,
+                f"{verdict}_low": low,
+                f"{verdict}_high": high,
+            }
         mean = float(influence[mine].mean())
         half = 1.96 * float(influence[mine].std(ddof=1)) / n**0.5 if n > 1 else float("nan")
-        rows.append(
-            {
-                "source": name,
-                "rows": n,
-                "mislabeled": wrong,
-                "mislabeled_rate": wrong / n,
-                "mislabeled_low": low,
-                "mislabeled_high": high,
-                "leaked": int(leaked[mine].sum()),
-                "memorized": int(memorized[mine].sum()),
-                "influence": mean,
-                "influence_low": mean - half,
-                "influence_high": mean + half,
-            }
-        )
+        row |= {"influence": mean, "influence_low": mean - half, "influence_high": mean + half}
+        rows.append(row)
     return pd.DataFrame(rows).sort_values(
         ["mislabeled_low", "source"], ascending=[False, True], ignore_index=True
     )
+
+
+def sentence(source: Mapping[str, Any]) -> str:
+    """Return a row of the table in words."""
+
+    def share(verdict: str) -> str:
+        low, high = source[f"{verdict}_low"], source[f"{verdict}_high"]
+        return f"{verdict} {source[f'{verdict}_rate']:.1%} ({low:.1%} to {high:.1%})"
+
+    influence = f"influence {source['influence']:+.2g}"
+    if source["rows"] > 1:  # one row has no spread
+        influence += f" ({source['influence_low']:+.2g} to {source['influence_high']:+.2g})"
+    shares = ", ".join(share(verdict) for verdict in ("mislabeled", "leaked", "memorized"))
+    return f"{source['source']}: {source['rows']:,} rows; {shares}; {influence} per row"
+
+
+def guilty(sources: Sequence[Mapping[str, Any]], overall: float) -> list[str]:
+    """Return the sources that are surely worse than all rows together, the worst first.
+
+    Args:
+        sources: Rows of the table.
+        overall: The mislabeled rate of all rows together.
+    """
+    return [str(source["source"]) for source in sources if source["mislabeled_low"] > overall]
