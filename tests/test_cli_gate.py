@@ -5,18 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from conftest import one_line, points, register_points, sqlite_store, tracking
 from mlflow import MlflowClient
 
+from forward_inf_mlflow import auditing
 from forward_inf_mlflow.cli import run
+from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.policy import load_policy
+from forward_inf_mlflow.promotion import find_audit
+from forward_inf_mlflow.registry import resolve
 from forward_inf_mlflow.tracking import RUN_TAG
 
 PASS, REFUSED, UNDECIDED = 0, 1, 2
+MEASURE = Measure(count=9, total=90, rate_low=0.05, threshold=None, note="")
 
 
 @dataclass
@@ -153,6 +160,36 @@ def test_a_newer_pass_beats_an_older_fail(folder: Path, desk: Desk) -> None:
     assert desk("audit", uri)[0] == REFUSED
     assert desk("audit", uri, "--policy", desk.policy(max_leakage_rate=0.5))[0] == PASS
     assert desk("gate", uri)[0] == PASS
+
+
+def test_the_audit_that_finished_last_counts_whichever_began_first(
+    fresh: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two audits at once: the first to begin is the last to finish, and it fails."""
+    strict = load_policy(Path(desk.policy(max_mislabeled_rate=0.0, max_leakage_rate=0.0)))
+    whole, inner = auditing.examine, []
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.setattr(auditing, "examine", whole)
+        inner.append(auditing.audit(fresh))
+        found = whole(*arguments)
+        return replace(
+            found, leaked=replace(found.leaked, measure=replace(MEASURE, total=len(found.loss)))
+        )
+
+    monkeypatch.setattr(auditing, "examine", interrupted)
+    outer = auditing.audit(fresh, policy=strict)
+    assert [a.decision.outcome for a in (*inner, outer)] == ["pass", "fail"]
+    assert find_audit(resolve(fresh)).run_id == outer.run_id
+    assert desk("gate", fresh)[0] == REFUSED
+
+
+def test_a_new_audit_heals_one_that_was_broken(fresh: str, desk: Desk) -> None:
+    desk("audit", fresh)
+    desk.artifact(fresh, "audit.json").write_text("{")
+    assert desk("gate", fresh)[0] == UNDECIDED
+    desk("audit", fresh)
+    assert desk("gate", fresh)[0] == PASS
 
 
 def test_an_edited_audit_decides_nothing(fresh: str, desk: Desk) -> None:
