@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.modes import set_training
 from forward_inf_mlflow.sweep import outputs
 from forward_inf_mlflow.task import Task
@@ -212,12 +213,21 @@ class Refitted:
         from sklearn.base import clone
 
         model = clone(self._estimator)
-        settings = {k: seed for k in model.get_params() if k.split("__")[-1] == "random_state"}
-        model.set_params(**settings)
+        # The seed repeats the fit. A cache folder and chatter are the model's own wishes, and the
+        # model is other people's: it writes nothing here.
+        fixed = {"random_state": seed % 2**32, "memory": None, "verbose": False}
+        names = ((name, name.split("__")[-1]) for name in model.get_params())
+        model.set_params(**{name: fixed[last] for name, last in names if last in fixed})
         with warnings.catch_warnings():
             # That a half needs more iterations than allowed is the audited estimator's setting.
             warnings.simplefilter("ignore")
-            model.fit(_take(self._train, index), self._labels[index])
+            try:
+                model.fit(_take(self._train, index), self._labels[index])
+            except ValueError as error:
+                raise DataError(
+                    "the audited estimator cannot be fitted on half of the training rows "
+                    f"({' '.join(str(error).split())[:120]}): give more rows of every class"
+                ) from error
         return self._answer(model, self._train), self._answer(model, self._queries)
 
     def _columns(self, features: Features) -> Features:

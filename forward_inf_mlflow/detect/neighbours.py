@@ -74,12 +74,20 @@ def as_images(rows: np.ndarray) -> np.ndarray | None:
 
 
 def standardized(queries: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as flat float32 rows, each column over its spread in the training rows."""
-    flat = train.reshape(len(train), -1).astype(np.float32)
-    mean, spread = flat.mean(0), flat.std(0)
-    keep = spread > 1e-12 + 1e-7 * np.abs(mean)
-    other = queries.reshape(len(queries), -1).astype(np.float32)
-    return (other - mean)[:, keep] / spread[keep], (flat - mean)[:, keep] / spread[keep]
+    """Return both as flat float32 rows, each column centred and over its spread in training."""
+    flat, other = (x.reshape(len(x), -1).astype(np.float64) for x in (train, queries))
+    # A single sentinel such as -999999 must not press all other rows together: the spread is that
+    # of the middle rows, and what lies far outside is cut off.
+    low, centre, high = np.quantile(flat, (0.05, 0.5, 0.95), axis=0)
+    spread = (high - low) / 3.29  # a normal distribution's standard deviation
+    rare = spread <= 1e-12 * np.maximum(1, np.abs(centre))
+    spread[rare] = np.minimum(flat.std(0), 1e300)[rare]
+    keep = spread > 1e-12 * np.maximum(1, np.abs(centre))
+    other, flat = (
+        np.clip((x[:, keep] - centre[keep]) / spread[keep], -50, 50).astype(np.float32)
+        for x in (other, flat)
+    )
+    return other, flat
 
 
 def search_radius(queries: np.ndarray, train: np.ndarray) -> int:

@@ -39,6 +39,9 @@ class Flavor:
     shape: tuple[int, ...] | None
 
 
+_FORMATS = ("skops", "pickle", "cloudpickle")
+
+
 def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
     """Read a model folder without loading anything from it.
 
@@ -69,8 +72,10 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
         data = _inside(folder, settings["sklearn"].get("pickled_model"), "pickled_model")
         # MLflow itself reads a missing format as pickle.
         serialization = settings["sklearn"].get("serialization_format", "pickle")
-        if serialization not in ("skops", "pickle", "cloudpickle"):
-            raise ModelError(f"MLmodel names an unknown serialization format {serialization!r}.")
+        if not isinstance(serialization, str) or serialization not in _FORMATS:
+            raise ModelError(
+                f"MLmodel names an unknown serialization format: it must be one of {_FORMATS}."
+            )
         kind, pickled = "sklearn", serialization != "skops"
     else:
         found = ", ".join(sorted(map(str, settings))) or "nothing"
@@ -104,7 +109,11 @@ def _inside(folder: Path, name: object, key: str) -> Path:
     """Return the path ``name`` below ``folder``; links and ``..`` may not lead out of it."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise ModelError(f"MLmodel is damaged: {key} is not a path; log the model again.")
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+        path.exists()
+    except (OSError, ValueError) as error:  # too long, or no text that a file system takes
+        raise ModelError(f"MLmodel is damaged: {key} is not a path; log it again.") from error
     if not path.is_relative_to(folder.resolve()):
         raise ModelError(f"MLmodel's {key} leads out of the model's folder: do not use this model.")
     if not path.exists():
