@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
+from forward_inf_mlflow.models.parity import check_probabilities
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import Classification, Regression
 from forward_inf_mlflow.tensors import Tensors
 
 #: Numbers in a batch that is chosen automatically.
 _BATCH_NUMBERS = 2**22
+#: Rows whose answers show what kind they are.
+_SAMPLE = 1024
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device, dtype=torch.float64)
+        torch.zeros(1, device=device, dtype=torch.float64).tolist()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         # torch lists every kind of device that it was ever made for
         why = str(error).splitlines()[0].partition("Expected one of")[0].rstrip(" :")
@@ -86,10 +90,15 @@ def prepare(
         batch_size = min(1024, max(1, _BATCH_NUMBERS // max(1, int(np.prod(x_train.shape[1:])))))
     batch_size = min(batch_size, model.max_batch or batch_size)
 
-    module = model.module.to(device)
-    sample = torch.as_tensor(x_train[:batch_size])
-    shape = _outputs(module, sample, device)
-    kind, module, notes = _task(model, module, shape, train.labels, task)
+    # On the host, as the registered model is asked: a GPU rounds in its own way.
+    sample = torch.as_tensor(x_train[:_SAMPLE])
+    shape = _outputs(model.module, sample, batch_size)
+    kind, module, notes = _task(model, shape, train.labels, task)
+    if isinstance(module, Wrapped):
+        check_probabilities(model, module, train.features)
+    module = module.to(device)
+    if device.type != "cpu":  # a graph may make tensors where it was logged
+        _output(module, sample[:batch_size].to(device))
     if kind == "classification":
         classes = model.classes if model.classes is not None else np.arange(max(2, _width(shape)))
         y_train = _class_indices(train, classes, "training")
@@ -144,9 +153,14 @@ def _same_columns(train: Rows, queries: Rows) -> None:
 
 
 @torch.no_grad()
-def _outputs(module: nn.Module, sample: Tensor, device: torch.device) -> Tensor:
+def _outputs(module: nn.Module, sample: Tensor, batch_size: int) -> Tensor:
+    answers = [_output(module, rows) for rows in torch.split(sample, batch_size)]
+    return torch.cat(answers)
+
+
+def _output(module: nn.Module, sample: Tensor) -> Tensor:
     try:
-        output = module(sample.to(device))
+        output = module(sample)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise DataError(
             f"the model cannot read these rows, each of shape {tuple(sample.shape[1:])}: "
@@ -169,10 +183,10 @@ def _width(outputs: Tensor) -> int:
 
 
 def _task(
-    model: AuditedModel, module: nn.Module, outputs: Tensor, labels: np.ndarray, wanted: str
+    model: AuditedModel, outputs: Tensor, labels: np.ndarray, wanted: str
 ) -> tuple[str, nn.Module, list[str]]:
     """Decide the task, and turn what is not logits into logits."""
-    width = _width(outputs)
+    module, width = model.module, _width(outputs)
     if model.task is not None and wanted not in ("auto", model.task):
         raise DataError(f"the model is made for {model.task}: leave --task out")
     kind = model.task or wanted
@@ -199,35 +213,6 @@ def _task(
         note = "the model answers probabilities; their logarithms were used as logits"
         return kind, Probabilities(module), [note]
     return kind, module, []
-
-
-class OneOutput(nn.Module):
-    """Two logits ``(B, 2)`` from a binary model that answers one number ``(B,)`` or ``(B, 1)``."""
-
-    def __init__(self, inner: nn.Module, probability: bool) -> None:
-        super().__init__()
-        self.inner, self.probability = inner, probability
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logits of class 0 and class 1."""
-        one = self.inner(inputs).reshape(-1)
-        if self.probability:
-            tiny = torch.finfo(one.dtype).tiny
-            return torch.stack([(1 - one).clamp_min(tiny), one.clamp_min(tiny)], 1).log()
-        return torch.stack([torch.zeros_like(one), one], 1)
-
-
-class Probabilities(nn.Module):
-    """Logits ``(B, K)`` of a model that answers probabilities."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the logarithms of the probabilities."""
-        answer: Tensor = self.inner(inputs)
-        return answer.clamp_min(torch.finfo(answer.dtype).tiny).log()
 
 
 def _class_indices(rows: Rows, classes: np.ndarray, what: str) -> np.ndarray:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
+from forward_inf_mlflow.models import forward
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.inputs import InputSpec
+from forward_inf_mlflow.models.logits import OneOutput, Probabilities
 from forward_inf_mlflow.preparation import Problem, choose_device, prepare
 
 D = 3
@@ -33,7 +35,11 @@ class Answer(nn.Module):
 
 def model(outputs: int = 3, after: Any = None, **settings: Any) -> AuditedModel:
     module = Answer(outputs, after).eval()
-    return AuditedModel(module, SPEC.prepare, "pt2", SPEC.prepare, **settings)
+
+    def original(features: Any) -> np.ndarray:
+        return forward.outputs(module, SPEC.prepare(features), batch=64)
+
+    return AuditedModel(module, SPEC.prepare, "pt2", original, **settings)
 
 
 def rows(labels: Any, features: Any = None) -> Rows:
@@ -191,6 +197,37 @@ def test_probabilities_become_logits_and_the_reader_is_told() -> None:
     assert "logarithms were used" in problem.notes[1]
 
 
+@pytest.mark.parametrize(
+    ("wrapper", "audited"),
+    [
+        (OneOutput, model(1, after=lambda x: 9 * x)),
+        (OneOutput, model(1, after=torch.sigmoid)),
+        (Probabilities, model(3, after=lambda x: torch.softmax(x, 1))),
+    ],
+    ids=["logit", "probability", "probabilities"],
+)
+def test_logits_that_say_something_else_than_the_model_are_refused(
+    wrapper: type[nn.Module], audited: AuditedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = rows([0, 1] * 10)
+    posed(audited, train)
+    true_logits = wrapper.forward
+    monkeypatch.setattr(wrapper, "forward", lambda self, x: 1.01 * true_logits(self, x))
+    with pytest.raises(ModelError, match="disagree"):
+        posed(audited, train)
+
+
+def test_what_an_output_means_does_not_depend_on_the_batch_size() -> None:
+    audited = model(1, max_batch=1)
+    answers = audited.module(torch.as_tensor(SPEC.prepare(rows([0, 1] * 50).features)))
+    likely = (answers[:, 0] >= 0) & (answers[:, 0] <= 1)
+    first = int(torch.nonzero(likely)[0])
+    assert not likely.all()
+    features = np.roll(rows([0, 1] * 50).features, -first, axis=0)
+    problem = posed(audited, rows([0, 1] * 50, features))
+    assert problem.notes == ("one output per row was read as the logit of class 1",)
+
+
 def test_a_probability_of_zero_has_a_finite_loss() -> None:
     audited = model(2, after=lambda x: (x > 0).float() * 0 + torch.tensor([0.0, 1.0]))
     problem = posed(audited, rows([0, 1, 1]))
@@ -318,7 +355,7 @@ def test_auto_finds_a_device_and_cpu_is_one() -> None:
     assert choose_device("auto").type in ("cpu", "cuda")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu:x", "meta?", "xpu"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "cpu:x", "meta", "meta?", "xpu"])
 def test_a_device_that_is_not_here_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ForwardInfError, match="use auto, cpu or cuda") as error:
         choose_device(name)

@@ -16,6 +16,7 @@ from scipy.special import softmax
 from forward_inf_mlflow.errors import DataError, ModelError
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.forward import outputs
+from forward_inf_mlflow.models.logits import Wrapped
 
 TOLERANCE = 1e-4
 _HALF_ROUNDINGS = 16  # errors of some tens of layers, which add up like a random walk
@@ -48,7 +49,7 @@ def check_parity(
             depends on its batch.
         DataError: The rows do not fit the model.
     """
-    sample = features.iloc[:rows] if isinstance(features, pd.DataFrame) else features[:rows]
+    sample = _first(features, rows)
     inputs = model.prepare(sample)
     together = _answers(model, inputs, batch=model.max_batch or rows)
     expected = np.asarray(model.original(sample), dtype=np.float64)
@@ -79,6 +80,35 @@ def check_parity(
                 "no row can be judged alone; log it in evaluation mode (model.eval())."
             )
     return difference
+
+
+def check_probabilities(
+    model: AuditedModel, wrapped: Wrapped, features: pd.DataFrame | np.ndarray, *, rows: int = 64
+) -> float:
+    """Compare what the registered model says of some rows with the logits that will be moved.
+
+    Args:
+        model: From ``registry.load``.
+        wrapped: Its module, with what turns its answers into logits around it.
+        features: ``(n, ...)`` rows as stored; the first ``rows`` of them are read.
+        rows: How many.
+
+    Returns:
+        The largest absolute difference of a probability.
+
+    Raises:
+        ModelError: It is larger than the tolerance.
+    """
+    sample = _first(features, rows)
+    expected = wrapped.probabilities(np.asarray(model.original(sample), dtype=np.float64))
+    logits = outputs(wrapped, model.prepare(sample), batch=model.max_batch or rows)
+    difference = _difference(expected, softmax(logits, axis=1), relative=False)
+    _require_agreement(model, difference)
+    return difference
+
+
+def _first(features: pd.DataFrame | np.ndarray, rows: int) -> pd.DataFrame | np.ndarray:
+    return features.iloc[:rows] if isinstance(features, pd.DataFrame) else features[:rows]
 
 
 def _answers(model: AuditedModel, inputs: np.ndarray, *, batch: int) -> np.ndarray:
