@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -72,6 +71,8 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise PolicyError(f"{name}: a policy is a list of 'key: value' lines") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -93,6 +94,9 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
             raise PolicyError(f"{where}: unknown key '{key}'; {hint}")
         if key in values:
             raise PolicyError(f"{where}: '{key}' stands here a second time")
+        if isinstance(value_node, yaml.ScalarNode) and not value_node.value:
+            # YAML reads nothing as null, and null means no bound: too much for a slip.
+            raise PolicyError(f"{where}: '{key}' has no value; write null for no bound")
         values[key] = _checked(key, _scalar(value_node), where)
     return Policy(**values)
 
@@ -103,7 +107,7 @@ def _scalar(node: yaml.Node) -> Any:
         return node
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, KeyError, IndexError):
         return node
 
 
@@ -118,10 +122,10 @@ def _checked(key: str, value: Any, where: str) -> Any:
         return value
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise PolicyError(f"{where}: '{key}' is a share such as 0.03, or null for no bound")
     if not 0 <= value <= 1:
         raise PolicyError(
-            f"{where}: '{key}' is {value:g}, but a rate lies between 0 and 1 (3 % is 0.03)"
+            f"{where}: '{key}' is {str(value)[:20]}, but a rate lies between 0 and 1 (3% is 0.03)"
         )
     return float(value)

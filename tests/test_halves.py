@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from scipy import special
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.halves import HeldOut, halve, read_halves
 from forward_inf_mlflow.tasks import Classification, Regression
 from forward_inf_mlflow.tensors import Tensors
@@ -386,3 +388,31 @@ def test_arrays_are_refitted_as_they_are_and_regressors_give_one_number_a_row() 
     found, of_queries = fit(np.arange(20), 0)
     assert (found.shape, of_queries.shape) == ((N, 1), (M, 1))
     np.testing.assert_allclose(found[:, 0], target, atol=1e-4)
+
+
+def test_a_refit_neither_talks_nor_writes_where_the_model_wishes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, D)), np.arange(60) % 2
+    cache = tmp_path / "cache"
+    model = Pipeline(
+        [("scale", StandardScaler()), ("net", MLPClassifier((4,), max_iter=3, verbose=True))],
+        memory=str(cache),
+        verbose=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.set_params(memory=None).fit(x, y)
+    model.set_params(memory=str(cache))
+    capsys.readouterr()
+    Refitted(model, x, y, x, np.array([0, 1]))(np.arange(30), 2**33)
+    assert capsys.readouterr().out == ""
+    assert not cache.exists()
+
+
+def test_an_estimator_that_cannot_be_fitted_on_a_half_says_so_in_one_line() -> None:
+    x, y = np.random.default_rng(0).normal(size=(20, D)), np.array([0] * 19 + [1])
+    model = LogisticRegression().fit(x, y)
+    with pytest.raises(DataError, match="give more rows of every class"):
+        Refitted(model, x, y, x, np.array([0, 1]))(np.arange(10), 0)

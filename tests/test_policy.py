@@ -60,7 +60,7 @@ def test_an_empty_file_is_the_default_policy(text: str) -> None:
     assert parse_policy(text) == Policy()
 
 
-@pytest.mark.parametrize("text", ["null", "~", ""])
+@pytest.mark.parametrize("text", ["null", "~"])
 def test_null_bounds_nothing(text: str) -> None:
     assert parse_policy(f"max_leakage_rate: {text}").max_leakage_rate is None
 
@@ -73,17 +73,17 @@ def test_null_bounds_nothing(text: str) -> None:
         ("[1, 2]: 3", "unknown key '?'"),
         ("1: 3", "unknown key '1'"),
         ("data: logged", "'data' stands here a second time"),
-        ("max_leakage_rate: 7", "is 7, but a rate lies between 0 and 1 (3 % is 0.03)"),
+        ("max_leakage_rate: 7", "is 7, but a rate lies between 0 and 1 (3% is 0.03)"),
         ("max_leakage_rate: -0.1", "is -0.1, but a rate lies between 0 and 1"),
         ("max_leakage_rate: .nan", "is a share such as 0.03"),
-        ("max_leakage_rate: .inf", "is a share such as 0.03"),
+        ("max_leakage_rate: .inf", "a rate lies between 0 and 1"),
         ("max_leakage_rate: true", "is a share such as 0.03"),
         ("max_leakage_rate: 3%", "is a share such as 0.03"),
         ('max_leakage_rate: "0.03"', "is a share such as 0.03"),
         ("max_leakage_rate: [0.1]", "is a share such as 0.03"),
         ("max_leakage_rate: {a: 1}", "is a share such as 0.03"),
         ("max_leakage_rate: 2020-99-99", "is a share such as 0.03"),
-        ("max_leakage_rate: !!python/name:os.system", "is a share such as 0.03"),
+        ("max_leakage_rate: !!python/name:os.system", "has no value"),
         ("max_leakage_rate: !!int x", "is a share such as 0.03"),
         ("partial: 1", "'partial' is true or false"),
         ('partial: "true"', "'partial' is true or false"),
@@ -140,3 +140,23 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     latin.write_bytes(b"# \xe4\n")
     with pytest.raises(PolicyError, match=r"latin\.yaml cannot be read"):
         load_policy(latin)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_leakage_rate:",
+        "max_leakage_rate: ''",
+        "max_leakage_rate: 1" + "0" * 400,
+        "partial: !!bool maybe",
+        "max_leakage_rate: !!int ''",
+        "[" * 3000,
+        "max_leakage_rate: .inf",
+        "max_leakage_rate: .nan",
+    ],
+    ids=["nothing", "empty", "huge", "no bool", "no int", "deep", "infinite", "nan"],
+)
+def test_odd_yaml_is_one_line_that_names_the_file_and_never_no_bound(text: str) -> None:
+    with pytest.raises(PolicyError, match=r"^odd\.yaml") as caught:
+        parse_policy(text, name="odd.yaml")
+    assert "\n" not in str(caught.value)
