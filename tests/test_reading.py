@@ -283,3 +283,25 @@ def test_the_first_bad_value_is_found_beyond_the_first_block() -> None:
     images[2500, 0, 3, 4] = np.inf
     with pytest.raises(DataError, match=r"column \(0, 3, 4\) of row 2500"):
         check_finite(images, "a")
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("ending", ["csv", "npz"])
+def test_query_rows_may_have_or_lack_the_columns_that_only_name_rows(
+    tmp_path: Path, there: bool, ending: str
+) -> None:
+    # A source column that the queries have too is no feature; one that they lack is not missed.
+    path = tmp_path / f"queries.{ending}"
+    extra = {"team": ["red", "blue"], "key": ["a", "b"]} if there else {}
+    if ending == "csv":
+        pd.DataFrame({"age": [1, 2], "label": [0, 1], **extra}).to_csv(path, index=False)
+    else:
+        arrays = {k: np.array(v) for k, v in extra.items()}
+        np.savez(path, x=np.array([[1.0], [2.0]]), y=np.array([0, 1]), **arrays)
+    columns = Columns(id="key", source="team", lenient=True)
+    rows = read_rows(path, uri=str(path), columns=columns)
+    assert rows.features.shape == (2, 1)
+    assert rows.ids.tolist() == (["a", "b"] if there else ["0", "1"])
+    if not there:
+        with pytest.raises(DataError, match="--id"):
+            read_rows(path, uri=str(path), columns=Columns(id="key"))

@@ -85,7 +85,9 @@ def logged_data(version: Version, role: Role, columns: Columns) -> DataSet:
     tags = {tag.key: tag.value for tag in found.tags}
     uri = tags.get("fi.uri") or _source_uri(found, role, what)
     shown = public_uri(uri)
-    logged = Columns(tags.get("fi.label"), tags.get("fi.id"), None, tags.get("fi.source"))
+    logged = Columns(
+        tags.get("fi.label"), tags.get("fi.id"), None, tags.get("fi.source"), columns.lenient
+    )
     if logged.label and columns.label not in {None, logged.label}:
         raise DataError(
             f"{what} was logged with the label {logged.label!r}, not {columns.label!r}; leave "
@@ -96,6 +98,7 @@ def logged_data(version: Version, role: Role, columns: Columns) -> DataSet:
         id=columns.id or logged.id,
         features=columns.features,
         source=columns.source or logged.source,
+        lenient=columns.lenient,
     )
     with _local(uri, role, what) as path:
         rows = read_rows(path, uri=shown, columns=wanted)

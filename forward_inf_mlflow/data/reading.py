@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +44,25 @@ class Columns:
         id: Default: the row's position; in an npz file the array ``ids``, if there is one.
         features: Default: all columns but label, id and source; in an npz file the array ``x``.
         source: Default: none; in an npz file the array ``sources``, if there is one.
+        lenient: Do without an id or source column that is not there; query rows need none.
     """
 
     label: str | None = None
     id: str | None = None
     features: tuple[str, ...] | None = None
     source: str | None = None
+    lenient: bool = False
+
+    def among(self, names: list[str]) -> Columns:
+        """Return the columns with those that ``lenient`` allows to be missing left out."""
+        if not self.lenient:
+            return self
+        here = {None, *names}
+        return replace(
+            self,
+            id=self.id if self.id in here else None,
+            source=self.source if self.source in here else None,
+        )
 
 
 def read_rows(path: Path, *, uri: str, columns: Columns) -> Rows:
@@ -140,7 +153,7 @@ def _parquet(path: Path, uri: str) -> pd.DataFrame:
 def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
     names = [str(name) for name in frame.columns]
     check_named_once(names, uri)
-    frame = frame.set_axis(names, axis="columns")
+    frame, columns = frame.set_axis(names, axis="columns"), columns.among(names)
     label = _label(names, uri, columns.label)
     for option, wanted in (("--id", columns.id), ("--group-by", columns.source)):
         if wanted is not None and wanted not in names:
@@ -168,6 +181,7 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
         raise DataError(f"{uri}: --features of an npz file is one array, such as x")
     with _readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
         names = list(arrays.files)
+        columns = columns.among(names)
         label = _label(names, uri, columns.label)
         wanted = {
             "--features": features[0],
