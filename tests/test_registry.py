@@ -330,3 +330,19 @@ def test_a_pickled_torch_module_loads_in_evaluation_mode_with_permission() -> No
     assert model.features is not None
     inputs = torch.as_tensor(model.prepare(X))
     torch.testing.assert_close(model.module[2](model.features(inputs)), model.module(inputs))  # type: ignore[operator, index]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("postgresql://u:pa/hunter2@h/db", "postgresql://***@h/db"),
+        ("x?sslpassword=hunter2&name=ok", "x?sslpassword=***&name=ok"),
+        ("x?api_key=hunter2", "x?api_key=***"),
+        ("x?AWSAccessKeyId=hunter2", "x?AWSAccessKeyId=***"),
+        ("models:/m@champion", "models:/m@champion"),
+    ],
+)
+def test_what_opens_a_store_is_never_shown(text: str, kept: str) -> None:
+    from forward_inf_mlflow.mlflow_errors import redact
+
+    assert redact(text) == kept
