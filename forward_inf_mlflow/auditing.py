@@ -6,6 +6,7 @@ import errno
 import hashlib
 import shlex
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
 from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.decision import Decision, decide
+from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import Progress, Settings, examine
 from forward_inf_mlflow.models.parity import check_parity
@@ -26,6 +28,7 @@ from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.preparation import choose_device, prepare
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version, load, resolve
+from forward_inf_mlflow.ui_table import PICTURES
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class AuditResult:
         scores: One row per training row.
         flagged: One row per verdict.
         influence: Top proponents and opponents of single queries.
+        warning: What could not be done besides, one sentence; None if all was.
     """
 
     decision: Decision
@@ -51,6 +55,7 @@ class AuditResult:
     scores: pd.DataFrame
     flagged: pd.DataFrame
     influence: pd.DataFrame
+    warning: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for ``--json``."""
@@ -60,6 +65,7 @@ class AuditResult:
             **self.decision.as_dict(),
             "run_id": self.run_id,
             "report": self.report,
+            "warning": self.warning,
             **{key: self.record[key] for key in keys},
         }
 
@@ -140,7 +146,7 @@ def audit(
     version = resolve(model_uri)
     columns = Columns(label, id, tuple(features) if features else None, group_by)
     train_set = _read("train", train, version, columns)
-    query_set = _read("queries", queries, version, replace(columns, source=None))
+    query_set = _read("queries", queries, version, replace(columns, lenient=True))
     train_set, partial = _at_most(train_set, max_rows, seed)
     model = load(version, allow_pickle=allow_pickle)
     check_parity(model, train_set.rows.features)
@@ -179,7 +185,9 @@ def audit(
             policy=bounds,
             thumbnails=output.pictures(problem, flagged),
         )
-        _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
+        warning = _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
+    if warning is not None:
+        warnings.warn(warning, stacklevel=2)
     return AuditResult(
         decision=decision,
         version=version,
@@ -189,6 +197,7 @@ def audit(
         scores=scores,
         flagged=flagged,
         influence=artifacts.influence,
+        warning=warning,
     )
 
 
@@ -215,8 +224,12 @@ def _save(
     out: str | Path | None,
     *,
     log_metrics: bool,
-) -> None:
-    """Write everything, log it, and only then say on the version that it was audited."""
+) -> str | None:
+    """Write everything, log it, and only then say on the version that it was audited.
+
+    Returns:
+        What to tell the user, if anything.
+    """
     record = artifacts.record
     outcome = record["decision"]["outcome"]
     try:
@@ -226,7 +239,8 @@ def _save(
                 metrics = metrics_of(record)
                 tracking.log_metrics(run, version, train, metrics["train"])
                 tracking.log_metrics(run, version, queries, metrics["queries"])
-            tracking.log_flagged(run, artifacts.flagged, artifacts.thumbnails)
+            path = f"{tracking.FOLDER}/{output.FLAGGED}"
+            tracking.log_table(run, path, artifacts.table.pictures, PICTURES)
             tracking.log_files(run, folder, last=output.RECORD)
             if out is not None:
                 output.publish(folder, Path(out))
@@ -239,22 +253,7 @@ def _save(
             "again"
         ) from error
     tracking.tag_version(version, outcome, run, digest)
-    tracking.describe_version(version, _block(record, run))
-
-
-def _block(record: Mapping[str, Any], run: tracking.AuditRun) -> str:
-    """Return what stands in the version's description: the verdict, why, and where to look."""
-    verdict = {"pass": "passed", "fail": "refused", "undecided": "undecided"}
-    decision = record["decision"]
-    lines = [
-        f"**Data audit: {verdict[decision['outcome']]}**",
-        "",
-        *(f"- {tracking.markdown(reason)}" for reason in decision["reasons"]),
-        "",
-        f"[Report]({run.link('report.html')}) · [flagged rows]({run.link('flagged.json')}) · "
-        f"[audit run]({run.link()})",
-    ]
-    return "\n".join(lines)
+    return describe_version(version, record["decision"], run)
 
 
 def _command(version: Version, options: Mapping[str, object]) -> str:

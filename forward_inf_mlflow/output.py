@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.record import write_record
 from forward_inf_mlflow.report import render
 from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
+from forward_inf_mlflow.ui_table import UITable, ui_table
 
 #: Written last: where it is, the audit is whole.
 RECORD = "audit.json"
 #: The policy that the version was judged by; the command that repeats an audit names it.
 POLICY = "policy.yaml"
+#: The flagged rows as MLflow's UI shows them.
+FLAGGED = "flagged.json"
 #: Rows of each verdict that get a picture.
 _PICTURES = 100
 
@@ -40,6 +44,11 @@ class Artifacts:
     policy: Policy
     thumbnails: Mapping[str, bytes]
 
+    @cached_property
+    def table(self) -> UITable:
+        """Return the flagged rows as MLflow's UI shows them."""
+        return ui_table(self.flagged, self.thumbnails)
+
     def write(self, folder: Path) -> None:
         """Write all files into an empty folder, the record last."""
         html = render(self.record, self.flagged, self.scores, self.thumbnails)
@@ -47,6 +56,7 @@ class Artifacts:
         # RFC 4180's line ends: with them a carriage return inside a text is quoted too, else it
         # would begin a row of its own, with a formula in its first cell.
         _harmless(self.flagged).to_csv(folder / "flagged.csv", index=False, lineterminator="\r\n")
+        (folder / FLAGGED).write_text(self.table.json, encoding="utf-8")
         _storable(self.scores).to_parquet(folder / "scores.parquet", index=False)
         _storable(self.influence).to_parquet(folder / "influence.parquet", index=False)
         policy = yaml.safe_dump(asdict(self.policy), sort_keys=False)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LoggedModelInput,
+    Run,
+)
 from mlflow.exceptions import MlflowException
-from PIL import Image
 
 from forward_inf_mlflow.data.lineage import CONTEXT_TAG, DataSet
 from forward_inf_mlflow.errors import TrackingError
@@ -29,10 +33,8 @@ from forward_inf_mlflow.registry import Version
 FOLDER = "forward_inf"
 #: Version tags; short, because MLflow's version table cuts keys at about 15 characters.
 GATE_TAG, RUN_TAG, AUDIT_TAG = "fi.gate", "fi.run", "fi.audit"
-
-_BEGIN, _END = "<!-- forward-inf -->", "<!-- /forward-inf -->"
-_OUR_BLOCK = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
-_MAX_BLOCK, _MAX_DESCRIPTION = 2000, 5000
+#: MLflow's run tag that names the artifacts which its UI shows as tables.
+_TABLES_TAG = "mlflow.loggedArtifacts"
 
 
 def identity(version: Version) -> str:
@@ -80,6 +82,7 @@ def audit_run(
     with translate_errors():
         if borrowed:
             run = client.get_run(borrowed)
+            _require_inside(client, run, experiment)
         else:
             run = client.create_run(
                 _experiment(client, version, experiment),
@@ -104,25 +107,43 @@ def audit_run(
                 client.set_terminated(run.info.run_id, status)
 
 
+def _require_inside(client: MlflowClient, run: Run, experiment: str | None) -> None:
+    """Refuse an experiment that the run, which exists already, is not in."""
+    if experiment is None:
+        return
+    found = client.get_experiment_by_name(experiment)
+    if found is None or found.experiment_id != run.info.experiment_id:
+        raise TrackingError(
+            f"the audit goes into run {run.info.run_id} (run_id or MLFLOW_RUN_ID), which is not in "
+            f"the experiment '{experiment}': leave --experiment out, or the run"
+        )
+
+
 def _experiment(client: MlflowClient, version: Version, name: str | None) -> str:
-    if name is not None:
+    number = os.environ.get("MLFLOW_EXPERIMENT_ID")  # also what mlflow.set_experiment writes
+    if name is None and number:
+        return _active(client.get_experiment(number))
+    if name := name or os.environ.get("MLFLOW_EXPERIMENT_NAME"):
         found = client.get_experiment_by_name(name)
-        if found is None:
-            return str(client.create_experiment(name))
-        if found.lifecycle_stage != "active":
-            raise TrackingError(
-                f"the experiment '{name}' is deleted: restore it, or name another --experiment"
-            )
-        return str(found.experiment_id)
-    if os.environ.get("MLFLOW_EXPERIMENT_NAME") or os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        return str(mlflow.tracking.fluent._get_experiment_id())
+        return str(client.create_experiment(name)) if found is None else _active(found)
     if version.run_id is not None:
         try:
-            return str(client.get_run(version.run_id).info.experiment_id)
+            number = client.get_run(version.run_id).info.experiment_id
         except MlflowException as error:
             if not is_missing(error):
                 raise
+        else:
+            return _active(client.get_experiment(number))
     return "0"
+
+
+def _active(experiment: Experiment) -> str:
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the experiment '{experiment.name}' is deleted: restore it, or name another "
+            "--experiment"
+        )
+    return str(experiment.experiment_id)
 
 
 def link_inputs(run: AuditRun, version: Version, train: DataSet, queries: DataSet) -> None:
@@ -170,52 +191,30 @@ def log_files(run: AuditRun, folder: Path, *, last: str) -> None:
         client.log_artifact(run.run_id, str(folder / last), FOLDER)
 
 
-def log_flagged(run: AuditRun, flagged: pd.DataFrame, thumbnails: Mapping[str, bytes]) -> None:
-    """Log the flagged rows as a table that the MLflow UI shows, with thumbnails for images."""
-    table = flagged.astype(object).where(flagged.notna(), None)
+def log_table(run: AuditRun, path: str, pictures: Mapping[str, bytes], folder: str) -> None:
+    """Log the pictures of a table, and mark the table as one that the MLflow UI shows.
 
-    def picture(key: str) -> Any:
-        png = thumbnails.get(key)
-        return mlflow.Image(Image.open(io.BytesIO(png))) if png is not None else None
-
-    if thumbnails:
-        pictures = [picture(f"train:{row}") for row in table["row_id"]]
-        # A column is shown as pictures only if every cell is one.
-        table = table[[p is not None for p in pictures]]
-        table.insert(0, "image", [p for p in pictures if p is not None])
-    with translate_errors():
-        MlflowClient().log_table(run.run_id, table, f"{FOLDER}/flagged.json")
+    Args:
+        run: The audit's run.
+        path: The table's path among the run's artifacts.
+        pictures: PNG bytes by file name.
+        folder: Folder of the pictures among the run's artifacts.
+    """
+    client = MlflowClient()
+    with tempfile.TemporaryDirectory(prefix="forward-inf-") as name, translate_errors():
+        for file, png in pictures.items():
+            (Path(name) / file).write_bytes(png)
+        if pictures:
+            client.log_artifacts(run.run_id, name, folder)
+        logged = json.loads(client.get_run(run.run_id).data.tags.get(_TABLES_TAG, "[]"))
+        if (table := {"path": path, "type": "table"}) not in logged:
+            client.set_tag(run.run_id, _TABLES_TAG, json.dumps([*logged, table]))
 
 
 def tag_version(version: Version, outcome: str, run: AuditRun, audit_sha256: str) -> None:
-    """Write the verdict on the version: three tags, and our block of the description."""
+    """Write the verdict on the version: three tags."""
     client = MlflowClient()
     with translate_errors():
         tags = {GATE_TAG: outcome, RUN_TAG: run.run_id, AUDIT_TAG: audit_sha256}
         for key, value in tags.items():
             client.set_model_version_tag(version.name, version.version, key, value)
-
-
-def describe_version(version: Version, block: str) -> None:
-    """Write our block into the version's description, in place of our own earlier one only.
-
-    A block beyond 2,000 characters is cut; where a description would grow beyond what MLflow
-    stores, the text that people wrote stays and the block is shortened.
-    """
-    client = MlflowClient()
-    with translate_errors():
-        text = client.get_model_version(version.name, version.version).description or ""
-        rest = _OUR_BLOCK.sub("", text).rstrip()
-        room = min(_MAX_BLOCK, _MAX_DESCRIPTION - len(rest) - 2) - len(_BEGIN) - len(_END) - 2
-        if room < 80:
-            return
-        short = block if len(block) <= room else block[: room - 1] + "…"
-        ours = f"{_BEGIN}\n{short}\n{_END}"
-        whole = f"{rest}\n\n{ours}" if rest else ours
-        client.update_model_version(version.name, version.version, whole)
-
-
-def markdown(text: str) -> str:
-    """Return text with everything that Markdown or HTML would act on made harmless."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", escaped)

@@ -189,6 +189,7 @@ def _artifacts(result: AuditResult, folder: Path) -> dict[str, EvaluationArtifac
     kinds = {
         "report.html": TextEvaluationArtifact,
         "flagged.csv": CsvEvaluationArtifact,
+        "flagged.json": JsonEvaluationArtifact,
         "scores.parquet": ParquetEvaluationArtifact,
         "influence.parquet": ParquetEvaluationArtifact,
         "audit.json": JsonEvaluationArtifact,

@@ -25,6 +25,7 @@ from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.cli import run
 from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.detect.sources import sentence
+from forward_inf_mlflow.errors import TrackingError
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.trainers import Continued, Recipe
 
@@ -111,3 +112,25 @@ def test_the_command_line_prints_every_share_of_every_source_and_what_to_mind(
     monkeypatch.setattr(auditing, "audit", lambda *_, **__: sourced)
     run(["audit", sourced.version.uri])
     assert "note:" not in capsys.readouterr().out, "half-models that start afresh need no warning"
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("known", [True, False], ids=["another", "unknown"])
+def test_an_experiment_that_the_given_run_is_not_in_is_refused(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, client = register_points(points()), MlflowClient()
+    if known:
+        client.create_experiment("elsewhere")
+    with mlflow.start_run() as run:
+        pass
+    given = run.info.run_id
+    for by_argument in (True, False):
+        if not by_argument:
+            monkeypatch.setenv("MLFLOW_RUN_ID", given)
+        with pytest.raises(TrackingError, match="not in the experiment 'elsewhere'") as caught:
+            audit(uri, experiment="elsewhere", run_id=given if by_argument else None)
+        assert "\n" not in str(caught.value)
+    assert "forward_inf.model" not in client.get_run(given).data.tags
+    assert (client.get_experiment_by_name("elsewhere") is not None) is known
+    assert audit(uri, experiment="tests").run_id == given

@@ -318,7 +318,7 @@ def test_all_artifacts_are_copied_to_the_folder_that_out_names(
     assert desk("audit", good, "--out", str(tmp_path / "new" / "out"))[0] == PASS
     names = {f.name for f in (tmp_path / "new" / "out").iterdir()}
     assert names == {
-        *("audit.json", "flagged.csv", "influence.parquet"),
+        *("audit.json", "flagged.csv", "flagged.json", "influence.parquet"),
         *("policy.yaml", "report.html", "scores.parquet"),
     }
     assert (

@@ -26,6 +26,7 @@ from forward_inf_mlflow.tables import FLAGGED
 FILES = {
     "audit.json",
     "flagged.csv",
+    "flagged.json",
     "influence.parquet",
     "policy.yaml",
     "report.html",
@@ -62,7 +63,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_an_audit_leaves_six_files_that_hold_what_went_in() -> None:
+def test_an_audit_leaves_seven_files_that_hold_what_went_in() -> None:
     with output.written(artifacts()) as folder:
         assert names(folder) == FILES
         assert json.loads((folder / "audit.json").read_text("utf-8")) == RECORD
@@ -151,7 +152,7 @@ def test_publishing_again_replaces_and_leaves_strangers_alone(tmp_path: Path) ->
     assert json.loads((tmp_path / "audit.json").read_text()) == RECORD
 
 
-@pytest.mark.parametrize("fails_at", range(6))
+@pytest.mark.parametrize("fails_at", range(7))
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space"), KeyboardInterrupt()])
 def test_an_interrupted_publication_shows_no_half_file_and_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int, error: BaseException

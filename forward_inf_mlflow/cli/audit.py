@@ -80,6 +80,8 @@ def audit_command(
     _say_where(console, result)
     _say_rows(console, result)
     _say_rest(console, result.record)
+    if result.warning:
+        console.say(f"  warning: {result.warning}")
     console.result(result.as_dict())
     return EXIT[result.decision.outcome]
 
