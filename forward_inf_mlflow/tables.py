@@ -9,7 +9,7 @@ from forward_inf_mlflow.detect.sources import by_source
 from forward_inf_mlflow.examine import Findings
 from forward_inf_mlflow.preparation import Problem
 
-#: Columns of ``flagged.csv``, one row per verdict.
+#: Columns of ``flagged.csv``, one row per verdict; the training row's main features follow.
 FLAGGED = (
     "verdict",
     "row_id",
@@ -23,6 +23,10 @@ FLAGGED = (
     "loss",
     "evidence",
 )
+#: What the names of those begin with: no feature is taken for a column of ours.
+FEATURE = "feature."
+#: How many features, and how many characters of one.
+_FEATURES, _MAX_TEXT = 6, 200
 
 
 def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
@@ -54,14 +58,34 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
 
 
 def flagged_table(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per verdict, the surest of each kind first: ``flagged.csv``."""
+    """Return one row per verdict, the surest of each kind first: ``flagged.csv``.
+
+    After the columns ``FLAGGED`` stand the first features of the training row, ``feature.<name>``,
+    where its features are columns; images have thumbnails.
+    """
     parts = [
         _mislabeled(problem, scores),
         _leaked(problem, found, scores),
         _memorized(scores),
     ]
     filled = [part.reindex(columns=FLAGGED) for part in parts if len(part)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(FLAGGED))
+    table = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(FLAGGED))
+    where = pd.Index(problem.train_rows.ids).get_indexer(table["row_id"])
+    return table.join(_main_features(problem.train_rows.features, where))
+
+
+def _main_features(features: pd.DataFrame | np.ndarray, rows: np.ndarray) -> pd.DataFrame:
+    """Return the first columns of some rows, short enough to read; none of what has no columns."""
+    if isinstance(features, np.ndarray):
+        features = pd.DataFrame(features if features.ndim == 2 else np.empty((len(features), 0)))
+    shown = features.iloc[rows, :_FEATURES].reset_index(drop=True).add_prefix(FEATURE)
+    texts = shown.select_dtypes(exclude=["number", "bool", "datetime"]).columns
+    return shown.assign(**{name: shown[name].map(_short, na_action="ignore") for name in texts})
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
 def sources_table(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame | None:

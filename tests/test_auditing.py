@@ -15,6 +15,7 @@ from typing import Any, cast
 import mlflow
 import mlflow.sklearn
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import points, register_points, sqlite_store, tracking
 from mlflow import MlflowClient
@@ -27,6 +28,8 @@ from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.detect.sources import sentence
 from forward_inf_mlflow.errors import TrackingError
 from forward_inf_mlflow.policy import Policy, load_policy
+from forward_inf_mlflow.report.formats import figure
+from forward_inf_mlflow.tables import FLAGGED
 from forward_inf_mlflow.trainers import Continued, Recipe
 
 
@@ -74,6 +77,19 @@ def test_the_command_that_repeats_an_audit_names_device_and_policy(tmp_path: Pat
     assert "policy.yaml</code> lies beside this report" in stored
     plain = json.loads((tmp_path / "audit.json").read_bytes())
     assert plain["repeat"] == result.record["repeat"]
+
+
+@pytest.mark.usefixtures("store")
+def test_flagged_rows_are_recognized_by_the_features_of_their_training_row(tmp_path: Path) -> None:
+    data = points(leaks=9)
+    result = audit(register_points(data), out=tmp_path)
+    table = pd.read_csv(tmp_path / "flagged.csv", dtype={"row_id": str})
+    assert list(table.columns) == [*FLAGGED, *(f"feature.{name}" for name in "abcd")]
+    shown = table[[f"feature.{name}" for name in "abcd"]].to_numpy()
+    np.testing.assert_allclose(shown, data.x.to_numpy()[table["row_id"].astype(int)], rtol=1e-5)
+    assert list(json.loads((tmp_path / "flagged.json").read_text())["columns"]) == list(table)
+    leak = result.flagged.iloc[0]
+    assert f"a <b>{figure(leak['feature.a'])}</b>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -253,6 +253,20 @@ def test_a_leak_shows_the_query_beside_the_training_row() -> None:
     assert shown == [query, row]
 
 
+def test_a_row_without_a_picture_shows_its_main_features_short_and_as_text() -> None:
+    columns = {f"feature.f{i}": 0.5 + i for i in range(7)} | {"feature.<i>": "<b>" + "x" * 900}
+    flagged = make_flagged(1)
+    flagged[list(columns)[-1]] = columns["feature.<i>"]
+    page = render(make_audit(), flagged.assign(**dict(list(columns.items())[:5])), NO_SCORES, {})
+    text = Page(page).text
+    assert all(f"f{i} {i}.5" in text for i in range(5))
+    assert "<i> <b>x" in text
+    assert "x" * 60 not in text
+    assert "f6 6.5" not in Page(render(make_audit(), flagged.assign(**columns), NO_SCORES, {})).text
+    shown = render(make_audit(), flagged.assign(**columns), NO_SCORES, {"train:r0": b"png"})
+    assert "f1 " not in Page(shown).text
+
+
 def test_a_verdict_without_a_bound_is_marked_report_only() -> None:
     page = Page(render(make_audit(), make_flagged(), NO_SCORES, {}))
     assert "report only" in page.text.split("Memorized", 1)[1].split("What to do next")[0]

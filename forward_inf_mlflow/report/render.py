@@ -34,6 +34,7 @@ from forward_inf_mlflow.report.formats import (
 )
 
 MAX_ROWS = 100  # per verdict; flagged.csv has them all
+_FEATURE, _MAX_FEATURES, _MAX_VALUE = "feature.", 6, 60
 _THUMBNAIL_BUDGET = 3_000_000  # bytes of PNG as base64, so that the page opens at once
 _BOUNDS = {
     "mislabeled": "max_mislabeled_rate",
@@ -90,7 +91,8 @@ def render(
             ``leak_scores`` (one per query, smaller is closer) may be added for the chart.
         flagged: One line per verdict and row, worst first: ``verdict`` (mislabeled, leaked,
             memorized), ``row_id``, ``query_id``, ``given_label``, ``likelier_label``, ``score``,
-            ``kind``, ``same_label``, ``source``, ``loss`` (nats), ``evidence``.
+            ``kind``, ``same_label``, ``source``, ``loss`` (nats), ``evidence``; columns
+            ``feature.<name>`` are shown where a row has no picture.
         scores: One line per training row; ``mislabeled_score``, ``memorized_score`` and the
             booleans ``mislabeled`` and ``memorized`` are read.
         thumbnails: PNG bytes by ``train:<row id>`` and ``query:<query id>``.
@@ -273,9 +275,20 @@ def _verdict(
 def _row(record: Mapping[Any, Any], name: str, album: _Album) -> Section:
     row = Section({str(key): value for key, value in record.items()})
     row["picture"] = album.find("train", row["row_id"])
+    row["features"] = [] if row["picture"] else _features(row)
     if name == "leaked":
         row["query_picture"] = album.find("query", row["query_id"])
     return row
+
+
+def _features(row: Section) -> list[tuple[str, str]]:
+    """Return what a row without a picture is recognized by: names and values, short."""
+    found = []
+    for key in [key for key in row if key.startswith(_FEATURE)][:_MAX_FEATURES]:
+        value = label(row[key])
+        value = value if len(value) <= _MAX_VALUE else value[: _MAX_VALUE - 1] + "…"
+        found.append((key.removeprefix(_FEATURE)[:_MAX_VALUE], value))
+    return found
 
 
 def _floats(values: Any) -> np.ndarray:
