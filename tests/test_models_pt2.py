@@ -1,26 +1,18 @@
 from __future__ import annotations
 
 import copy
-import json
-import re
-import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from forward_inf_mlflow.errors import DataError, ModelError, UnsafeModelError
+from forward_inf_mlflow.errors import DataError, ModelError
 from forward_inf_mlflow.models import torch_module
-from forward_inf_mlflow.models.archive import check_archive
 from forward_inf_mlflow.models.audited import AuditedModel
-from forward_inf_mlflow.models.inputs import InputSpec
-from forward_inf_mlflow.models.mlmodel import read_flavor
 from forward_inf_mlflow.models.modes import in_training, set_training
 from forward_inf_mlflow.models.parity import check_parity, half_tolerance
 from forward_inf_mlflow.models.torch_module import audited_module
@@ -364,154 +356,6 @@ def test_a_difference_is_absolute_for_logits_and_relative_for_a_regression(
         assert check_parity(model, rows) == pytest.approx(1e-5, rel=1e-2)
 
 
-# What the archive may hold
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda text: re.sub(
-            r'"expr_str": "[^"]*"', "\"expr_str\": \"open('ran', 'w')\"", text, count=1
-        ),
-        lambda text: text.replace('"guards_code": []', "\"guards_code\": [\"open('ran', 'w')\"]"),
-        lambda text: text.replace('"0.weight"', '"0.x\\"+exec(1)+\\""'),
-        lambda text: text.replace("aten.relu.default", "aten.from_file.default"),
-        lambda text: text.replace("torch.ops.aten.relu.default", "torch.hub.load"),
-        lambda text: text.replace('\\"context\\": \\"null\\"', '\\"context\\": \\"{}\\"'),
-    ],
-    ids=["size", "guard", "name", "file operator", "function", "class to import"],
-)
-def test_an_archive_whose_texts_would_run_code_is_refused(
-    plain: Path, edit: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = shutil.copytree(plain, tmp_path / "model")
-    rewrite(folder / "data" / "model.pt2", "models/model.json", edit)
-    with pytest.raises(UnsafeModelError, match="--allow-pickle"):
-        load(folder)
-    assert not Path("ran").exists()
-
-
-def test_an_archive_with_a_pickled_weight_is_refused(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Payload:
-        def __reduce__(self) -> tuple[object, tuple[str, str]]:
-            return open, ("ran", "w")
-
-    monkeypatch.chdir(tmp_path)
-    folder = shutil.copytree(plain, tmp_path / "model")
-    torch.save(Payload(), tmp_path / "payload")
-    payload = (tmp_path / "payload").read_bytes()
-    archive = folder / "data" / "model.pt2"
-    rewrite(
-        archive,
-        "model_weights_config.json",
-        lambda text: text.replace('"use_pickle": false', '"use_pickle": true'),
-    )
-    rewrite(archive, "weight_0", lambda _: payload)
-    with pytest.raises(UnsafeModelError, match="--allow-pickle"):
-        load(folder)
-    assert not Path("ran").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + b"\0" * 18])
-def test_a_damaged_archive_is_a_model_error(plain: Path, content: bytes, tmp_path: Path) -> None:
-    folder = shutil.copytree(plain, tmp_path / "model")
-    (folder / "data" / "model.pt2").write_bytes(content)
-    with pytest.raises(ModelError):
-        load(folder)
-
-
-def test_archives_that_pytorch_writes_pass(tmp_path: Path) -> None:
-    class Sizes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.LSTM(4, 4, batch_first=True)
-            self.attention = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            states, _ = self.layer(inputs)
-            with torch.no_grad():
-                scale = inputs.abs().mean() + inputs.shape[1] // 2
-            return self.attention(states).flatten(0, 1).mean(1) * scale  # type: ignore[no-any-return]
-
-    dims = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
-    program = torch.export.export(Sizes().eval(), (torch.ones(3, 6, 4),), dynamic_shapes=(dims,))
-    torch.export.save(program, tmp_path / "model.pt2")
-    check_archive(tmp_path / "model.pt2")
-
-
-def rewrite(path: Path, name: str, edit: Callable[[str], str | bytes]) -> None:
-    with zipfile.ZipFile(path) as archive:
-        records = {info.filename: archive.read(info) for info in archive.infolist()}
-    (found,) = (record for record in records if record.endswith(name))
-    text = records[found].decode("utf-8", errors="replace")
-    edited = edit(text)
-    assert edited != text, "the edit found nothing to change"
-    if name.endswith(".json"):
-        json.loads(edited)
-    records[found] = edited if isinstance(edited, bytes) else edited.encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for record, content in records.items():
-            archive.writestr(record, content)
-
-
-# What the rows may hold
-
-FLAT = InputSpec(np.dtype(np.float32), (64,))
-SQUARE = InputSpec(np.dtype(np.float32), (1, 8, 8))
-
-
-@pytest.mark.parametrize(
-    ("spec", "shape"),
-    [(SQUARE, (64,)), (SQUARE, (8, 8)), (SQUARE, (8, 8, 1)), (FLAT, (1, 8, 8)), (FLAT, (64,))],
-)
-def test_rows_keep_their_order_when_they_are_reshaped(spec: InputSpec, shape: tuple[int]) -> None:
-    rows = np.arange(128, dtype=np.float64).reshape(2, *shape)
-    prepared = spec.prepare(rows)
-    assert prepared.shape == (2, *(spec.shape or ()))
-    np.testing.assert_array_equal(prepared.ravel(), rows.ravel())
-
-
-@pytest.mark.parametrize("shape", [(63,), (8, 4, 2), (4, 16)])
-def test_rows_of_another_shape_are_refused_naming_both(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"\(1, 8, 8\).*" + re.escape(str(shape))):
-        SQUARE.prepare(np.zeros((2, *shape)))
-
-
-@pytest.mark.parametrize(
-    ("column", "reason"),
-    [
-        (["1", "x", "y"], "'b' holds text.*row 1.*'x'"),
-        ([1.0, 2.0, np.nan], "Row 2, column 'b', is nan"),
-        ([1.0, -np.inf, np.nan], "Row 1, column 'b', is -inf"),
-        ([1.0, 2.0, 1e300], "Row 2, column 'b', is inf"),
-        (pd.array([1, None, 2], dtype="Int64"), "Row 1, column 'b', is nan"),
-        (pd.to_datetime(["2020-01-01"] * 3), "'b' holds dates"),
-        ([1j, 2j, 3j], "'b' holds complex"),
-    ],
-    ids=["text", "nan", "inf", "too large", "missing", "dates", "complex"],
-)
-def test_what_is_no_finite_number_is_named_by_row_and_column(column: object, reason: str) -> None:
-    frame = pd.DataFrame({"a": [1, 2, 3], "b": column})
-    with pytest.raises(DataError, match=reason):
-        InputSpec(np.dtype(np.float32), (2,)).prepare(frame)
-
-
-def test_frames_of_numbers_in_any_dress_become_one_array() -> None:
-    frame = pd.DataFrame(
-        {"a": [1, 2], "b": ["3", "4.5"], "c": [True, False], "d": pd.array([5, 6], dtype="Int64")}
-    )
-    prepared = InputSpec(np.dtype(np.float32), None).prepare(frame)
-    np.testing.assert_array_equal(prepared, [[1, 3, 1, 5], [2, 4.5, 0, 6]])
-    assert prepared.dtype == np.float32
-
-
 def test_no_rows_is_a_data_error(plain: Path) -> None:
     with pytest.raises(DataError, match="no rows"):
         check_parity(load(plain), IMAGES[:0])
-
-
-def test_a_pt2_flavor_needs_no_permission(plain: Path) -> None:
-    assert read_flavor(plain).kind == "pt2"
