@@ -343,6 +343,4 @@ def test_a_pickled_torch_module_loads_in_evaluation_mode_with_permission() -> No
     ],
 )
 def test_what_opens_a_store_is_never_shown(text: str, kept: str) -> None:
-    from forward_inf_mlflow.mlflow_errors import redact
-
     assert redact(text) == kept
