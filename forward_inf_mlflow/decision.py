@@ -10,6 +10,8 @@ from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.policy import Policy
 
 Outcome = Literal["pass", "fail", "undecided"]
+#: What people read, the same everywhere.
+WORDS: dict[str, str] = {"pass": "PASS", "fail": "REFUSED", "undecided": "UNDECIDED"}
 
 #: What a policy bounds: the measure, the policy's key, and what the rows are called.
 BOUNDS = (

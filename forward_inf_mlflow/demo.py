@@ -21,11 +21,15 @@ from torch import nn
 
 from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.data.logging_data import log_training_data
+from forward_inf_mlflow.decision import WORDS
+from forward_inf_mlflow.detect.sources import guilty, sentence
 from forward_inf_mlflow.examine import Progress
 from forward_inf_mlflow.promotion import PromotionResult, promote
 
 MODEL_NAME = "forward-inf-demo"
 ALIAS = "champion"
+#: Rows of each verdict that are told.
+_WORST = 3
 SOURCES = ("archive", "field-team", "vendor-x")
 #: The source that most flipped labels come from.
 GUILTY = "vendor-x"
@@ -222,20 +226,11 @@ def tell(seed: int, say: Callable[[str], None], progress: Progress | None = None
     say(f"2. Trained and registered {uri}: test accuracy {before:.1%}.")
     spoiled = audit(uri, seed=seed, progress=progress)
     found = compare(spoiled, data)
-    say(f"3. Audited {uri}: {spoiled.decision.outcome.upper()}.")
+    say(f"3. Audited {uri}: {WORDS[spoiled.decision.outcome]}.")
     for reason in spoiled.decision.reasons:
         say(f"     {reason}")
-    say("   Worst rows:")
-    for row in spoiled.flagged[spoiled.flagged["verdict"] == "mislabeled"].head(5).itertuples():
-        say(
-            f"     {row.row_id} from {row.source}: labeled {row.given_label}, likelier "
-            f"{row.likelier_label} ({row.evidence})"
-        )
-    for source in spoiled.record["sources"]:
-        say(
-            f"   Source {source['source']}: {source['mislabeled_rate']:.1%} of {source['rows']} "
-            f"rows mislabeled ({source['mislabeled_low']:.1%} to {source['mislabeled_high']:.1%})"
-        )
+    _say_rows(spoiled, say)
+    _say_sources(spoiled, say)
     say(
         f"   Found of what was planted: {found.flips:.0%} of the flips, {found.exact:.0%} of the "
         f"exact leaks, {found.shifted:.0%} of the shifted ones; accused {found.accused_clean:.1%} "
@@ -249,7 +244,7 @@ def tell(seed: int, say: Callable[[str], None], progress: Progress | None = None
         f"test accuracy {after:.1%}, now measured on rows it has not seen."
     )
     cleaned = audit(cleaned_uri, seed=seed, progress=progress)
-    say(f"   Audited {cleaned_uri}: {cleaned.decision.outcome.upper()}.")
+    say(f"   Audited {cleaned_uri}: {WORDS[cleaned.decision.outcome]}.")
     for reason in cleaned.decision.reasons:
         say(f"     {reason}")
     promotion = promote(cleaned_uri, alias=ALIAS)
@@ -259,3 +254,36 @@ def tell(seed: int, say: Callable[[str], None], progress: Progress | None = None
     else:
         say(f"   Alias '{ALIAS}' was not moved.")
     return Story(spoiled, cleaned, found, (before, after), promotion)
+
+
+def _say_rows(result: AuditResult, say: Callable[[str], None]) -> None:
+    wrong, leaks = (
+        result.flagged[result.flagged["verdict"] == verdict].head(_WORST)
+        for verdict in ("mislabeled", "leaked")
+    )
+    say("   Worst rows:")
+    for row in wrong.itertuples():
+        say(
+            f"     {row.row_id} from {row.source}: labeled {row.given_label}, likelier "
+            f"{row.likelier_label} ({row.evidence})"
+        )
+    for row in leaks.itertuples():
+        say(
+            f"     {row.row_id} from {row.source}: holds the test row {row.query_id} "
+            f"({row.kind}; {row.evidence})"
+        )
+
+
+def _say_sources(result: AuditResult, say: Callable[[str], None]) -> None:
+    sources, overall = result.record["sources"], result.record["measures"]["mislabeled"]["rate"]
+    say("   Sources, with 95 % intervals:")
+    for source in sources:
+        say(f"     {sentence(source)}")
+    blamed = guilty(sources, overall)
+    for name in blamed:
+        say(
+            f"   To blame is '{name}': surely worse than all rows together "
+            f"({overall:.1%} mislabeled)."
+        )
+    if not blamed:
+        say(f"   No source is surely worse than all rows together ({overall:.1%} mislabeled).")

@@ -18,11 +18,11 @@ from typing import Any
 import click
 
 from forward_inf_mlflow.cli.bars import Bars, Silent
+from forward_inf_mlflow.decision import WORDS
 
 #: The decision's exit code.
 EXIT = {"pass": 0, "fail": 1, "undecided": 2}
 _COLOURS = {"pass": "green", "fail": "red", "undecided": "yellow"}
-_WORDS = {"pass": "PASS", "fail": "REFUSED", "undecided": "UNDECIDED"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Console:
         """Print a decision and why; the verdict itself also with ``--quiet``."""
         if self.json:
             return
-        word = _styled(_WORDS[outcome], fg=_COLOURS[outcome], bold=True)
+        word = _styled(WORDS[outcome], fg=_COLOURS[outcome], bold=True)
         click.echo(f"{word}  {printable(what)}")
         for reason in reasons:
             self.say(f"  - {reason}")

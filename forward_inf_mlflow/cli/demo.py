@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
 
 import click
 
@@ -50,7 +54,8 @@ def demo_command(console: Console, seed: int) -> int:
     if server.startswith("http"):
         console.say(f"   open {server} and click Models, then", wrap=False)
     else:
-        console.say(f"     mlflow server --backend-store-uri {server} --workers 1", wrap=False)
+        words = [_mlflow(), "server", "--backend-store-uri", server, "--workers", "1"]
+        console.say(f"     {shlex.join(words)}", wrap=False)
         console.say("   then open http://127.0.0.1:5000 and click Models, then")
     console.say(f"     {name}: alias '{ALIAS}' stands at version {now}, tag fi.gate says why")
     console.say(
@@ -66,3 +71,12 @@ def demo_command(console: Console, seed: int) -> int:
     )
     refused = story.spoiled.decision.outcome == "fail"
     return EXIT[story.promotion.gate.decision.outcome] if refused else 2
+
+
+def _mlflow() -> str:
+    """Return how to call the MLflow that this process uses, from the folder that it runs in."""
+    ours = Path(sys.executable).parent / "mlflow"
+    on_path = shutil.which("mlflow")
+    if not ours.exists() or (on_path is not None and Path(on_path).resolve() == ours.resolve()):
+        return "mlflow"
+    return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)

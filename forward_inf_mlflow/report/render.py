@@ -20,6 +20,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from forward_inf_mlflow.decision import WORDS
 from forward_inf_mlflow.errors import DataError, TrackingError
 from forward_inf_mlflow.report.charts import distribution
 from forward_inf_mlflow.report.formats import (
@@ -41,7 +42,6 @@ _BOUNDS = {
     "leaked": "max_leakage_rate",
     "memorized": "max_memorized_rate",
 }
-_OUTCOMES = {"pass": "PASS", "fail": "REFUSED", "undecided": "UNDECIDED"}
 
 
 class Section(dict[str, Any]):
@@ -134,7 +134,7 @@ def render(
         train=_section(parts["data"]["train"], "data.train"),
         queries=_section(parts["data"]["queries"], "data.queries"),
         outcome=outcome,
-        headline=_OUTCOMES[outcome],
+        headline=WORDS[outcome],
         reasons=reasons,
         notes=_strings(top["notes"]),
         verdicts=verdicts,
@@ -220,7 +220,7 @@ def _decision(audit: Section, decision: Section) -> tuple[str, list[str]]:
     outcome = decision["outcome"]
     if audit["finished"] is False:
         return "undecided", ["the audit did not finish: run it again", *reasons]
-    if not isinstance(outcome, str) or outcome not in _OUTCOMES:
+    if not isinstance(outcome, str) or outcome not in WORDS:
         return "undecided", ["the audit holds no decision: run it again", *reasons]
     return outcome, reasons
 
