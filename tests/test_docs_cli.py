@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import mlflow.models
 import pytest
 
+import forward_inf_mlflow
 from forward_inf_mlflow.cli import cli, run
 from forward_inf_mlflow.cli.common import EXIT
 
 DOCS = (Path(__file__).parents[1] / "docs" / "cli.md").read_text("utf-8")
+README = Path(__file__).parents[1] / "README.md"
 COMMON = {"--json", "--quiet", "--verbose", "--debug", "--help"}
 
 
@@ -109,3 +113,16 @@ def test_the_docs_name_every_exit_code() -> None:
         *map(str, EXIT.values()),
         "130",
     }
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_snippet_of_the_readme_imports_what_it_takes_from_mlflow_and_from_us(number: int) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    tree = ast.parse(blocks[number])
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    known = {alias.asname or alias.name for node in imports for alias in node.names}
+    known |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    theirs = {"mlflow", *mlflow.models.__all__, *forward_inf_mlflow.__all__}
+    assert {node.id for node in names} & theirs <= known
+    assert known & theirs, "else this tests nothing"
