@@ -85,6 +85,7 @@ def audit(
     batch_size: int | None = None,
     seed: int = 0,
     max_rows: int | None = None,
+    influence_queries: int = 100,
     allow_pickle: bool = False,
     experiment: str | None = None,
     out: str | Path | None = None,
@@ -108,6 +109,8 @@ def audit(
         batch_size: Rows read at once; None chooses.
         seed: Decides the halves and their training.
         max_rows: Audit only so many training rows, drawn at random; the audit is marked partial.
+        influence_queries: How many queries to ask about one by one (``influence.parquet``), each
+            at the cost of a sweep: suspected copies first, then those with the largest loss.
         allow_pickle: Permit models whose loading runs code of their own.
         experiment: Where the run goes; None for the environment's, else the version's own.
         out: Folder that gets a copy of all artifacts.
@@ -119,7 +122,7 @@ def audit(
         ForwardInfError: The audit cannot be made; the message says what to do.
     """
     began = time.monotonic()
-    _require_positive(batch_size=batch_size, max_rows=max_rows)
+    _require_positive(batch_size=batch_size, max_rows=max_rows, influence_queries=influence_queries)
     bounds = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
     options = {
         # A signed URL is a password, and the report is for everybody.
@@ -136,9 +139,10 @@ def audit(
         "batch-size": batch_size,
         "seed": seed,
         "max-rows": max_rows,
+        "influence-queries": influence_queries if influence_queries != 100 else None,
         "allow-pickle": allow_pickle or None,
     }
-    settings = Settings(seed=seed)
+    settings = Settings(seed=seed, influence_queries=influence_queries)
     on = choose_device(device)
     if out is not None:
         output.require_writable(Path(out))

@@ -25,7 +25,6 @@ class FoundAudit:
     """A finished audit: its run and its ``audit.json``."""
 
     run_id: str
-    experiment_id: str
     record: dict[str, Any]
 
 
@@ -138,9 +137,7 @@ def find_audit(version: Version) -> FoundAudit:
             f"audit.json of run {run_id} is not the one that {version.uri} was tagged with, it was "
             f"changed after the audit: {again}"
         )
-    with translate_errors(), impatient():
-        experiment = MlflowClient().get_run(run_id).info.experiment_id
-    return FoundAudit(run_id, experiment, record)
+    return FoundAudit(run_id, record)
 
 
 def fetch_artifact(run_id: str, name: str) -> bytes | None:

@@ -39,6 +39,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "batch_size": (int,),
     "seed": (int,),
     "max_rows": (int,),
+    "influence_queries": (int,),
     "allow_pickle": (bool,),
     "out": (str, Path),
 }

@@ -150,3 +150,12 @@ def test_an_experiment_that_the_given_run_is_not_in_is_refused(
     assert "forward_inf.model" not in client.get_run(given).data.tags
     assert (client.get_experiment_by_name("elsewhere") is not None) is known
     assert audit(uri, experiment="tests").run_id == given
+
+
+@pytest.mark.usefixtures("store")
+def test_as_many_queries_are_asked_one_by_one_as_were_wished_for() -> None:
+    uri = register_points(points())
+    few, every = audit(uri, influence_queries=3), audit(uri, influence_queries=10_000)
+    assert few.influence["query_id"].nunique() == 3
+    assert every.influence["query_id"].nunique() == every.record["data"]["queries"]["rows"]
+    assert "--influence-queries 3" in few.record["repeat"]

@@ -49,6 +49,13 @@ _REMEMBERS = "may still remember wrong labels"
     type=click.IntRange(min=1),
     help="Audit only so many training rows, drawn at random; marked partial.",
 )
+@click.option(
+    "--influence-queries",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Queries to ask about one by one, a sweep each.",
+)
 @click.option("--allow-pickle", is_flag=True, help="Permit models whose loading runs their code.")
 @click.option("--experiment", metavar="NAME", help="Experiment of the audit run.")
 @click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
