@@ -74,8 +74,7 @@ class Findings:
         given_probability: ``(n,)`` the audited model's probability of the given label; NaN for
             regression.
         influence: ``(n,)`` of each training row on all queries together.
-        asked: ``(p,)`` positions of the queries that were asked about one by one.
-        single: Their influence, ``(p, n)``.
+        single: Influence on the queries that were asked about one by one, ``(p, n)``.
         mislabeled, leaked, memorized: The verdicts.
         forward_passes: Rows passed forward without training on them.
     """
@@ -83,7 +82,6 @@ class Findings:
     loss: np.ndarray
     given_probability: np.ndarray
     influence: np.ndarray
-    asked: np.ndarray
     single: InfluenceScores
     mislabeled: Mislabeled
     leaked: Leaked
@@ -161,7 +159,6 @@ def examine(
         loss=loss,
         given_probability=given,
         influence=together,
-        asked=asked,
         single=single,
         mislabeled=wrong,
         leaked=leaks,
