@@ -54,6 +54,7 @@ class GradientStep:
         base = at(module, theta)
 
         def make(group: Tensors) -> Move:
+            """Return the move along one group's gradient."""
             gradient = loss_gradient(module, task, theta, group)
             size = norm(gradient)
             if size == 0 or not math.isfinite(size):

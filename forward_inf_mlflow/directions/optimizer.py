@@ -47,6 +47,7 @@ class OptimizerSteps:
         base = at(module, theta)
 
         def make(group: Tensors) -> Move:
+            """Return the move that K steps on one group make."""
             leaves = {n: p.clone().requires_grad_() for n, p in theta.items()}
             optimizer = torch.optim.Adam(leaves.values(), lr=self.lr, maximize=self.sign == "up")
             for _ in range(self.steps):
