@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: A model with its parameters fixed: inputs ``(B, ...)`` to outputs ``(B, ...)``.
-Forward = Callable[[Tensor], Tensor]
+#: A model with its parameters fixed: inputs ``(B, ...)``, and whatever else the task hands over,
+#: to outputs ``(B, ...)``.
+Forward = Callable[..., Tensor]
 
 
 class Batch(NamedTuple):
@@ -23,8 +24,8 @@ class Batch(NamedTuple):
 class Readout(NamedTuple):
     """What the model says of some rows, both ``(B,)`` float64.
 
-    ``loss`` in nats (classification) or half squared units (regression); ``margin`` is the given
-    target's advantage in the model's own output, larger is better.
+    ``loss`` in nats (classification, language), half squared units (regression) or a weighted mean
+    squared error (denoising); ``margin`` in the same unit, larger is better, does not saturate.
     """
 
     loss: Tensor
@@ -34,26 +35,42 @@ class Readout(NamedTuple):
 class Task(ABC):
     """How good a model's output is for a row.
 
-    Losses are never reduced over rows: influence is about single rows. ``loss`` and ``margin``
-    must treat each row alone, so that a row's value does not depend on its batch.
+    Losses are never reduced over rows: influence is about single rows. Each method must treat each
+    row alone, so that a row's value does not depend on its batch.
     """
 
     #: Short name, written into the audit.
     name: str
+    #: Whether a well fitted row's loss hardly moves any more while its margin still does.
+    saturates: bool = False
+
+    def outputs(self, forward: Forward, batch: Batch) -> Tensor:
+        """Return what the model answers for each row, ``(B, ...)``.
+
+        In float64: an influence is a small difference of two losses.
+        """
+        return forward(batch.inputs).to(torch.float64)
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each row, ``(B,)``, differentiable in ``outputs``."""
+        """Return the loss of each row, ``(B,)``, convex and differentiable in ``outputs``."""
 
-    @abstractmethod
+    def query_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each query, ``(B,)``: what is asked about; the rows' own by default."""
+        return self.loss(outputs, targets)
+
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return how far each row is on the right side, ``(B,)``; it does not saturate."""
+        """Return how far each row is on the right side, ``(B,)``; minus the loss by default."""
+        return -self.loss(outputs, targets)
 
-    @abstractmethod
     def skill(self, outputs: Tensor, targets: Tensor) -> float:
         """Return how much better than guessing the outputs are: 0 is a guess, 1 is perfect."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what guessing is worth")
 
     def readout(self, forward: Forward, batch: Batch) -> Readout:
-        """Read one batch. Losses are float64: an influence is a small difference of two of them."""
-        outputs = forward(batch.inputs).to(torch.float64)
-        return Readout(self.loss(outputs, batch.targets), self.margin(outputs, batch.targets))
+        """Read one batch."""
+        outputs = self.outputs(forward, batch)
+        return Readout(
+            self.loss(outputs, batch.targets).to(torch.float64),
+            self.margin(outputs, batch.targets).to(torch.float64),
+        )

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from forward_inf_mlflow.task import Batch
+
+
+class Stream(Protocol):
+    """Training rows that need not fit into memory: any part can be read, in order for best speed."""
+
+    @property
+    def batch_size(self) -> int:
+        """Return the rows of a batch."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def part(self, start: int, stop: int) -> Tensors:
+        """Return the rows from ``start`` up to ``stop``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,10 @@ class Tensors:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self), self.batch_size):
             yield self.batch(slice(start, start + self.batch_size))
+
+    def part(self, start: int, stop: int) -> Tensors:
+        """Return the rows from ``start`` up to ``stop``, sharing their memory."""
+        return replace(self, inputs=self.inputs[start:stop], targets=self.targets[start:stop])
 
     def take(self, index: np.ndarray) -> Tensors:
         """Return the rows at ``index``, in that order."""

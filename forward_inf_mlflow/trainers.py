@@ -110,7 +110,7 @@ class Continued:
 
     @torch.no_grad()
     def _query_loss(self, model: nn.Module) -> float:
-        losses = [self._task.loss(model(b.inputs), b.targets) for b in self._queries]
+        losses = [self._task.readout(model, b).loss for b in self._queries]
         mean = float(torch.cat(losses).mean())
         return mean if np.isfinite(mean) else np.inf
 

@@ -20,18 +20,27 @@ def test_cross_entropy_and_margin_worked_by_hand() -> None:
     torch.testing.assert_close(margin, torch.tensor([math.log(3.0), -3.0]))
 
 
-def test_the_margin_is_positive_exactly_where_the_given_class_is_on_top() -> None:
-    logits = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+def test_the_margin_is_the_log_odds_of_the_given_class() -> None:
+    logits = torch.randn(200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(200) % 5
-    on_top = logits.argmax(1) == labels
-    assert torch.equal(Classification().margin(logits, labels) > 0, on_top)
+    p = torch.softmax(logits, 1)[torch.arange(200), labels]
+    torch.testing.assert_close(Classification().margin(logits, labels), torch.log(p / (1 - p)))
+
+
+def test_the_margin_still_moves_where_the_loss_no_longer_does() -> None:
+    logits = torch.tensor([[60.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    label = torch.tensor([0])
+    (by_loss,) = torch.autograd.grad(Classification().loss(logits, label).sum(), logits)
+    (by_margin,) = torch.autograd.grad(Classification().margin(logits, label).sum(), logits)
+    assert by_loss.abs().max() < 1e-20
+    torch.testing.assert_close(by_margin, torch.tensor([[1.0, -1.0]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
 def test_squared_error_is_the_same_for_flat_and_column_outputs(shape: tuple[int, ...]) -> None:
     outputs, targets = torch.tensor([1.0, 2.0, 5.0]).reshape(shape), torch.tensor([1.0, 0.0, 6.0])
     assert Regression().loss(outputs, targets).tolist() == [0.0, 2.0, 0.5]
-    assert Regression().margin(outputs, targets).tolist() == [0.0, -2.0, -1.0]
+    assert Regression().margin(outputs, targets).tolist() == [0.0, -2.0, -0.5]
 
 
 @pytest.mark.parametrize("task", [Classification(), Regression()], ids=lambda t: t.name)

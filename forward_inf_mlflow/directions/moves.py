@@ -114,8 +114,8 @@ def loss_gradient(
         with torch.enable_grad():
             # In float64, as losses are read: in float32 the given class's 1 - p of a query that
             # the model knows by heart is 0, which would turn the direction.
-            outputs = forward(batch.inputs).to(torch.float64)
-            loss = task.loss(outputs, batch.targets).sum() / len(rows)
+            outputs = task.outputs(forward, batch)
+            loss = task.query_loss(outputs, batch.targets).sum() / len(rows)
             grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for name, grad in zip(leaves, grads, strict=True):
             if grad is not None:

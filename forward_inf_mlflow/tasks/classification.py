@@ -11,19 +11,21 @@ from forward_inf_mlflow.task import Task
 class Classification(Task):
     """One label per row. Outputs: logits ``(B, K)``. Targets: class indices ``(B,)``.
 
-    Loss: cross-entropy in nats. Margin: the given class's logit minus the best other's.
+    Loss: cross-entropy in nats. Margin: the given class's log-odds ``log p / (1 - p)`` in nats (the
+    output function of TRAK, Park et al., ICML 2023).
     """
 
     name = "classification"
+    saturates = True
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``-log softmax(outputs)[target]``, ``(B,)``."""
         return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the given class's logit minus the largest other logit, ``(B,)``."""
+        """Return the given class's logit minus the log-sum-exp of the others, ``(B,)``."""
         given = outputs.gather(1, targets[:, None])
-        others = outputs.scatter(1, targets[:, None], -torch.inf).amax(1)
+        others = outputs.scatter(1, targets[:, None], -torch.inf).logsumexp(1)
         return given[:, 0] - others
 
     def skill(self, outputs: Tensor, targets: Tensor) -> float:

@@ -10,7 +10,7 @@ from forward_inf_mlflow.task import Task
 class Regression(Task):
     """One number per row. Outputs: ``(B,)`` or ``(B, 1)``. Targets: ``(B,)``.
 
-    Loss: half the squared error, in squared units of the target. Margin: minus the absolute error.
+    Loss: half the squared error, in squared units of the target; it does not saturate.
     """
 
     name = "regression"
@@ -18,10 +18,6 @@ class Regression(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``(output - target)^2 / 2``, ``(B,)``."""
         return (outputs.reshape(targets.shape) - targets).square() / 2
-
-    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return ``-|output - target|``, ``(B,)``."""
-        return -(outputs.reshape(targets.shape) - targets).abs()
 
     def skill(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the explained share of the targets' variance, R squared."""
