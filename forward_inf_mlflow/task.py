@@ -56,7 +56,7 @@ class Task(ABC):
         """Return the loss of each row, ``(B,)``, convex and differentiable in ``outputs``."""
 
     def query_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each query, ``(B,)``: what is asked about; the rows' own by default."""
+        """Return the loss of each query, ``(B,)``: what is asked; the rows' own by default."""
         return self.loss(outputs, targets)
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from forward_inf_mlflow.task import Batch
 
 
 class Stream(Protocol):
-    """Training rows that need not fit into memory: any part can be read, in order for best speed."""
+    """Training rows that need not fit into memory; reading their parts in order is fastest."""
 
     @property
     def batch_size(self) -> int:
