@@ -27,9 +27,9 @@ class Net(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.time, self.label = nn.Linear(1, width), nn.Embedding(CLASSES, width)
-        self.first = nn.Conv2d(1, width, 3, padding=1)
+        self.first = nn.Conv2d(2, width, 3, padding=1)
         self.norm = nn.GroupNorm(2, width)
-        self.last = nn.Conv2d(width, 1, 3, padding=1)
+        self.last = nn.Conv2d(width, 2, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         told = self.time(t[:, None].to(x.dtype) / STEPS) + self.label(y)
@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 def images(n: int, seed: int = 0) -> Tensors:
     rng = np.random.default_rng(seed)
-    pixels = torch.as_tensor(rng.normal(size=(n, 1, 5, 5)))
+    pixels = torch.as_tensor(rng.normal(size=(n, 2, 5, 5)))
     return Tensors(pixels, torch.as_tensor(rng.integers(CLASSES, size=n)), torch.device("cpu"), 5)
 
 
