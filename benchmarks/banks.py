@@ -27,7 +27,7 @@ from settings import SETTINGS, Setting, load
 CACHE = Path(__file__).resolve().parent / ".cache"
 
 #: Random halves and retrainings of each.
-SIZES = {"digits_mlp": (150, 2)}
+SIZES = {"digits_mlp": (150, 2), "cifar10n_cnn": (60, 2), "small_lm": (60, 2)}
 QUICK = {"digits_mlp": (150, 1)}
 
 #: The networks that are audited have seeds 0, 1, 2; those of the bank start here.
@@ -109,7 +109,7 @@ def _outcomes(setting: Setting, jobs: Sequence[Job], processes: int) -> np.ndarr
     start = time.monotonic()
     if processes > 1 and missing:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            done: Iterable[None] = pool.map(
+            done: Iterable[Path] = pool.map(
                 _retrain_by_name, [setting.name] * len(missing), missing
             )
             _count(done, len(missing), setting.name, start)
@@ -118,7 +118,7 @@ def _outcomes(setting: Setting, jobs: Sequence[Job], processes: int) -> np.ndarr
     return np.stack([np.load(job.path, allow_pickle=False) for job in jobs])
 
 
-def _count(done: Iterable[None], total: int, name: str, start: float) -> None:
+def _count(done: Iterable[Path], total: int, name: str, start: float) -> None:
     """Take each as it comes and say about every tenth second how far it is."""
     said = start
     for number, _ in enumerate(done, 1):
@@ -129,12 +129,12 @@ def _count(done: Iterable[None], total: int, name: str, start: float) -> None:
             said = now
 
 
-def _retrain_by_name(name: str, job: Job) -> None:
+def _retrain_by_name(name: str, job: Job) -> Path:
     """Do one job in a process of its own."""
-    _retrain(load(name), job)
+    return _retrain(load(name), job)
 
 
-def _retrain(setting: Setting, job: Job) -> None:
+def _retrain(setting: Setting, job: Job) -> Path:
     """Train, read the queries, and keep what they say, whole or not at all."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Faster for networks this small, and the sums do not depend on cores.
@@ -151,7 +151,7 @@ def _retrain(setting: Setting, job: Job) -> None:
     aside = job.path.with_suffix(f".{os.getpid()}")
     with aside.open("wb") as file:
         np.save(file, found.numpy())
-    aside.replace(job.path)
+    return aside.replace(job.path)
 
 
 def main() -> None:

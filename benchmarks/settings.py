@@ -107,9 +107,9 @@ class Setting:
             optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps
         )
         for _ in range(recipe.epochs):
-            for rows in torch.randperm(len(x), generator=order).split(recipe.batch):
+            for rows in torch.split(torch.randperm(len(x), generator=order), recipe.batch):
                 optimizer.zero_grad()
-                self.loss(module(x[rows]), y[rows]).mean().backward()
+                torch.autograd.backward(self.loss(module(x[rows]), y[rows]).mean())
                 optimizer.step()
                 schedule.step()
         return module.eval()
@@ -165,7 +165,11 @@ def _mlp(seed: int) -> nn.Module:
 
 
 def digits_mlp() -> Setting:
-    """Return scikit-learn's digits, 1,000 rows with 10 % of the labels flipped, 100 queries."""
+    """Return scikit-learn's digits, 1,000 rows with 10 % of the labels flipped, 100 queries.
+
+    The network agrees with 89 % of its training labels: it fits the right ones and resists the
+    wrong ones; 94 to 95 % of the queries are right.
+    """
     x, y = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)
     order = rng.permutation(len(x))
@@ -186,9 +190,117 @@ def digits_mlp() -> Setting:
     )
 
 
+def _cnn(seed: int) -> nn.Module:
+    """Return three strided convolutions with group norm and a linear layer, 21,430 parameters."""
+
+    def build() -> nn.Module:
+        layers: list[nn.Module] = []
+        for before, after in ((3, 16), (16, 32), (32, 36)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
+            layers += [nn.GroupNorm(4, after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(36 * 16, 10))
+
+    return _seeded(build, seed)
+
+
+def cifar10n_cnn() -> Setting:
+    """Return 1,500 CIFAR-10 images with the labels that people gave (CIFAR-10N), 60 queries.
+
+    A strong penalty keeps the network from memorising wrong labels: trained to the end it agrees
+    with 54 % of its training labels and is right on 53 to 55 % of the queries; with a tenth of the
+    penalty it agrees with 99 % and its loss on the queries is a quarter higher.
+    """
+    path = _data("cifar10n_10k.npz")
+    with np.load(path, allow_pickle=False) as data:
+        pixels = {
+            name: data[f"{name}_x"][:count] for name, count in (("train", 1500), ("test", 60))
+        }
+        given, true = data["train_y_human"][:1500], data["test_y"][:60]
+    mean = pixels["train"].mean((0, 1, 2), dtype=np.float64)
+    spread = pixels["train"].std((0, 1, 2), dtype=np.float64)
+    inputs = {
+        name: np.ascontiguousarray(((x - mean) / spread).astype(np.float32).transpose(0, 3, 1, 2))
+        for name, x in pixels.items()
+    }
+    return Setting(
+        name="cifar10n_cnn",
+        kind="classification",
+        train_x=torch.from_numpy(inputs["train"]),
+        train_y=torch.from_numpy(given.astype(np.int64)),
+        query_x=torch.from_numpy(inputs["test"]),
+        query_y=torch.from_numpy(true.astype(np.int64)),
+        make=_cnn,
+        recipe=Recipe(optimizer="sgd", rate=0.03, epochs=15, batch=50, weight_decay=0.05),
+    )
+
+
+class Block(nn.Module):
+    """One layer of a decoder: causal attention and an MLP, each added to what came in."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mix, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, width = x.shape
+        q, k, v = self.mix(self.norm1(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.join(mixed.transpose(1, 2).reshape(b, t, width))
+        return x + self.narrow(functional.gelu(self.widen(self.norm2(x))))
+
+
+class Decoder(nn.Module):
+    """A small GPT: tokens ``(b, t)`` to the logits of each next token ``(b, t, vocabulary)``."""
+
+    def __init__(self, vocabulary: int, context: int, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.place = nn.Parameter(torch.randn(context, width) * 0.02)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary)
+        nn.init.normal_(self.token.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.token(tokens) + self.place[: tokens.shape[1]]
+        logits: Tensor = self.head(self.norm(self.blocks(x)))
+        return logits
+
+
+def _decoder(seed: int) -> nn.Module:
+    return _seeded(lambda: Decoder(65, 32, width=48, heads=3, layers=2), seed)
+
+
+def small_lm() -> Setting:
+    """Return 1,000 rows of 32 characters from tinyshakespeare, 50 queries from a bit further on.
+
+    A row's loss is the sum over its characters. Rows are consecutive pieces of text, and so are
+    queries, every fifth piece of those that follow. The network's loss is 1.78 nats a character on
+    its rows and 2.07 on the queries (it can memorise: after more epochs the first falls alone).
+    """
+    text = _data("tinyshakespeare.txt").read_text(encoding="utf-8")
+    number = {character: i for i, character in enumerate(sorted(set(text)))}
+    tokens = torch.tensor([number[character] for character in text[: 1250 * 32 + 1]])
+    x, y = tokens[:-1].view(-1, 32), tokens[1:].view(-1, 32)
+    return Setting(
+        name="small_lm",
+        kind="causal_lm",
+        train_x=x[:1000].clone(),
+        train_y=y[:1000].clone(),
+        query_x=x[1000::5].clone(),
+        query_y=y[1000::5].clone(),
+        make=_decoder,
+        recipe=Recipe(optimizer="adam", rate=3e-3, epochs=15, batch=20),
+    )
+
+
 #: Every setting, by name; each is built when it is called.
 SETTINGS: dict[str, Callable[[], Setting]] = {
     "digits_mlp": digits_mlp,
+    "cifar10n_cnn": cifar10n_cnn,
+    "small_lm": small_lm,
 }
 
 
