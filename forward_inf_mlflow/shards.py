@@ -26,7 +26,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -43,27 +42,8 @@ _KEY = "key.json"
 _DAY = 86400.0
 
 
-class Work(Protocol):
-    """Where a computation keeps its finished pieces."""
-
-    #: How many pieces were there already.
-    done: int
-
-    def once(self, name: str, make: Make) -> dict[str, np.ndarray]:
-        """Return the piece called ``name``, made only if it is not there."""
-        ...
-
-    def finished(self, name: str) -> bool:
-        """Say whether the piece is there."""
-        ...
-
-    def remove(self) -> None:
-        """Forget all pieces; the computation is finished."""
-        ...
-
-
 class NoFolder:
-    """Keeps nothing; what it returns is what a ``WorkFolder`` returns."""
+    """Keeps nothing; used like a ``WorkFolder``, and returns exactly what that returns."""
 
     done = 0
 

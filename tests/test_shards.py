@@ -22,7 +22,7 @@ from torch import nn
 
 from forward_inf_mlflow import shards
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.shards import NoFolder, Work, WorkFolder, digest_arrays, digest_module
+from forward_inf_mlflow.shards import NoFolder, WorkFolder, digest_arrays, digest_module
 
 KEY: dict[str, object] = {"model": "models:/größe/3", "settings": {"damping": 0.1}, "rows": [1, 2]}
 ARRAYS: dict[str, np.ndarray] = {
@@ -115,7 +115,9 @@ def test_another_key_has_another_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("work", ["folder", "none"])
 def test_both_kinds_are_used_alike_and_pass_the_makers_errors(tmp_path: Path, work: str) -> None:
-    place: Work = WorkFolder.open(tmp_path, KEY) if work == "folder" else NoFolder()
+    place: WorkFolder | NoFolder = (
+        WorkFolder.open(tmp_path, KEY) if work == "folder" else NoFolder()
+    )
 
     def fails() -> Mapping[str, np.ndarray]:
         raise FileNotFoundError("a matter of the maker")
