@@ -16,6 +16,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -249,7 +250,8 @@ class Block(nn.Module):
         q, k, v = self.mix(self.norm1(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.join(mixed.transpose(1, 2).reshape(b, t, width))
-        return x + self.narrow(functional.gelu(self.widen(self.norm2(x))))
+        added: Tensor = self.narrow(functional.gelu(self.widen(self.norm2(x))))
+        return x + added
 
 
 class Decoder(nn.Module):
@@ -304,6 +306,7 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
 }
 
 
+@cache
 def load(name: str) -> Setting:
     """Return a setting.
 
