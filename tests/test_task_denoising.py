@@ -269,7 +269,7 @@ def test_scores_are_the_products_of_gradients_and_a_copy_is_the_first_proponent(
     module = fitted(task, train)
     engine = ForwardInfluence(task=task, direction=GradientStep(relative_size=1e-5, sign="both"))
     groups = QueryGroups.each(queries, np.arange(M).astype(str))
-    scores = engine.influence(module, groups, train, np.arange(N).astype(str))[0]
+    scores = engine.influence(module, groups, train, np.arange(N).astype(str)).scores
 
     gradients = []
     for i in range(N):
