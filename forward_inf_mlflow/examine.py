@@ -117,14 +117,14 @@ def examine(
     asked = _whom_to_ask(suspects, query_loss, settings.influence_queries)
     each = [problem.queries.take(np.array([i])) for i in asked]
     ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
-    scores, swept = ForwardInfluence(task=problem.task, direction=settings.direction).influence(
+    found = ForwardInfluence(task=problem.task, direction=settings.direction).influence(
         problem.module,
         QueryGroups([problem.queries, *each], np.array(["all queries", *query_ids[asked]])),
         problem.train,
         ids,
-        _stage(progress, "influence of the training rows", (len(asked) + 2) * n),
+        progress=_stage(progress, "influence of the training rows", (len(asked) + 2) * n),
     )
-    loss = swept.base.loss.numpy()
+    loss, scores = found.loss, found.scores
     _require_numbers(loss, ids, "training")
     together = scores.values[0]
     single = InfluenceScores(scores.values[1:], query_ids[asked], ids, scores.provenance)
@@ -165,7 +165,7 @@ def examine(
         memorized=known,
         forward_passes=(
             m
-            + swept.forward_passes
+            + found.forward_passes
             + (n + m) * (model.features is not None)
             + (n + m) * 2 * settings.repeats
         ),

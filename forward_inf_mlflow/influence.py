@@ -1,8 +1,8 @@
 """ForwardInfluence: the whole algorithm on one page.
 
     queries --direction--> moves (k), coefficients (m, k)
-    training rows + moves --sweep--> change of loss (k, n)
-    coefficients @ change of loss --> influence (m, n)
+    training rows + moves --sweep--> change of loss and margin (k, n)
+    coefficients @ change --> influence (m, n)
 
 Source: "The Mirrored Influence Hypothesis" (Ko et al., CVPR 2024, arXiv 2402.08922): instead of a
 gradient per training row, move the model along the queries and see with forward passes how the
@@ -13,15 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from torch import nn
 
 from forward_inf_mlflow.directions import Direction, GradientStep
+from forward_inf_mlflow.models.modes import full_precision
+from forward_inf_mlflow.probe import Choice, Method, Which, check_loss, choose
 from forward_inf_mlflow.scores import InfluenceScores
-from forward_inf_mlflow.sweep import Progress, Swept, sweep
+from forward_inf_mlflow.sweep import SHARD_ROWS, Progress, sweep
 from forward_inf_mlflow.task import Task
-from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.tensors import Stream, Tensors
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
+
+#: Moves that are read in both ways to see whether a finite difference is true.
+_PROBED = 4
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,30 @@ class QueryGroups:
     @classmethod
     def each(cls, queries: Tensors, ids: np.ndarray) -> QueryGroups:
         """Ask about every query alone."""
-        return cls([queries.take(np.array([i])) for i in range(len(queries))], ids)
+        return cls([queries.part(i, i + 1) for i in range(len(queries))], ids)
 
     @classmethod
     def together(cls, queries: Tensors, name: str = "all queries") -> QueryGroups:
         """Ask about the mean over all queries."""
         return cls([queries], np.array([name]))
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What came out.
+
+    Attributes:
+        scores: ``(m, n)``.
+        loss, margin: The rows' own, under the model as it was, ``(n,)`` float64.
+        choice: How rows were read, and why.
+        forward_passes: How many rows were passed forward, a derivative counting as one.
+    """
+
+    scores: InfluenceScores
+    loss: np.ndarray
+    margin: np.ndarray
+    choice: Choice
+    forward_passes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +74,68 @@ class ForwardInfluence:
     Attributes:
         task: The loss of a row.
         direction: How the queries move the model.
+        readout: What is read of a row: its "loss", or its "margin", which still moves where the
+            losses of fitted rows no longer do.
+        method: "difference" of two models, exact "derivative", or "auto": the difference where a
+            probe shows that it agrees with the derivative.
+        shard_rows: Rows that are read, and kept, together.
     """
 
     task: Task
     direction: Direction = field(default_factory=GradientStep)
+    readout: Which = "loss"
+    method: Method = "auto"
+    shard_rows: int = SHARD_ROWS
 
     def influence(
         self,
         module: nn.Module,
         queries: QueryGroups,
-        train: Tensors,
+        train: Stream,
         train_ids: np.ndarray,
+        *,
+        work: Work = KEEP_NOTHING,
         progress: Progress | None = None,
-    ) -> tuple[InfluenceScores, Swept]:
-        """Return the scores ``(m, n)`` and the sweep that they were read from.
+    ) -> Influence:
+        """Return the influence of every row on every query group.
 
         ``module`` is in evaluation mode and is left bit for bit as it was.
+
+        Raises:
+            ModelError: The model cannot be moved, or a row's loss is not its own.
+            ForwardInfError: The move is lost in rounding, or memory does not hold a row.
         """
-        moves = self.direction.plan(module, self.task, queries.rows)
-        swept = sweep(moves, self.task, train, progress)
-        values = np.asarray(moves.coefficients @ swept.changes, dtype=np.float32)
-        provenance = {"task": self.task.name, **self.direction.describe()}
-        return InfluenceScores(values, queries.ids, train_ids, provenance), swept
+        module, n = full_precision(module), len(train)
+        moves = self.direction.plan(module, self.task, queries.rows, train, work)
+        some = train.part(0, min(n, train.batch_size)).batch(slice(None))
+        check_loss(moves.base, self.task, some)
+        choice = choose(
+            list(islice(moves, _PROBED)),
+            moves.base,
+            self.task,
+            some,
+            method=self.method,
+            which=self.readout,
+        )
+        values = np.zeros((len(queries.ids), n), dtype=np.float32)
+        loss, margin = np.empty(n), np.empty(n)
+        passed = 0
+        for part in sweep(
+            moves,
+            self.task,
+            train,
+            method=choice.method,
+            shard_rows=self.shard_rows,
+            work=work,
+            progress=progress,
+        ):
+            changes = part.loss if self.readout == "loss" else part.margin
+            values[:, part.rows] += moves.coefficients[:, part.moves] @ changes
+            loss[part.rows], margin[part.rows] = part.base
+            passed += part.passes
+        scores = InfluenceScores(values, queries.ids, train_ids, {**self.describe(), **moves.facts})
+        return Influence(scores, loss, margin, choice, passed)
+
+    def describe(self) -> dict[str, object]:
+        """Return the settings that repeat the scores."""
+        return {"task": self.task.name, "readout": self.readout, **self.direction.describe()}

@@ -1,20 +1,96 @@
-"""Sweep: what the training set says under each model, with forward passes only."""
+"""Sweep: what the training set says under each move, streamed, with forward passes only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from forward_inf_mlflow.directions.moves import Moves
+from forward_inf_mlflow.directions.moves import Move, Moves, Point
+from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.readers import Read, Reader, by_derivative, by_difference
 from forward_inf_mlflow.task import Forward, Readout, Task
-from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.tensors import Stream, Tensors
+from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 
 #: Called with the number of rows just read.
 Progress = Callable[[int], None]
+#: Rows of a shard, about: whole batches, so that a row is always read among the same others.
+SHARD_ROWS = 8192
+#: Bytes that the moved models of one pass over the rows may hold.
+_HELD = 2**30
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows under some moves.
+
+    Attributes:
+        rows, moves: Which.
+        base: The rows' losses and margins under the model as it was, float64.
+        loss: ``(k, rows)`` float32 influence per added copy, read from losses; nats.
+        margin: The same, read from margins.
+        outputs: ``(k, rows, ...)`` float32 change of the answers, where that was asked.
+        passes: Rows passed forward for it; a derivative counts as one pass.
+    """
+
+    rows: slice
+    moves: slice
+    base: Readout
+    loss: np.ndarray
+    margin: np.ndarray
+    outputs: np.ndarray | None
+    passes: int
+
+
+def sweep(
+    moves: Moves,
+    task: Task,
+    rows: Stream,
+    *,
+    method: Literal["difference", "derivative"] = "difference",
+    with_outputs: bool = False,
+    shard_rows: int = SHARD_ROWS,
+    work: Work = KEEP_NOTHING,
+    progress: Progress | None = None,
+) -> Iterator[Part]:
+    """Read every row under the model as it was and under every move, a shard at a time.
+
+    Moves are read in blocks that fit into memory together; for each block the rows are read once
+    more under the model as it was. Every shard of a block is a piece of ``work``.
+
+    Raises:
+        ForwardInfError: A single row does not fit into memory.
+    """
+    reader = by_derivative if method == "derivative" else by_difference
+    width = _block(moves)
+    size = max(1, shard_rows // rows.batch_size) * rows.batch_size
+    made = iter(moves)
+    for first in range(0, len(moves), width):
+        block = list(islice(made, width))
+        read = reader(block, moves.base, task, with_outputs=with_outputs)
+        reads = passes(block, moves.base, method)
+        for start in range(0, len(rows), size):
+            stop = min(start + size, len(rows))
+            shard = partial(_read, read, rows, start, stop)
+            kept = work.once(f"shards/{first:05}-{start:09}", shard)
+            if progress is not None:
+                progress((stop - start) * reads)
+            yield Part(
+                slice(start, stop),
+                slice(first, first + len(block)),
+                Readout(torch.as_tensor(kept["base_loss"]), torch.as_tensor(kept["base_margin"])),
+                kept["loss"],
+                kept["margin"],
+                kept.get("outputs"),
+                reads * (stop - start),
+            )
 
 
 @torch.no_grad()
@@ -44,35 +120,65 @@ def outputs(forward: Forward, rows: Tensors, progress: Progress | None = None) -
     return torch.cat(parts)
 
 
-@dataclass(frozen=True)
-class Swept:
-    """What a sweep found.
-
-    Attributes:
-        base: The rows' losses and margins under the model as it was, ``(n,)`` float64 each.
-        changes: ``(k, n)`` float32: control loss minus treated loss per unit of each move's
-            weight, in nats; the difference is taken in float64.
-        forward_passes: How many rows were passed forward for it.
-    """
-
-    base: Readout
-    changes: np.ndarray
-    forward_passes: int
+def passes(moves: Sequence[Move], base: Forward, method: str) -> int:
+    """Return how often each row is read for some moves, the model as it was included."""
+    if method == "derivative":
+        return 1 + len(moves)
+    return len({id(base)} | {id(end) for move in moves for end in (move.control, move.treated)})
 
 
-def sweep(moves: Moves, task: Task, rows: Tensors, progress: Progress | None = None) -> Swept:
-    """Read the rows under the model as it was, once, and under both sides of every move."""
-    base = read(moves.base, task, rows, progress)
-    changes = np.empty((len(moves), len(rows)), dtype=np.float32)
-    reads = 1
+def _block(moves: Moves) -> int:
+    """Return how many moves are held at once."""
+    if not isinstance(moves.base, Point):
+        return len(moves)
+    held = 2 * sum(p.numel() * p.element_size() for p in moves.base.parameters.values())
+    return max(1, min(len(moves), _HELD // held))
 
-    for k, move in enumerate(moves):
-        losses = []
-        for side in (move.control, move.treated):
-            if side is moves.base:
-                losses.append(base.loss)
-            else:
-                losses.append(read(side, task, rows, progress).loss)
-                reads += 1
-        changes[k] = ((losses[0] - losses[1]) / move.weight).numpy()
-    return Swept(base, changes, reads * len(rows))
+
+def _read(read: Reader, stream: Stream, first: int, last: int) -> Arrays:
+    """Read one shard; batches that do not fit into memory are halved."""
+    rows, parts = stream.part(first, last), list[Read]()
+    start, size = 0, rows.batch_size
+    while start < len(rows):
+        try:
+            parts.append(_on_host(read(rows.batch(slice(start, start + size)))))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise ForwardInfError(
+                    "one row at a time does not fit into memory: use a device with more of it "
+                    "(--device), or read fewer moves at once"
+                ) from error
+            size = max(1, min(size, len(rows) - start) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        start += size
+    found = {
+        "base_loss": torch.cat([p.base.loss for p in parts]).numpy(),
+        "base_margin": torch.cat([p.base.margin for p in parts]).numpy(),
+        "loss": torch.cat([p.loss for p in parts], 1).numpy(),
+        "margin": torch.cat([p.margin for p in parts], 1).numpy(),
+    }
+    changed = [p.outputs for p in parts if p.outputs is not None]
+    return found | ({"outputs": torch.cat(changed, 1).numpy()} if changed else {})
+
+
+def _on_host(read: Read) -> Read:
+    return Read(
+        Readout(read.base.loss.cpu(), read.base.margin.cpu()),
+        read.loss.to("cpu", torch.float32),
+        read.margin.to("cpu", torch.float32),
+        None if read.outputs is None else read.outputs.to("cpu", torch.float32),
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an allocation failed; on the host torch raises a plain RuntimeError."""
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

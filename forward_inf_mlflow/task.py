@@ -69,7 +69,10 @@ class Task(ABC):
 
     def readout(self, forward: Forward, batch: Batch) -> Readout:
         """Read one batch."""
-        outputs = self.outputs(forward, batch)
+        return self.readout_of(self.outputs(forward, batch), batch)
+
+    def readout_of(self, outputs: Tensor, batch: Batch) -> Readout:
+        """Read what the model answered for one batch."""
         return Readout(
             self.loss(outputs, batch.targets).to(torch.float64),
             self.margin(outputs, batch.targets).to(torch.float64),

@@ -66,3 +66,24 @@ class Tensors:
             self.inputs[index].to(self.device, non_blocking=True),
             self.targets[index].to(self.device, non_blocking=True),
         )
+
+
+def sample(rows: Stream, most: int, seed: int) -> Tensors:
+    """Return at most ``most`` rows, in the stream's order.
+
+    Rows in memory are drawn at random one by one; those that are read from elsewhere in whole
+    batches, evenly spread, so that they are read in order once.
+    """
+    n = len(rows)
+    if n <= most:
+        return rows.part(0, n)
+    if isinstance(rows, Tensors):
+        return rows.take(np.sort(np.random.default_rng(seed).choice(n, most, replace=False)))
+    width = min(rows.batch_size, most)
+    starts = np.linspace(0, n - width, most // width).astype(int)
+    parts = [rows.part(start, start + width) for start in starts.tolist()]
+    return replace(
+        parts[0],
+        inputs=torch.cat([p.inputs for p in parts]),
+        targets=torch.cat([p.targets for p in parts]),
+    )

@@ -60,8 +60,8 @@ def influence(
     """Influence of each training row on each query, ``(m, n)``."""
     engine = ForwardInfluence(task=task or Classification(), direction=direction)
     groups = QueryGroups.each(queries, np.arange(len(queries)).astype(str))
-    scores, _ = engine.influence(module, groups, train, np.arange(len(train)).astype(str))
-    return scores.values
+    found = engine.influence(module, groups, train, np.arange(len(train)).astype(str))
+    return found.scores.values
 
 
 def row_gradients(module: nn.Module, task: Task, data: Tensors) -> np.ndarray:
@@ -132,9 +132,9 @@ def test_a_network_gives_what_a_backward_pass_per_row_gives() -> None:
 def test_queries_asked_together_count_as_their_mean() -> None:
     module, queries, train = linear(), rows(M, 1), rows(N)
     engine = ForwardInfluence(task=Classification(), direction=SMALL)
-    scores, _ = engine.influence(
+    scores = engine.influence(
         module, QueryGroups.together(queries), train, np.arange(N).astype(str)
-    )
+    ).scores
     assert list(scores.query_ids) == ["all queries"]
     assert_close(scores.values[0], influence(module, queries, train).mean(0))
 
@@ -221,9 +221,9 @@ def test_a_group_of_queries_read_in_parts_moves_the_model_the_same_way() -> None
     found = []
     for batch_size in (1, 4, M):
         group = Tensors(queries.inputs, queries.targets, CPU, batch_size)
-        scores, _ = engine.influence(
+        scores = engine.influence(
             module, QueryGroups.together(group), train, np.arange(N).astype(str)
-        )
+        ).scores
         found.append(scores.values)
     np.testing.assert_allclose(found[0], found[2], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found[1], found[2], rtol=1e-5, atol=1e-7)
@@ -274,7 +274,7 @@ def test_the_first_step_of_adam_moves_each_parameter_by_its_rate(sign: str, towa
     module, queries = linear(), rows(1, 1)
     gradient = row_gradients(module, Classification(), queries)[0]
     direction = OptimizerSteps(lr=0.01, sign=sign)
-    (move,) = direction.plan(module, Classification(), [queries])
+    (move,) = direction.plan(module, Classification(), [queries], queries)
     moved = move.control if sign == "up" else move.treated
 
     with torch.no_grad():
@@ -313,10 +313,11 @@ def test_scores_carry_what_repeats_them() -> None:
     engine = ForwardInfluence(task=Classification(), direction=OptimizerSteps(steps=2))
     queries, train = rows(M, 1), rows(N)
     groups = QueryGroups.each(queries, np.array(list("abcdef")))
-    scores, _ = engine.influence(linear(), groups, train, np.arange(N).astype(str))
+    scores = engine.influence(linear(), groups, train, np.arange(N).astype(str)).scores
     assert list(scores.query_ids) == list("abcdef")
     assert scores.provenance == {
         "task": "classification",
+        "readout": "loss",
         "direction": "optimizer",
         "lr": 5e-3,
         "steps": 2,

@@ -48,19 +48,20 @@ class Counting(nn.Module):
 def test_the_base_is_read_once_and_every_pass_is_counted(direction: object, reads: int) -> None:
     module, train, queries = Counting(), rows(N), rows(M)
     groups = [queries.take(np.array([i])) for i in range(M)]
-    moves = direction.plan(module, Classification(), groups)  # type: ignore[attr-defined]
+    moves = direction.plan(module, Classification(), groups, train)  # type: ignore[attr-defined]
     steps: list[int] = []
-    swept = sweep(moves, Classification(), train, steps.append)
-    assert swept.changes.shape == (M, N)
-    assert swept.forward_passes == module.passed == sum(steps) == reads * N
+    (part,) = sweep(moves, Classification(), train, progress=steps.append)
+    assert part.loss.shape == part.margin.shape == (M, N)
+    assert part.passes == module.passed == sum(steps) == reads * N
 
 
 def test_a_move_that_goes_nowhere_costs_no_pass() -> None:
     module = nn.Linear(1, 1)
     still = Tensors(torch.zeros(1, 1), module.bias.detach().clone(), torch.device("cpu"), 1)
-    swept = sweep(GradientStep().plan(module, Regression(), [still]), Regression(), still)
-    assert swept.forward_passes == 1
-    assert (swept.changes == 0).all()
+    moves = GradientStep().plan(module, Regression(), [still], still)
+    (part,) = sweep(moves, Regression(), still)
+    assert part.passes == 1
+    assert (part.loss == 0).all()
 
 
 def test_losses_are_read_in_float64_and_in_the_order_of_the_rows() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 from torch import nn
 
@@ -13,13 +11,15 @@ from forward_inf_mlflow.directions.moves import (
     Move,
     MoveEach,
     Moves,
-    at,
+    Sign,
+    Tangent,
+    at_rest,
     loss_gradient,
-    norm,
-    trainable,
+    small_step,
 )
-from forward_inf_mlflow.task import Forward, Task
-from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.task import Task
+from forward_inf_mlflow.tensors import Stream, Tensors
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,30 +45,24 @@ class GradientStep:
     """
 
     relative_size: float = 0.001
-    sign: Literal["up", "down", "both"] = "up"
+    sign: Sign = "up"
 
-    def plan(self, module: nn.Module, task: Task, groups: Sequence[Tensors]) -> Moves:
-        """Return one move per query group."""
-        theta = trainable(module)
-        length = self.relative_size * norm(theta)
-        base = at(module, theta)
+    def plan(
+        self,
+        module: nn.Module,
+        task: Task,
+        groups: Sequence[Tensors],
+        train: Stream,
+        work: Work = KEEP_NOTHING,
+    ) -> Moves:
+        """Return one move per query group; they are cheap, so nothing is kept."""
+        base = at_rest(module)
 
         def make(group: Tensors) -> Move:
             """Return the move along one group's gradient."""
-            gradient = loss_gradient(module, task, theta, group)
-            size = norm(gradient)
-            if size == 0 or not math.isfinite(size):
-                return Move(control=base, treated=base)  # nothing pulls: influence is zero
-
-            def step(scale: float) -> Forward:
-                return at(module, {n: p + scale * gradient[n] for n, p in theta.items()})
-
-            scale = length / size
-            if self.sign == "up":
-                return Move(control=step(scale), treated=base, weight=scale)
-            if self.sign == "down":
-                return Move(control=base, treated=step(-scale), weight=scale)
-            return Move(control=step(scale), treated=step(-scale), weight=2 * scale)
+            gradient = loss_gradient(base, task, group)
+            along = {name: -g for name, g in gradient.items()}  # one copy pulls the loss down
+            return small_step(Tangent(base, along), self.relative_size, self.sign)
 
         return MoveEach(base, groups, make)
 

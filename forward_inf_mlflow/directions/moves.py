@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.task import Forward, Task
-from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.tensors import Stream, Tensors
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: The trainable parameters of a module by name.
 Parameters = dict[str, Tensor]
+#: Which way a finite difference steps: learn the queries, unlearn them, or both.
+Sign = Literal["down", "up", "both"]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A torch module at some parameters, as a function; its buffers stay as they are."""
+
+    module: nn.Module
+    parameters: Parameters
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return the module's outputs at these parameters."""
+        output: Tensor = functional_call(self.module, self.parameters, inputs)
+        return output
+
+    def moved(self, along: Parameters, by: float) -> Point:
+        """Return the point ``parameters + by * along``."""
+        theta = self.parameters
+        return Point(self.module, {n: torch.add(p, along[n], alpha=by) for n, p in theta.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Tangent:
+    """The limit of a small move: where it starts, and how parameters change per added copy."""
+
+    at: Point
+    along: Parameters
 
 
 @dataclass(frozen=True)
@@ -27,11 +58,14 @@ class Move:
         treated: The model with them. One of the two may be the ``base`` of the moves itself.
         weight: How many added copies of the queries lie between the two; a row's change of loss
             is divided by it.
+        tangent: The direction that the two differ by, where the models are points in parameter
+            space; its exact derivative can be read instead of a difference.
     """
 
     control: Forward
     treated: Forward
     weight: float = 1.0
+    tangent: Tangent | None = None
 
 
 class Moves(Protocol):
@@ -47,20 +81,35 @@ class Moves(Protocol):
         """Return ``(m, k)``: influence on the m groups = coefficients @ sweep of the k moves."""
         ...
 
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Return what was found while the moves were planned: damping, rate, reliability ..."""
+        ...
+
     def __len__(self) -> int:
         """Return k."""
         ...
 
     def __iter__(self) -> Iterator[Move]:
-        """Make each move when it is asked for, so that one treated model is held at a time."""
+        """Make each move when it is asked for, so that few treated models are held at a time."""
         ...
 
 
 class Direction(Protocol):
     """Turns query groups into moves; a frozen dataclass of settings, without state."""
 
-    def plan(self, module: nn.Module, task: Task, groups: Sequence[Tensors]) -> Moves:
-        """Return the moves of these query groups; ``module`` is left as it was."""
+    def plan(
+        self,
+        module: nn.Module,
+        task: Task,
+        groups: Sequence[Tensors],
+        train: Stream,
+        work: Work = KEEP_NOTHING,
+    ) -> Moves:
+        """Return the moves of these query groups; ``module`` is left as it was.
+
+        What is costly to make is kept in ``work``, so that an interrupted sweep goes on.
+        """
         ...
 
     def describe(self) -> dict[str, object]:
@@ -75,6 +124,7 @@ class MoveEach:
     base: Forward
     groups: Sequence[Tensors]
     make: Callable[[Tensors], Move]
+    facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def coefficients(self) -> np.ndarray:
@@ -88,39 +138,83 @@ class MoveEach:
         return (self.make(group) for group in self.groups)
 
 
+@dataclass(frozen=True)
+class MoveAlong:
+    """Moves along tangents that are held already, and their coefficients."""
+
+    base: Point
+    tangents: Sequence[Tangent]
+    coefficients: np.ndarray
+    relative_size: float
+    sign: Sign = "up"
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tangents)
+
+    def __iter__(self) -> Iterator[Move]:
+        return (small_step(t, self.relative_size, self.sign) for t in self.tangents)
+
+
+def small_step(tangent: Tangent, relative_size: float, sign: Sign) -> Move:
+    """Return a move along a tangent whose length does not depend on the tangent's own.
+
+    Args:
+        tangent: The direction, per added copy of the query.
+        relative_size: Length of the step over the norm of the parameters.
+        sign: "down" learns the query, "up" unlearns it, "both" takes the central difference.
+    """
+    at, along = tangent.at, tangent.along
+    size = norm(along)
+    if size == 0 or not math.isfinite(size):
+        return Move(control=at, treated=at)  # nothing pulls: influence is zero
+    copies = relative_size * norm(at.parameters) / size
+    if sign == "up":
+        return Move(at.moved(along, -copies), at, copies, tangent)
+    if sign == "down":
+        return Move(at, at.moved(along, copies), copies, tangent)
+    return Move(at.moved(along, -copies), at.moved(along, copies), 2 * copies, tangent)
+
+
 def trainable(module: nn.Module) -> Parameters:
     """Return the parameters that a step moves, detached and sharing the module's memory."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
-def at(module: nn.Module, parameters: Parameters) -> Forward:
-    """Return the module as a function with ``parameters`` in place of its own; buffers frozen."""
+def at_rest(module: nn.Module) -> Point:
+    """Return the module as it is, as the point that moves start from.
 
-    def forward(inputs: Tensor) -> Tensor:
-        output: Tensor = functional_call(module, parameters, (inputs,))
-        return output
+    Raises:
+        ModelError: No parameter of the module can be moved.
+    """
+    theta = trainable(module)
+    if not theta:
+        raise ModelError(
+            "the model has no trainable parameters, so no query can move it: log it with "
+            "requires_grad=True on the parameters that were trained"
+        )
+    return Point(module, theta)
 
-    return forward
 
+def loss_gradient(at: Point, task: Task, rows: Tensors, *, asked: bool = True) -> Parameters:
+    """Return the gradient of the rows' mean loss at a point, one batch after the other.
 
-def loss_gradient(
-    module: nn.Module, task: Task, parameters: Parameters, rows: Tensors
-) -> Parameters:
-    """Return the gradient of the rows' mean loss at ``parameters``, one batch after the other."""
-    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    forward = at(module, leaves)
+    ``asked``: the rows are queries; otherwise they are training rows.
+    """
+    of = task.query_loss if asked else task.loss
+    leaves = {name: p.detach().requires_grad_() for name, p in at.parameters.items()}
+    total = {name: torch.zeros_like(p) for name, p in leaves.items()}
+    forward = Point(at.module, leaves)
     for batch in rows:
         with torch.enable_grad():
-            # In float64, as losses are read: in float32 the given class's 1 - p of a query that
-            # the model knows by heart is 0, which would turn the direction.
-            outputs = task.outputs(forward, batch)
-            loss = task.query_loss(outputs, batch.targets).sum() / len(rows)
+            # Outputs in float64, as losses are read: in float32 the given class's 1 - p of a query
+            # that the model knows by heart is 0, which would turn the direction.
+            loss = of(task.outputs(forward, batch), batch.targets).sum() / len(rows)
             grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for name, grad in zip(leaves, grads, strict=True):
             if grad is not None:
                 total[name] += grad
-    return total
+    return {name: grad.detach() for name, grad in total.items()}
 
 
 def norm(parameters: Parameters) -> float:

@@ -6,6 +6,7 @@ recurrent layers carry it as an argument. `set_training` writes that argument, b
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,6 +102,26 @@ def widen(module: nn.Module) -> torch.dtype | None:
                 found |= {half for half in _HALVES if str(half) in before}
         graph_module.recompile()
     return next((half for half in _HALVES if half in found), None)
+
+
+class _Wide(nn.Module):
+    """A module that was widened, and takes half-precision rows all the same."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.inner(*(x.float() if x.dtype in _HALVES else x for x in inputs))
+
+
+def full_precision(module: nn.Module) -> nn.Module:
+    """Return the module itself, or a float32 copy of one in half precision; see `widen`."""
+    if not any(t.dtype in _HALVES for t in (*module.parameters(), *module.buffers())):
+        return module
+    copied = copy.deepcopy(module)
+    widen(copied)
+    return _Wide(copied).train(module.training)
 
 
 def _set_flags(module: nn.Module, on: bool) -> None:

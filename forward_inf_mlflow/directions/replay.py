@@ -1,0 +1,249 @@
+"""Replay: go on training with the queries added, and once without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from forward_inf_mlflow.directions.moves import (
+    MoveAlong,
+    Moves,
+    Parameters,
+    Point,
+    Sign,
+    Tangent,
+    at_rest,
+    loss_gradient,
+    small_step,
+)
+from forward_inf_mlflow.directions.products import GaussNewton, Layout
+from forward_inf_mlflow.directions.spectrum import largest_eigenvalue, mean_eigenvalue
+from forward_inf_mlflow.readers import by_difference
+from forward_inf_mlflow.task import Task
+from forward_inf_mlflow.tensors import Stream, Tensors, sample
+from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
+
+#: Rows on which the seeds of a replay are compared.
+_COMPARED = 256
+#: The response is linear where halving the weight changes it by less than this share.
+_LINEAR = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """T more steps on training batches with w times the query's loss added, and T without.
+
+    Both runs take the same batches from the same start, so that they differ by the query alone;
+    the run without it, the control, is made once a seed and shared by all groups. Influence is how
+    much a row's loss falls from control to treated, along their difference, over the ``w n`` copies
+    of the query that were added to n rows: nats per added copy. Positive: a proponent.
+
+    With momentum b and rate r this is an early-stopped inverse of the curvature, with a damping of
+    about ``(1 - b) / (T r)``. So r is a share of one over the largest Gauss-Newton eigenvalue, T
+    follows from the wished damping (the rule of `Curvature`), and w is halved until the response
+    is linear. Seeds are added until the scores' reliability reaches ``reliable`` or there are
+    ``most_seeds``.
+
+    Cost in forward-equivalents: about 3 T (batch + query rows) for every group and seed, and
+    3 T batch for every control. Then a sweep for every group and seed, and one for every control.
+    Source: the mirrored hypothesis at its word (Ko et al., CVPR 2024); further training as the
+    truth for a final model: FiMODA (NeurIPS 2025).
+
+    Attributes:
+        damping: In nats per row; None for ``multiple`` times the mean Gauss-Newton eigenvalue.
+        multiple: See there.
+        penalty: Weight decay of the training objective.
+        rate: Learning rate as a share of one over the largest eigenvalue.
+        momentum: b.
+        batch: Rows of a step.
+        most_steps: Bounds T.
+        weight: w to begin with.
+        reliable: Wished reliability.
+        most_seeds: Bounds the seeds.
+        rows: Training rows to draw batches from, at most.
+        relative_size: Length of a step read by finite difference over the parameters' norm.
+        sign: Which way such a step goes.
+        seed: The first one.
+    """
+
+    damping: float | None = None
+    multiple: float = 3.0
+    penalty: float = 0.0
+    rate: float = 0.1
+    momentum: float = 0.9
+    batch: int = 64
+    most_steps: int = 500
+    weight: float = 0.1
+    reliable: float = 0.9
+    most_seeds: int = 4
+    rows: int = 10_000
+    relative_size: float = 0.001
+    sign: Sign = "up"
+    seed: int = 0
+
+    def plan(
+        self,
+        module: nn.Module,
+        task: Task,
+        groups: Sequence[Tensors],
+        train: Stream,
+        work: Work = KEEP_NOTHING,
+    ) -> Moves:
+        """Return one move per query group and seed, seed by seed."""
+        base = at_rest(module)
+        rows = sample(train, self.rows, self.seed)
+        rate, steps, facts = self._pace(module, task, rows, work)
+        run = _Run(base, task, rows, self, rate, steps)
+        weight = self._linear_weight(run, groups[0], work)
+
+        tangents: list[Tangent] = []
+        scores: list[np.ndarray] = []
+        reliability = float("nan")
+        compared = sample(rows, _COMPARED, self.seed)
+        for seed in range(self.seed, self.seed + self.most_seeds):
+            control = run.control(seed, work)
+            new = []
+            for g, group in enumerate(groups):
+                treated = run.treated(seed, group, weight, f"replay/{seed}/{g}", work)
+                along = {
+                    name: (p - control.parameters[name]) / (weight * len(train))
+                    for name, p in treated.items()
+                }
+                new.append(Tangent(control, along))
+            tangents += new
+            scores.append(_read(new, task, compared, self))
+            if len(scores) > 1:
+                reliability = reliability_of(np.stack(scores))
+                if reliability >= self.reliable:
+                    break
+        facts |= {"weight": weight, "seeds": len(scores), "reliability": reliability}
+        coefficients = np.tile(np.eye(len(groups)), len(scores)) / len(scores)
+        return MoveAlong(base, tangents, coefficients, self.relative_size, self.sign, facts)
+
+    def describe(self) -> dict[str, object]:
+        """Return the settings that repeat these moves."""
+        return {"direction": "replay", **asdict(self)}
+
+    def _pace(
+        self, module: nn.Module, task: Task, rows: Tensors, work: Work
+    ) -> tuple[float, int, dict[str, object]]:
+        """Return learning rate and number of steps, from the spectrum of some rows."""
+
+        def make() -> Arrays:
+            some = sample(rows, 2000, self.seed)
+            matrix = GaussNewton(module, task, some)
+            return {
+                "largest": np.array(largest_eigenvalue(matrix, self.seed)),
+                "mean": np.array(mean_eigenvalue(matrix, self.seed)),
+            }
+
+        spectrum = work.once("spectrum", make)
+        largest, mean = float(spectrum["largest"]), float(spectrum["mean"])
+        damping = self.multiple * mean if self.damping is None else self.damping
+        rate = self.rate / (largest + self.penalty)
+        steps = round(min(max(1.0, (1 - self.momentum) / (rate * damping)), self.most_steps))
+        facts = {"damping": damping, "mean_eigenvalue": mean, "largest_eigenvalue": largest}
+        return rate, steps, {**facts, "rate": rate, "steps": steps}
+
+    def _linear_weight(self, run: _Run, group: Tensors, work: Work) -> float:
+        """Halve the query's weight until half of it does half as much."""
+
+        def make() -> Arrays:
+            control, weight = run.control(self.seed, work).parameters, self.weight
+            layout = Layout(control)
+            before = layout.join(control)
+            whole = layout.join(run.train(self.seed, group, weight)) - before
+            for _ in range(8):
+                half = layout.join(run.train(self.seed, group, weight / 2)) - before
+                if float((whole - 2 * half).norm()) <= _LINEAR * float(whole.norm()):
+                    break
+                weight, whole = weight / 2, half
+            return {"weight": np.array(weight)}
+
+        return float(work.once("replay/weight", make)["weight"])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Training that goes on from a point."""
+
+    base: Point
+    task: Task
+    rows: Tensors
+    settings: Replay
+    rate: float
+    steps: int
+
+    def control(self, seed: int, work: Work) -> Point:
+        """Return the point that training without any query leads to."""
+        found = self._kept(f"replay/{seed}/control", work, seed, None, 0.0)
+        return Point(self.base.module, found)
+
+    def treated(
+        self, seed: int, group: Tensors, weight: float, name: str, work: Work
+    ) -> Parameters:
+        """Return the parameters that training with a group of queries leads to."""
+        return self._kept(name, work, seed, group, weight)
+
+    def _kept(
+        self, name: str, work: Work, seed: int, group: Tensors | None, weight: float
+    ) -> Parameters:
+        layout = Layout(self.base.parameters)
+
+        def make() -> Arrays:
+            return {"theta": layout.join(self.train(seed, group, weight)).cpu().numpy()}
+
+        theta = torch.as_tensor(work.once(name, make)["theta"])
+        return layout.split(theta.to(layout.device))
+
+    def train(self, seed: int, group: Tensors | None, weight: float) -> Parameters:
+        """Return the parameters after the steps; the seed alone decides the batches."""
+        settings = self.settings
+        theta = {name: p.clone() for name, p in self.base.parameters.items()}
+        velocity = {name: torch.zeros_like(p) for name, p in theta.items()}
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(self.steps):
+            index = torch.randint(len(self.rows), (settings.batch,), generator=generator)
+            point = Point(self.base.module, theta)
+            pull = loss_gradient(point, self.task, self.rows.take(index.numpy()), asked=False)
+            query = None if group is None else loss_gradient(point, self.task, group)
+            for name, p in theta.items():
+                step = pull[name] + settings.penalty * p
+                if query is not None:
+                    step += weight * query[name]
+                velocity[name].mul_(settings.momentum).add_(step)
+                theta[name] = p - self.rate * velocity[name]
+        return theta
+
+
+def _read(tangents: Sequence[Tangent], task: Task, rows: Tensors, settings: Replay) -> np.ndarray:
+    """Return the influences of some rows on every group, ``(m, rows)``."""
+    moves = [small_step(t, settings.relative_size, settings.sign) for t in tangents]
+    read = by_difference(moves, tangents[0].at, task)
+    parts: list[Tensor] = [read(batch).loss.cpu() for batch in rows]
+    return torch.cat(parts, 1).numpy()
+
+
+def reliability_of(scores: np.ndarray) -> float:
+    """Return how reliable the mean of s equally good scores is, from ``(s, m, n)``.
+
+    The mean Spearman correlation r between two seeds, over the m groups, stepped up to s of them by
+    the Spearman-Brown formula ``s r / (1 + (s - 1) r)``: 1 is perfect, 0 is noise.
+    """
+    pairs = combinations(range(len(scores)), 2)
+    found = [
+        spearmanr(a, b).statistic
+        for i, j in pairs
+        for a, b in zip(scores[i], scores[j], strict=True)
+        if np.ptp(a) and np.ptp(b)
+    ]
+    if not found:
+        return float("nan")
+    mean, s = float(np.mean(found)), len(scores)
+    return s * mean / (1 + (s - 1) * mean)

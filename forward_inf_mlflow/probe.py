@@ -1,0 +1,167 @@
+"""Probe: whether rows can be read at all, and which way of reading them is true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forward_inf_mlflow.directions.moves import Move, Point
+from forward_inf_mlflow.errors import ForwardInfError, ModelError
+from forward_inf_mlflow.readers import Read, Reader, by_derivative, by_difference
+from forward_inf_mlflow.task import Batch, Forward, Readout, Task
+
+Method = Literal["auto", "difference", "derivative"]
+Which = Literal["loss", "margin"]
+
+#: A finite difference is taken where it correlates with the exact derivative at least so much.
+AGREEMENT = 0.99
+#: A change must be so many times larger than the rounding of what it is the difference of.
+_ABOVE_ROUNDING = 20
+#: A row's loss may differ by this share between batch sizes, by rounding.
+_ALIKE = 1e-3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How rows are read.
+
+    Attributes:
+        method: "difference" or "derivative".
+        agreement: The lowest correlation between both over the probed moves; NaN if not compared.
+        note: Why, one sentence; None where there is nothing to say.
+    """
+
+    method: Literal["difference", "derivative"]
+    agreement: float = float("nan")
+    note: str | None = None
+
+
+def check_loss(base: Forward, task: Task, batch: Batch) -> None:
+    """Refuse a loss that is not one number per row, or that depends on the rows beside it.
+
+    Raises:
+        ModelError: It does; the message says what to do.
+    """
+    rows = len(batch.targets)
+    with torch.no_grad():
+        whole = task.loss(task.outputs(base, batch), batch.targets)
+        if whole.shape != (rows,):
+            raise ModelError(
+                f"the loss of {rows} rows has shape {tuple(whole.shape)}, not ({rows},): a task's "
+                "loss must not be reduced over rows (reduction='none')"
+            )
+        if rows < 2:
+            return
+        half = rows // 2
+        parts = [
+            task.readout(base, Batch(batch.inputs[part], batch.targets[part])).loss
+            for part in (slice(0, half), slice(half, rows))
+        ]
+    apart, together = torch.cat(parts), whole.to(torch.float64)
+    scale = together.abs().nanmean() + 1e-6
+    if bool(((apart - together).abs() > _ALIKE * (together.abs() + scale)).any()):
+        raise ModelError(
+            "a row's loss depends on the rows beside it (batch statistics?): put the model into "
+            "evaluation mode, or log one whose layers treat each row alone"
+        )
+
+
+def choose(
+    moves: Sequence[Move],
+    base: Forward,
+    task: Task,
+    batch: Batch,
+    *,
+    method: Method = "auto",
+    which: Which = "loss",
+) -> Choice:
+    """Decide how to read moves, by reading a few of them on one batch in both ways.
+
+    Raises:
+        ForwardInfError: Only a finite difference can be read, and it drowns in rounding.
+    """
+    difference, exact = by_difference(moves, base, task), None
+    if method != "difference" and all(move.tangent is not None for move in moves):
+        exact, why = _try(by_derivative(moves, base, task), batch)
+        if exact is not None and method == "derivative":
+            return Choice("derivative")
+    else:
+        why = "these moves have no derivative"
+    if method == "derivative":
+        raise ForwardInfError(
+            f"exact derivatives cannot be read here ({why}): leave the method out"
+        )
+
+    read = difference(batch)
+    if exact is not None:
+        agreement = _agreement(getattr(read, which), getattr(exact, which))
+        if agreement >= AGREEMENT:
+            return Choice("difference", agreement)
+        return Choice(
+            "derivative",
+            agreement,
+            "exact derivatives are read, because a finite difference agrees with them only to "
+            f"{agreement:.2f}",
+        )
+    if _drowned(read, moves, which):
+        raise ForwardInfError(
+            "the step is lost in rounding: take a longer one (relative_size), or load the model "
+            "in float32"
+        )
+    note = None
+    if method == "auto" and why and all(move.tangent is not None for move in moves):
+        note = f"finite differences are read, because this model has no forward mode ({why})"
+    return Choice("difference", note=note)
+
+
+def _try(reader: Reader, batch: Batch) -> tuple[Read | None, str]:
+    """Read by derivatives; where an operator has none, return what it said in one line."""
+    try:
+        return reader(batch), ""
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        return None, " ".join(str(error).split())[:120]
+
+
+def _agreement(a: Tensor, b: Tensor) -> float:
+    """Return the lowest correlation of two readings ``(k, B)`` over the moves."""
+    lowest = 1.0
+    for x, y in zip(a.cpu().numpy(), b.cpu().numpy(), strict=True):
+        fine = np.isfinite(x) & np.isfinite(y)
+        x, y = x[fine], y[fine]
+        if len(x) < 2 or np.ptp(y) == 0:
+            continue
+        lowest = min(lowest, float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) else 0.0)
+    return lowest
+
+
+def _drowned(read: Read, moves: Sequence[Move], which: Which) -> bool:
+    """Say whether some move that differs from its control changes rows by rounding alone."""
+    size = read.base.loss.abs().nanmean() + read.base.margin.abs().nanmean()
+    for move, change in zip(moves, getattr(read, which), strict=True):
+        precision = _precision(move)
+        if precision is None:
+            continue
+        signal = (change * move.weight).square().nanmean().sqrt()
+        if signal < _ABOVE_ROUNDING * precision * size:
+            return True
+    return False
+
+
+def _precision(move: Move) -> float | None:
+    """Return the rounding of the parameters' type; None where both ends are the same model."""
+    ends = [end for end in (move.control, move.treated) if isinstance(end, Point)]
+    if len(ends) < 2 or all(
+        torch.equal(p, ends[1].parameters[name]) for name, p in ends[0].parameters.items()
+    ):
+        if move.tangent is None or move.control is move.treated:
+            return None  # nothing was to move
+        return float("inf")  # a tangent that is not zero was rounded away
+    return float(torch.finfo(next(iter(ends[0].parameters.values())).dtype).eps)
+
+
+__all__ = ["AGREEMENT", "Choice", "Method", "Readout", "Which", "check_loss", "choose"]

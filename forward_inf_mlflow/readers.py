@@ -1,0 +1,151 @@
+"""Readers: how much a batch of rows changes from control to treated, for several moves at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from forward_inf_mlflow.directions.moves import Move, Parameters, Point, Tangent
+from forward_inf_mlflow.task import Batch, Forward, Readout, Task
+
+#: Moves whose derivatives are pushed through one pass together.
+_TOGETHER = 8
+
+
+class Read(NamedTuple):
+    """What a batch of B rows says under the model as it was, and under k moves.
+
+    ``loss`` and ``margin`` are influences per added copy, ``(k, B)`` float64: how much the loss
+    falls, and how much the margin rises, from control to treated. ``outputs`` ``(k, B, ...)`` is
+    how much the model's answers change, where that was asked, else None.
+    """
+
+    base: Readout
+    loss: Tensor
+    margin: Tensor
+    outputs: Tensor | None = None
+
+
+Reader = Callable[[Batch], Read]
+
+
+def by_difference(
+    moves: Sequence[Move], base: Forward, task: Task, *, with_outputs: bool = False
+) -> Reader:
+    """Read rows at both ends of every move: one forward pass for each end that is not the base."""
+
+    def read(batch: Batch) -> Read:
+        seen: dict[int, tuple[Readout, Tensor]] = {}
+
+        def at(forward: Forward) -> tuple[Readout, Tensor]:
+            if id(forward) not in seen:  # moves share their control
+                answers = task.outputs(forward, batch)
+                seen[id(forward)] = task.readout_of(answers, batch), answers
+            return seen[id(forward)]
+
+        with torch.no_grad():
+            before, _ = at(base)
+            shared = {id(base)} | {id(m.tangent.at) for m in moves if m.tangent is not None}
+            loss, margin, outputs = [], [], []
+            for move in moves:
+                (control, answers), (treated, moved) = at(move.control), at(move.treated)
+                loss.append((control.loss - treated.loss) / move.weight)
+                margin.append((treated.margin - control.margin) / move.weight)
+                if with_outputs:
+                    outputs.append((moved - answers) / move.weight)
+                for key in seen.keys() - shared:
+                    del seen[key]
+        return Read(
+            before,
+            torch.stack(loss),
+            torch.stack(margin),
+            torch.stack(outputs) if with_outputs else None,
+        )
+
+    return read
+
+
+def by_derivative(
+    moves: Sequence[Move], base: Forward, task: Task, *, with_outputs: bool = False
+) -> Reader:
+    """Read exact directional derivatives in forward mode; moves from one point share its pass.
+
+    Every move must have a tangent.
+    """
+    stacks = _stacked([move.tangent for move in moves])
+
+    def read(batch: Batch) -> Read:
+        loss: dict[int, Tensor] = {}
+        margin: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
+        before = None
+        with torch.no_grad(), math_attention():
+            for origin, positions, along in stacks:
+                here, pushed = _pushed(origin, along, task, batch)
+                before = here if origin is base else before
+                for i, position in enumerate(positions):
+                    loss[position], margin[position] = -pushed[0][i], pushed[1][i]
+                    outputs[position] = pushed[2][i]
+            if before is None:
+                before = task.readout(base, batch)
+        order = range(len(moves))
+        return Read(
+            before,
+            torch.stack([loss[k] for k in order]),
+            torch.stack([margin[k] for k in order]),
+            torch.stack([outputs[k] for k in order]) if with_outputs else None,
+        )
+
+    return read
+
+
+def math_attention() -> AbstractContextManager[None]:
+    """Return a context in which attention is plain products: the fused one has no forward mode."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
+
+
+def _stacked(tangents: Sequence[Tangent | None]) -> list[tuple[Point, list[int], Parameters]]:
+    """Put tangents that start at one point on top of each other, a few at a time."""
+    found: list[tuple[Point, list[int]]] = []
+    for k, tangent in enumerate(tangents):
+        assert tangent is not None, "a move without a tangent has no derivative"
+        last = next((f for f in reversed(found) if f[0] is tangent.at), None)
+        if last is None or len(last[1]) == _TOGETHER:
+            found.append((tangent.at, [k]))
+        else:
+            last[1].append(k)
+    stacks = []
+    for origin, positions in found:
+        along = [tangents[k].along for k in positions]  # type: ignore[union-attr]
+        stack = {name: torch.stack([a[name] for a in along]) for name in origin.parameters}
+        stacks.append((origin, positions, stack))
+    return stacks
+
+
+def _pushed(
+    origin: Point, along: Parameters, task: Task, batch: Batch
+) -> tuple[Readout, tuple[Tensor, Tensor, Tensor]]:
+    """Return the readout at a point, and the derivatives of loss, margin and outputs."""
+
+    def values(parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+        answers = task.outputs(Point(origin.module, parameters), batch)
+        return *task.readout_of(answers, batch), answers
+
+    def push(one: Parameters) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        here, moved = jvp(values, (origin.parameters,), (one,))[:2]
+        return here, moved
+
+    if len(next(iter(along.values()))) == 1:
+        here, pushed = push({name: a[0] for name, a in along.items()})
+        pushed = tuple(p[None] for p in pushed)
+    else:
+        # The first result is the same for all: its axis is left out.
+        here, pushed = vmap(push, out_dims=(None, 0))(along)  # type: ignore[arg-type]
+    return Readout(here[0], here[1]), (pushed[0], pushed[1], pushed[2])
