@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 Batch = tuple[Tensor, Tensor]
 
 
-class RowLoss(Task):
+class RowLoss(Task):  # type: ignore[misc]  # kronfluence ships no types.
     """The setting's loss, summed over a batch's rows, as kronfluence asks for it."""
 
     def __init__(self, setting: Setting) -> None:

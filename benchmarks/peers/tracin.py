@@ -19,7 +19,8 @@ def attribute(setting: Setting, module: nn.Module, _: argparse.Namespace) -> Att
         checkpoints_load_func=lambda *_: 1.0,
         # Per row, for any loss; captum's faster way knows linear and convolutional layers alone.
         loss_fn=setting.loss,
-        batch_size=len(setting.train_y),
+        # A backward pass per row goes through its whole batch: large ones cost time and memory.
+        batch_size=16,
     )
     scores = peer.influence((setting.query_x, setting.query_y))
     return scores, "TracInCP, final checkpoint, all parameters"

@@ -27,7 +27,7 @@ Row = tuple[Tensor, Tensor]
 def attribute(setting: Setting, module: nn.Module, arguments: argparse.Namespace) -> Attribution:
     def log_shares(parameters: Parameters, row: Row) -> Tensor:
         """Return the log-probability of each right answer of a row, ``(1,)`` or ``(t,)``."""
-        outputs = functional_call(module, parameters, (row[0].unsqueeze(0),))
+        outputs: Tensor = functional_call(module, parameters, (row[0].unsqueeze(0),))
         logs = outputs.log_softmax(-1).flatten(0, -2)
         return logs.gather(1, row[1].reshape(-1, 1))[:, 0]
 
