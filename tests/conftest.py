@@ -12,47 +12,48 @@ os.environ.update(
     NO_COLOR="1",
 )
 
+import functools
+import io
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import mlflow.sklearn
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 from mlflow.tracking import fluent
 from sklearn.linear_model import LogisticRegression
 
-from forward_inf_mlflow.auditing import AuditResult, audit
+from forward_inf_mlflow.cli import run
+from forward_inf_mlflow.data.lineage import DataSet, logged_data
 from forward_inf_mlflow.data.logging_data import log_training_data
-from forward_inf_mlflow.demo import Data, digits, register
+from forward_inf_mlflow.data.reading import Columns
+from forward_inf_mlflow.registry import Version
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
 #: What MLflow writes into the environment when a store or an experiment is set.
 _STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+#: What an audit leaves behind.
+ARTIFACTS = {
+    *("audit.json", "flagged.csv", "flagged.json", "influence.parquet"),
+    *("policy.yaml", "report.html", "scores.parquet"),
+}
 #: Seconds; far beyond what is needed, so that only what hangs reaches it.
 PATIENCE = 240
-
-
-@dataclass(frozen=True)
-class Versions:
-    """A store with two registered versions of the digits: spoiled and never spoiled."""
-
-    tracking_uri: str
-    spoiled: str
-    spoiled_data: Data
-    clean: str
-    clean_data: Data
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,26 @@ def register_points(data: Points, name: str = "points") -> str:
     return f"models:/{name}/{info.registered_model_version}"
 
 
+def arrays(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of four numbers and labels of three classes, to be logged and read again."""
+    return np.random.default_rng(0).normal(size=(n, 4)), np.arange(n) % 3
+
+
+def frame(n: int = 30) -> pd.DataFrame:
+    """Return the same rows with names, and a column of text."""
+    return pd.DataFrame(arrays(n)[0], columns=list("abcd")).assign(town=["x", "y"] * (n // 2))
+
+
+def version_of(run_id: str | None) -> Version:
+    """Return a version that a run made, without a registry."""
+    return Version("m", "3", 0, "", run_id, None)
+
+
+def train_of(run_id: str, **columns: Any) -> DataSet:
+    """Return the training data that were logged to a run."""
+    return logged_data(version_of(run_id), "train", Columns(**columns))
+
+
 @dataclass(frozen=True)
 class Server:
     """A running ``mlflow server``."""
@@ -124,8 +145,17 @@ def tracking(uri: str) -> Iterator[str]:
                 os.environ[name] = value
 
 
+@functools.cache
+def _empty_database() -> bytes:
+    """Return a store without content: MLflow takes a second to make one, a copy takes none."""
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
 def sqlite_store(folder: Path) -> str:
-    """Return a tracking URI whose default experiment keeps its artifacts in ``folder`` too."""
+    """Return the URI of a new store; its experiment ``tests`` keeps artifacts in ``folder`` too."""
+    (folder / "mlflow.db").write_bytes(_empty_database())
     with tracking(f"sqlite:///{folder}/mlflow.db") as uri:
         mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
     return uri
@@ -151,6 +181,13 @@ def run_tool(
     )
 
 
+def run_here(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``forward-inf`` within this process, for all that is not about processes."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = run(list(words))
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
 def one_line(text: str) -> str:
     """Return what a command said on stderr, which must be one line."""
     lines = text.strip().splitlines()
@@ -166,20 +203,13 @@ def store(tmp_path: Path) -> Iterator[str]:
         yield uri
 
 
-@pytest.fixture(scope="session")
-def digits_versions(tmp_path_factory: pytest.TempPathFactory) -> Versions:
-    """Register two versions, for tests that only add runs to them."""
-    spoiled, clean = digits(0), digits(0, spoiled=False)
-    with tracking(sqlite_store(tmp_path_factory.mktemp("digits"))) as uri:
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield the folder of a store that all tests of a file share; MLflow points to it."""
+    folder = tmp_path_factory.mktemp("store")
+    with tracking(sqlite_store(folder)):
         mlflow.set_experiment("tests")
-        return Versions(uri, register(spoiled, 0)[0], spoiled, register(clean, 0)[0], clean)
-
-
-@pytest.fixture(scope="session")
-def digits_audits(digits_versions: Versions) -> tuple[AuditResult, AuditResult]:
-    """Audit both versions once: the spoiled one, and the one that never was."""
-    with tracking(digits_versions.tracking_uri):
-        return audit(digits_versions.spoiled), audit(digits_versions.clean)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -12,38 +12,29 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import (
-    BIN,
-    PATIENCE,
-    Versions,
-    one_line,
-    points,
-    register_points,
-    run_tool,
-    sqlite_store,
-    tracking,
-)
+from conftest import BIN, PATIENCE, one_line, points, register_points, run_tool
 from mlflow import MlflowClient
 
-from forward_inf_mlflow import auditing
-from forward_inf_mlflow.auditing import AuditResult
-from forward_inf_mlflow.cli import run
 from forward_inf_mlflow.cli.common import Console
+from forward_inf_mlflow.demo import digits, register
 
 FORWARD_INF = str(BIN / "forward-inf")
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def small(shared_store: Path) -> str:
     """Return a version that is audited within a second or two."""
-    with tracking(sqlite_store(tmp_path_factory.mktemp("cli"))):
-        mlflow.set_experiment("tests")
-        yield register_points(points(leaks=9), "small")
+    return register_points(points(leaks=9), "small")
+
+
+@pytest.fixture(scope="module")
+def large(shared_store: Path) -> str:
+    """Return a version whose audit takes long enough to be interrupted."""
+    return register(digits(0, spoiled=False), 0)[0]
 
 
 def on_terminal(*words: str, **environment: str) -> tuple[int, str]:
@@ -68,29 +59,6 @@ def on_terminal(*words: str, **environment: str) -> tuple[int, str]:
     return process.wait(PATIENCE), written.decode()
 
 
-def test_an_audit_says_verdict_why_rows_and_report_within_the_first_screen(
-    digits_audits: tuple[AuditResult, AuditResult],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    result = digits_audits[0]
-    uri = result.version.uri
-    monkeypatch.setattr(auditing, "audit", lambda *_, **__: result)  # a real one, made before
-    assert run(["audit", uri]) == 1
-    out, err = capsys.readouterr()
-    assert err == ""
-    assert "\x1b" not in out
-    lines = out.splitlines()
-    assert lines[0] == f"REFUSED  {uri}"
-    screen = "\n".join(lines[:22])  # two of its reasons take two lines at 80 columns
-    assert "mislabeled rows:" in screen
-    assert "leaked rows:" in screen
-    assert f"forward-inf report {uri} -o report.html" in screen
-    assert "artifacts/forward_inf/report.html" in screen
-    assert "digit-" in screen
-    assert "vendor-x" in screen
-
-
 def test_json_is_one_object_on_stdout_and_nothing_else_anywhere(small: str, tmp_path: Path) -> None:
     uri = mlflow.get_tracking_uri()
     done = run_tool("forward-inf", "audit", small, "--json", tracking_uri=uri, cwd=tmp_path)
@@ -104,34 +72,34 @@ def test_json_is_one_object_on_stdout_and_nothing_else_anywhere(small: str, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_audit_ends_with_130_and_its_run_killed(
-    number: signal.Signals, digits_versions: Versions, tmp_path: Path
+    number: signal.Signals, large: str, tmp_path: Path
 ) -> None:
-    with tracking(digits_versions.tracking_uri):
-        uri, out = digits_versions.clean, tmp_path / "out"
-        client, before = MlflowClient(), _version(uri)
-        client.create_experiment(f"interrupted-{number.name}")
-        experiment = client.get_experiment_by_name(f"interrupted-{number.name}")
-        process = subprocess.Popen(
-            [FORWARD_INF, "audit", uri, "--out", str(out), "--experiment", experiment.name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + PATIENCE
-        while not client.search_runs([experiment.experiment_id]):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(0.5)  # the store shows the run a moment before its maker knows the number
-        process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=PATIENCE)
-        assert (process.returncode, stdout) == (130, "")
-        assert one_line(stderr) == "forward-inf: interrupted"
-        [left] = client.search_runs([experiment.experiment_id])
-        assert left.info.status == "KILLED"
-        assert client.list_artifacts(left.info.run_id, "forward_inf") == []
-        assert list(out.iterdir()) == []
-        assert _version(uri) == before
+    out, client, before = tmp_path / "out", MlflowClient(), _version(large)
+    experiment = client.create_experiment(f"interrupted-{number.name}")
+    process = subprocess.Popen(
+        [
+            *(FORWARD_INF, "audit", large, "--out", out),
+            *("--experiment", f"interrupted-{number.name}"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + PATIENCE
+    while not client.search_runs([experiment]):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(0.5)  # the store shows the run a moment before its maker knows the number
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, stdout) == (130, "")
+    assert one_line(stderr) == "forward-inf: interrupted"
+    [left] = client.search_runs([experiment])
+    assert left.info.status == "KILLED"
+    assert client.list_artifacts(left.info.run_id, "forward_inf") == []
+    assert list(out.iterdir()) == []
+    assert _version(large) == before
 
 
 def _version(uri: str) -> tuple[dict[str, str], str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import one_line, points, register_points, sqlite_store, tracking
+from conftest import one_line, points, register_points, tracking
 from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from sklearn.linear_model import LogisticRegression
@@ -46,41 +45,39 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("bad-input")
-    with tracking(sqlite_store(folder)):
-        mlflow.set_experiment("tests")
-        good = points()
-        register_points(good)
-        classifier = LogisticRegression().fit(good.x, good.y)
-        _register_sklearn(classifier, "dataless", good.x)
-        (folder / "helper.py").write_text("x = 1\n")
-        _register_sklearn(classifier, "code", good.x, code_paths=[str(folder / "helper.py")])
-        _register_torch(nn.Linear(4, 3), "pickled", serialization_format="pickle")
-        spoiled = nn.Linear(4, 3)
-        nn.init.constant_(spoiled.weight, torch.nan)
-        _register_torch(spoiled, "nan", input_example=good.x.to_numpy()[:2])
+def world(shared_store: Path) -> World:
+    folder = shared_store
+    good = points()
+    register_points(good)
+    classifier = LogisticRegression().fit(good.x, good.y)
+    _register_sklearn(classifier, "dataless", good.x)
+    (folder / "helper.py").write_text("x = 1\n")
+    _register_sklearn(classifier, "code", good.x, code_paths=[str(folder / "helper.py")])
+    _register_torch(nn.Linear(4, 3), "pickled", serialization_format="pickle")
+    spoiled = nn.Linear(4, 3)
+    nn.init.constant_(spoiled.weight, torch.nan)
+    _register_torch(spoiled, "nan", input_example=good.x.to_numpy()[:2])
 
-        frame = good.x.assign(y=good.y)
-        bad = {
-            "good": frame,
-            "unlabeled": good.x,
-            "other-labels": frame.assign(y=frame["y"] + 7),
-            "other-columns": frame.rename(columns={"d": "e"}),
-            "nan": frame.assign(a=frame["a"].where(frame.index != 5)),
-            "infinite": frame.assign(a=frame["a"].where(frame.index != 5, np.inf)),
-            "empty": frame.head(0),
-            "one-row": frame.head(1),
-            "one-class": frame[frame["y"] == 1],
-            "text": frame.assign(b="much"),
-        }
-        for name, rows in bad.items():
-            rows.to_csv(folder / f"{name}.csv", index=False)
-        (folder / "unknown.yaml").write_text("data: logged\nmax_mislabelled_rate: 0.1\n")
-        (folder / "seven.yaml").write_text("max_leakage_rate: 7\n")
-        (folder / "not-yaml.yaml").write_text("max_leakage_rate: [\n")
-        (folder / "not.csv").write_bytes(b"\x00\xff\x00\xff" * 50)
-        yield World(folder)
+    frame = good.x.assign(y=good.y)
+    bad = {
+        "good": frame,
+        "unlabeled": good.x,
+        "other-labels": frame.assign(y=frame["y"] + 7),
+        "other-columns": frame.rename(columns={"d": "e"}),
+        "nan": frame.assign(a=frame["a"].where(frame.index != 5)),
+        "infinite": frame.assign(a=frame["a"].where(frame.index != 5, np.inf)),
+        "empty": frame.head(0),
+        "one-row": frame.head(1),
+        "one-class": frame[frame["y"] == 1],
+        "text": frame.assign(b="much"),
+    }
+    for name, rows in bad.items():
+        rows.to_csv(folder / f"{name}.csv", index=False)
+    (folder / "unknown.yaml").write_text("data: logged\nmax_mislabelled_rate: 0.1\n")
+    (folder / "seven.yaml").write_text("max_leakage_rate: 7\n")
+    (folder / "not-yaml.yaml").write_text("max_leakage_rate: [\n")
+    (folder / "not.csv").write_bytes(b"\x00\xff\x00\xff" * 50)
+    return World(folder)
 
 
 def _register_sklearn(model: object, name: str, x: pd.DataFrame, **options: object) -> None:

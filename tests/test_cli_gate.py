@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
-from conftest import one_line, points, register_points, sqlite_store, tracking
+from conftest import ARTIFACTS, one_line, points, register_points
 from mlflow import MlflowClient
 
 from forward_inf_mlflow import auditing
@@ -60,15 +58,7 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("gate")
-    with tracking(sqlite_store(folder)):
-        mlflow.set_experiment("tests")
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def good(folder: Path) -> str:
+def good(shared_store: Path) -> str:
     """Return a version whose audit passes; tests leave it so."""
     uri = register_points(points(), "good")
     assert run(["audit", uri, "-q"]) == PASS
@@ -76,7 +66,7 @@ def good(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def leaky(folder: Path) -> str:
+def leaky(shared_store: Path) -> str:
     """Return a version whose audit refuses; tests leave it so."""
     uri = register_points(points(leaks=9), "leaky")
     assert run(["audit", uri, "-q"]) == REFUSED
@@ -87,14 +77,14 @@ _NUMBER = itertools.count()
 
 
 @pytest.fixture
-def fresh(folder: Path) -> str:
+def fresh(shared_store: Path) -> str:
     """Return a version without an audit, for one test alone."""
     return register_points(points(), f"fresh-{next(_NUMBER)}")
 
 
 @pytest.fixture
-def desk(folder: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
-    return Desk(folder, capsys)
+def desk(shared_store: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
+    return Desk(shared_store, capsys)
 
 
 def test_the_exit_code_is_the_decision(good: str, leaky: str, desk: Desk) -> None:
@@ -146,7 +136,7 @@ def test_a_refused_version_leaves_the_alias_where_it_was(leaky: str, desk: Desk)
     assert desk.champion(leaky) is None
 
 
-def test_a_newer_fail_beats_an_older_pass(folder: Path, desk: Desk) -> None:
+def test_a_newer_fail_beats_an_older_pass(desk: Desk) -> None:
     uri = register_points(points(leaks=9), "newer")
     assert desk("audit", uri, "--policy", desk.policy(max_leakage_rate=0.5))[0] == PASS
     assert desk("gate", uri)[0] == PASS
@@ -155,7 +145,7 @@ def test_a_newer_fail_beats_an_older_pass(folder: Path, desk: Desk) -> None:
     assert desk.champion(uri) is None
 
 
-def test_a_newer_pass_beats_an_older_fail(folder: Path, desk: Desk) -> None:
+def test_a_newer_pass_beats_an_older_fail(desk: Desk) -> None:
     uri = register_points(points(leaks=9), "mended")
     assert desk("audit", uri)[0] == REFUSED
     assert desk("audit", uri, "--policy", desk.policy(max_leakage_rate=0.5))[0] == PASS
@@ -317,10 +307,7 @@ def test_all_artifacts_are_copied_to_the_folder_that_out_names(
 ) -> None:
     assert desk("audit", good, "--out", str(tmp_path / "new" / "out"))[0] == PASS
     names = {f.name for f in (tmp_path / "new" / "out").iterdir()}
-    assert names == {
-        *("audit.json", "flagged.csv", "flagged.json", "influence.parquet"),
-        *("policy.yaml", "report.html", "scores.parquet"),
-    }
+    assert names == ARTIFACTS
     assert (
         desk.artifact(good, "audit.json").read_bytes()
         == (tmp_path / "new" / "out" / "audit.json").read_bytes()

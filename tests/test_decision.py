@@ -146,19 +146,12 @@ def test_every_bound_that_was_looked_at_has_a_reason() -> None:
     assert [r.split(":")[0] for r in mixed.reasons] == ["leaked rows", "memorized rows"]
 
 
-@pytest.mark.parametrize(
-    ("module", "absent"),
-    [
-        ("forward_inf_mlflow.decision", ("torch", "mlflow")),
-        ("forward_inf_mlflow.policy", ("torch", "mlflow")),
-        ("forward_inf_mlflow.detect.measure", ("torch", "mlflow")),
-        ("forward_inf_mlflow.record", ("torch", "mlflow")),
-        ("forward_inf_mlflow", ("torch", "mlflow", "numpy", "pandas")),
-    ],
-)
-def test_judging_loads_neither_torch_nor_mlflow(module: str, absent: tuple[str, ...]) -> None:
-    code = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+def test_judging_loads_neither_torch_nor_mlflow() -> None:
+    code = (
+        "import sys, forward_inf_mlflow\n"
+        "assert not {'numpy', 'pandas'} & set(sys.modules)\n"
+        "from forward_inf_mlflow import decision, policy, record\n"
+        "from forward_inf_mlflow.detect import measure\n"
+        "assert not {'torch', 'mlflow'} & set(sys.modules)\n"
     )
-    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

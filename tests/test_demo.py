@@ -1,17 +1,15 @@
-"""The demo's story, told twice in one store with real audits."""
+"""The demo's story, told twice in one store with real audits; and what a person sees of one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
-from conftest import BIN, sqlite_store, tracking
+from conftest import BIN
 from mlflow import MlflowClient
 
-from forward_inf_mlflow import demo
+from forward_inf_mlflow import auditing, demo
 from forward_inf_mlflow.cli import demo as cli_demo
 from forward_inf_mlflow.cli import run
 from forward_inf_mlflow.demo import ALIAS, GUILTY, MODEL_NAME, Story, tell
@@ -20,15 +18,13 @@ Told = tuple[Story, str]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Told]]:
+def told(shared_store: Path) -> list[Told]:
     """Tell the story twice; return both stories and what was said."""
-    with tracking(sqlite_store(tmp_path_factory.mktemp("demo"))):
-        mlflow.set_experiment("tests")
-        stories = []
-        for _ in range(2):
-            lines: list[str] = []
-            stories.append((tell(0, lines.append), "\n".join(lines)))
-        yield stories
+    stories = []
+    for _ in range(2):
+        lines: list[str] = []
+        stories.append((tell(0, lines.append), "\n".join(lines)))
+    return stories
 
 
 @pytest.mark.parametrize("time", [0, 1], ids=["first", "again"])
@@ -77,6 +73,27 @@ def test_the_same_seed_tells_the_same_story_again(told: list[Told]) -> None:
     (first, _), (second, _) = told
     assert first.found == second.found
     assert first.accuracies == second.accuracies
+
+
+def test_an_audit_says_verdict_why_rows_and_report_within_the_first_screen(
+    told: list[Told], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = told[0][0].spoiled
+    uri = result.version.uri
+    monkeypatch.setattr(auditing, "audit", lambda *_, **__: result)  # a real one, made before
+    assert run(["audit", uri]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in out
+    lines = out.splitlines()
+    assert lines[0] == f"REFUSED  {uri}"
+    screen = "\n".join(lines[:22])  # two of its reasons take two lines at 80 columns
+    assert "mislabeled rows:" in screen
+    assert "leaked rows:" in screen
+    assert f"forward-inf report {uri} -o report.html" in screen
+    assert "artifacts/forward_inf/report.html" in screen
+    assert "digit-" in screen
+    assert "vendor-x" in screen
 
 
 def test_the_command_that_opens_the_ui_is_one_that_can_be_run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import mlflow.models
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Points, points, register_points, sqlite_store, tracking
+from conftest import Points, points, register_points
 from mlflow import MlflowClient
 from mlflow.models import MetricThreshold
 from mlflow.models.evaluation import ModelEvaluator
@@ -33,19 +32,28 @@ from forward_inf_mlflow.record import metrics_of, write_record
 EVALUATOR: type[ModelEvaluator] = type(_model_evaluation_registry.get_evaluator("forward_inf"))
 MODULE = import_module(EVALUATOR.__module__)
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 NUMBERS = itertools.count(1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with tracking(sqlite_store(tmp_path_factory.mktemp("evaluator"))):
-        mlflow.set_experiment("tests")
-        yield
 
 
 def registered(data: Points) -> str:
     """Register a model that no other test has touched."""
     return register_points(data, f"points-{next(NUMBERS)}")
+
+
+@pytest.fixture(scope="module")
+def untouched(shared_store: Path) -> str:
+    """Return a version that is never audited: what is asked of it stops before that."""
+    return registered(points())
+
+
+@pytest.fixture(scope="module")
+def refused(shared_store: Path) -> tuple[str, Any]:
+    """Return a version with leaked rows and what its evaluation answered."""
+    data = points(leaks=40)
+    uri = registered(data)
+    return uri, evaluate(uri, data)
 
 
 class ReachedError(Exception):
@@ -92,11 +100,10 @@ def on_the_model(uri: str) -> list[str]:
 # What an audit says
 
 
-def test_metrics_and_artifacts_are_those_of_the_audit_in_the_evaluations_run() -> None:
-    data = points(leaks=40)
-    uri = registered(data)
-    result = evaluate(uri, data)
-
+def test_metrics_and_artifacts_are_those_of_the_audit_in_the_evaluations_run(
+    refused: tuple[str, Any],
+) -> None:
+    uri, result = refused
     run = MlflowClient().get_run(result.run_id)
     ours = {k: v for k, v in run.data.metrics.items() if k.startswith("forward_inf/")}
     assert result.metrics == ours
@@ -112,22 +119,21 @@ def test_metrics_and_artifacts_are_those_of_the_audit_in_the_evaluations_run() -
     assert on_the_model(uri) == sorted(ours)
 
 
-def test_thresholds_gate_on_the_result() -> None:
-    data = points(leaks=40)
-    result = evaluate(registered(data), data)
+def test_thresholds_gate_on_the_result(refused: tuple[str, Any]) -> None:
+    _, result = refused
 
     def threshold(name: str, value: float, *, greater: bool = False) -> dict[str, MetricThreshold]:
         bound = MetricThreshold(threshold=value, greater_is_better=greater)
         return {f"forward_inf/{name}": bound}
 
     mlflow.validate_evaluation_results(threshold("leakage_rate", 0.9), result)
-    for refused in (
+    for missed in (
         threshold("leakage_rate", 0.01),
         threshold("gate_passed", 1, greater=True),
         threshold("not_a_metric", 1),
     ):
         with pytest.raises(ModelValidationFailedException):
-            mlflow.validate_evaluation_results(refused, result)
+            mlflow.validate_evaluation_results(missed, result)
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["version", "version-and-logged-model"])
@@ -159,9 +165,8 @@ def test_a_detector_that_abstained_has_no_metric_that_a_threshold_could_pass() -
     assert found["train"]["mislabeled_rate"] == 0.5
 
 
-def test_a_saved_result_can_be_loaded_again(tmp_path: Path) -> None:
-    data = points(leaks=40)
-    result = evaluate(registered(data), data)
+def test_a_saved_result_can_be_loaded_again(refused: tuple[str, Any], tmp_path: Path) -> None:
+    _, result = refused
     result.save(str(tmp_path))
     loaded = mlflow.models.EvaluationResult.load(str(tmp_path))
     assert loaded.metrics == result.metrics
@@ -192,9 +197,8 @@ def test_data_that_the_version_did_not_log_are_declared_and_kept() -> None:
 
 
 @pytest.mark.usefixtures("no_audit")
-def test_equal_data_are_the_logged_ones_in_every_form() -> None:
+def test_equal_data_are_the_logged_ones_in_every_form(untouched: str) -> None:
     data = points()
-    uri = registered(data)
     frame = data.test_x.assign(y=data.test_y)
     forms: list[dict[str, Any]] = [
         {"data": frame, "targets": "y"},
@@ -205,14 +209,13 @@ def test_equal_data_are_the_logged_ones_in_every_form() -> None:
         {"data": data.test_x.to_numpy(), "targets": data.test_y},
     ]
     for form in forms:
-        assert asked(uri, **form).options["queries"] is None, form
+        assert asked(untouched, **form).options["queries"] is None, form
 
 
 @pytest.mark.usefixtures("no_audit")
 @pytest.mark.parametrize("what", ["value", "label", "order", "fewer", "column"])
-def test_data_that_differ_at_all_are_declared(what: str) -> None:
+def test_data_that_differ_at_all_are_declared(what: str, untouched: str) -> None:
     data = points()
-    uri = registered(data)
     frame = data.test_x.assign(y=data.test_y)
     if what == "value":
         frame.iloc[7, 2] = np.nextafter(frame.iloc[7, 2], np.float32(9))
@@ -224,7 +227,7 @@ def test_data_that_differ_at_all_are_declared(what: str) -> None:
         frame = frame[1:]
     else:
         frame = frame.assign(e=1.0)
-    assert asked(uri, frame, targets="y").options["queries"].startswith("runs:/")
+    assert asked(untouched, frame, targets="y").options["queries"].startswith("runs:/")
 
 
 @pytest.mark.usefixtures("no_audit")
@@ -245,11 +248,9 @@ def test_images_given_as_flat_rows_are_the_logged_images_or_get_their_shape() ->
         np.testing.assert_array_equal(arrays["y"], small.test_y[:50])
 
 
-def test_data_without_labels_that_were_not_logged_are_refused() -> None:
-    data = points()
-    uri = registered(data)
+def test_data_without_labels_that_were_not_logged_are_refused(untouched: str) -> None:
     with pytest.raises(DataError, match="give them as targets"):
-        evaluate(uri, data.test_x[:50])
+        evaluate(untouched, points().test_x[:50])
 
 
 @pytest.mark.parametrize("rows", [90, 50], ids=["logged", "declared"])
@@ -280,19 +281,23 @@ def test_an_evaluation_in_the_run_that_made_the_version_changes_no_later_audit(
 # Who asked for it
 
 
-def test_other_peoples_evaluations_never_run_an_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_peoples_evaluations_never_run_an_audit(
+    untouched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: Any, **__: Any) -> None:
         pytest.fail("an audit ran that nobody asked for")
 
     monkeypatch.setattr(EVALUATOR, "evaluate", never)
     monkeypatch.setattr(auditing, "audit", never)
-    data = points()
-    uri = registered(data)
     quiet = {"log_model_explainability": False, "seed": 1, "label": "y", "task": "auto"}
     for evaluators in (None, "default", ["default"]):
         config = {"default": quiet} if isinstance(evaluators, list) else quiet
         result = evaluate(
-            uri, data, model_type="classifier", evaluators=evaluators, evaluator_config=config
+            untouched,
+            points(),
+            model_type="classifier",
+            evaluators=evaluators,
+            evaluator_config=config,
         )
         assert "accuracy_score" in result.metrics
         assert not any(name.startswith("forward_inf/") for name in result.metrics)
@@ -318,11 +323,11 @@ def test_other_peoples_evaluations_never_run_an_audit(monkeypatch: pytest.Monkey
     ],
     ids=["flat", "nested", "nested-list", "all-flat", "all-nested", "beside-the-default"],
 )
-def test_both_forms_of_the_configuration_reach_the_audit(arguments: dict[str, Any]) -> None:
-    data = points()
-    uri = registered(data)
-    reached = asked(uri, data, **arguments)
-    assert reached.uri == uri
+def test_both_forms_of_the_configuration_reach_the_audit(
+    arguments: dict[str, Any], untouched: str
+) -> None:
+    reached = asked(untouched, points(), **arguments)
+    assert reached.uri == untouched
     assert reached.options["seed"] == 3
 
 
@@ -363,9 +368,8 @@ def test_what_cannot_be_audited_is_refused_with_a_remedy_and_the_run_failed() ->
     other = registered(points(leaks=1))
     with mlflow.start_run():
         log_training_data((data.x, data.y), (data.test_x, data.test_y))
-        unregistered = (
-            f"models:/{mlflow.sklearn.log_model(mlflow.sklearn.load_model(uri)).model_id}"
-        )
+        model = LogisticRegression().fit(data.x, data.y)
+        unregistered = f"models:/{mlflow.sklearn.log_model(model, pip_requirements=[]).model_id}"
     for model, config, message in (
         (unregistered, {}, "not registered"),
         (uri, {"model_uri": other}, "name the same model"),
@@ -405,11 +409,10 @@ def test_the_keys_are_the_arguments_of_audit() -> None:
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_wrong_configuration_is_one_line_that_says_what_to_do(
-    config: dict[str, Any], message: str
+    config: dict[str, Any], message: str, untouched: str
 ) -> None:
-    data = points()
     with pytest.raises(ForwardInfError, match=message) as caught:
-        evaluate(None, data, evaluator_config={"model_uri": registered(data), **config})
+        evaluate(None, points(), evaluator_config={"model_uri": untouched, **config})
     assert "\n" not in str(caught.value)
 
 

@@ -13,51 +13,25 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import arrays, frame, tracking, train_of, version_of
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from forward_inf_mlflow.data.fetch import public_uri
-from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
+from forward_inf_mlflow.data.lineage import declared_data, logged_data
 from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.errors import DataError, TrackingError
-from forward_inf_mlflow.registry import Version
+
+pytestmark = pytest.mark.usefixtures("shared_store")
 
 NONE = Columns()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("lineage", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("lineage")
-    yield
-    mlflow.set_tracking_uri(before)
-
-
-def version_of(run_id: str | None) -> Version:
-    return Version("m", "3", 0, "", run_id, None)
-
-
-def train_of(run_id: str, **columns: Any) -> DataSet:
-    return logged_data(version_of(run_id), "train", Columns(**columns))
 
 
 def run_with(data: Any, context: str = "training", tags: dict[str, str] | None = None) -> str:
     with mlflow.start_run() as run:
         mlflow.log_input(data, context=context, tags=tags)
     return str(run.info.run_id)
-
-
-def arrays(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    return np.random.default_rng(0).normal(size=(n, 4)), np.arange(n) % 3
-
-
-def frame(n: int = 30) -> pd.DataFrame:
-    x, _ = arrays(n)
-    return pd.DataFrame(x, columns=list("abcd")).assign(town=["x", "y"] * (n // 2))
 
 
 def csv(path: Path, n: int = 30, **options: Any) -> pd.DataFrame:
@@ -209,13 +183,8 @@ def test_an_unreachable_store_is_not_missing_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri("http://127.0.0.1:9")
-    try:
-        with pytest.raises(TrackingError):
-            train_of("0123456789abcdef0123456789abcdef")
-    finally:
-        mlflow.set_tracking_uri(before)
+    with tracking("http://127.0.0.1:9"), pytest.raises(TrackingError):
+        train_of("0123456789abcdef0123456789abcdef")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

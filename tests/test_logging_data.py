@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import arrays, frame, train_of, version_of
 from mlflow import MlflowClient
 
-from forward_inf_mlflow.data.lineage import DataSet, logged_data
+from forward_inf_mlflow.data.lineage import logged_data
 from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.errors import DataError, TrackingError
-from forward_inf_mlflow.registry import Version
+
+pytestmark = pytest.mark.usefixtures("shared_store")
 
 NONE = Columns()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("logging", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("logging")
-    yield
-    mlflow.set_tracking_uri(before)
-
-
-def version_of(run_id: str | None) -> Version:
-    return Version("m", "3", 0, "", run_id, None)
-
-
-def train_of(run_id: str, **columns: Any) -> DataSet:
-    return logged_data(version_of(run_id), "train", Columns(**columns))
-
-
-def arrays(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    return np.random.default_rng(0).normal(size=(n, 4)), np.arange(n) % 3
-
-
-def frame(n: int = 30) -> pd.DataFrame:
-    x, _ = arrays(n)
-    return pd.DataFrame(x, columns=list("abcd")).assign(town=["x", "y"] * (n // 2))
 
 
 def test_what_is_logged_comes_back_verified() -> None:
@@ -140,12 +113,13 @@ def test_logging_twice_is_harmless_and_never_replaces() -> None:
     assert logged_data(version_of(run.info.run_id), "queries", NONE).digest == "verified"
 
 
-def test_a_changed_artifact_is_a_mismatch_that_names_the_file() -> None:
+def test_a_changed_artifact_is_a_mismatch_that_names_the_file(shared_store: Path) -> None:
     x, y = arrays()
     with mlflow.start_run() as run:
         log_training_data((x, y))
     y[7] += 1
-    np.savez(Path(run.info.artifact_uri) / "forward_inf_data" / "train.npz", x=x, y=y)
+    [file] = shared_store.rglob(f"{run.info.run_id}/artifacts/forward_inf_data/train.npz")
+    np.savez(file, x=x, y=y)
     found = train_of(run.info.run_id)
     assert found.digest == "mismatch"
     assert found.problem is not None

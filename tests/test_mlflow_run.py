@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import mlflow
+import mlflow.projects
 import pytest
-from conftest import ROOT, points, register_points, run_tool, sqlite_store, tracking
+from conftest import BIN, ROOT, points, register_points, run_tool
 from mlflow import MlflowClient
+from mlflow.exceptions import ExecutionException
 
 from forward_inf_mlflow.promotion import gate
 
-
-@pytest.fixture(autouse=True, scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with tracking(sqlite_store(tmp_path_factory.mktemp("run"))) as uri:
-        mlflow.set_experiment("tests")
-        yield uri
+pytestmark = pytest.mark.usefixtures("shared_store")
 
 
-def mlflow_run(
-    store: str, folder: Path, entry: str, **parameters: str
-) -> subprocess.CompletedProcess[str]:
-    words = ["mlflow", "run", str(ROOT), "-e", entry, "--env-manager", "local"]
-    words += ["--experiment-name", "tests"]
-    for name, value in parameters.items():
-        words += ["-P", f"{name}={value}"]
-    return run_tool(*words, tracking_uri=store, cwd=folder)
+@pytest.fixture(autouse=True)
+def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Begin in a folder of one's own, with the environment's commands on the path."""
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+
+
+def project_run(entry: str, **parameters: str) -> bool:
+    """Run an entry point as ``mlflow run`` does; return whether it succeeded."""
+    try:
+        mlflow.projects.run(
+            str(ROOT), entry, parameters=parameters, experiment_name="tests", env_manager="local"
+        )
+    except ExecutionException:
+        return False
+    return True
 
 
 def newest_run() -> mlflow.entities.Run:
@@ -41,17 +45,12 @@ def newest_run() -> mlflow.entities.Run:
     )[0]
 
 
-def test_a_passed_audit_finishes_the_run_and_opens_the_way_to_the_alias(
-    store: str, tmp_path: Path
-) -> None:
+def test_a_passed_audit_finishes_the_run_and_opens_the_way_to_the_alias(tmp_path: Path) -> None:
     uri = register_points(points(), "clean")
-    audited = mlflow_run(
-        store,
-        tmp_path,
-        "audit",
-        model_uri=uri,
-        **{"batch-size": "64", "allow-pickle": "false", "seed": "1"},
-    )
+    words = ["mlflow", "run", str(ROOT), "-e", "audit", "--env-manager", "local"]
+    words += ["--experiment-name", "tests", "-P", f"model_uri={uri}"]
+    words += ["-P", "batch-size=64", "-P", "allow-pickle=false", "-P", "seed=1"]
+    audited = run_tool(*words, tracking_uri=mlflow.get_tracking_uri(), cwd=tmp_path)
     assert audited.returncode == 0, audited.stderr
     run = newest_run()
     assert run.info.status == "FINISHED"
@@ -63,34 +62,28 @@ def test_a_passed_audit_finishes_the_run_and_opens_the_way_to_the_alias(
     assert record["settings"]["seed"] == 1
     assert record["settings"]["batch_size"] == 64
 
-    gated = mlflow_run(store, tmp_path, "gate", model_uri=uri)
-    assert gated.returncode == 0, gated.stderr
-    promoted = mlflow_run(store, tmp_path, "promote", model_uri=uri)
-    assert promoted.returncode == 0, promoted.stderr
+    assert project_run("gate", model_uri=uri)
+    assert project_run("promote", model_uri=uri)
     assert MlflowClient().get_model_version_by_alias("clean", "champion").version == version.version
 
 
-def test_a_refused_audit_counts_although_mlflow_calls_its_run_failed(
-    store: str, tmp_path: Path
-) -> None:
+def test_a_refused_audit_counts_although_mlflow_calls_its_run_failed() -> None:
     uri = register_points(points(leaks=40), "leaky")
-    assert mlflow_run(store, tmp_path, "audit", model_uri=uri).returncode == 1
+    assert not project_run("audit", model_uri=uri)
     run = newest_run()
     assert run.info.status == "FAILED"
     found = gate(uri)
     assert found.run_id == run.info.run_id
     assert found.decision.outcome == "fail"
-    promoted = mlflow_run(store, tmp_path, "promote", model_uri=uri, alias="best")
-    assert promoted.returncode == 1
+    assert not project_run("promote", model_uri=uri, alias="best")
     assert MlflowClient().get_registered_model("leaky").aliases == {}
 
 
 def test_an_option_that_does_not_exist_is_named_and_fails_the_run(
-    store: str, tmp_path: Path
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    wrong = mlflow_run(store, tmp_path, "audit", model_uri="models:/clean/1", sede="1")
-    assert wrong.returncode == 1
-    assert "--sede" in wrong.stderr
+    assert not project_run("audit", model_uri="models:/clean/1", sede="1")
+    assert "--sede" in capfd.readouterr().err
     assert newest_run().info.status == "FAILED"
 
 
@@ -102,9 +95,8 @@ def test_an_option_that_does_not_exist_is_named_and_fails_the_run(
     ],
 )
 def test_a_parameter_is_one_word_whatever_it_holds(
-    store: str, tmp_path: Path, model_uri: str, said: str
+    model_uri: str, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = mlflow_run(store, tmp_path, "gate", model_uri=model_uri)
-    assert done.returncode == 1
-    assert said in done.stderr
+    assert not project_run("gate", model_uri=model_uri)
+    assert said in capfd.readouterr().err
     assert not (ROOT / "ran.txt").exists()

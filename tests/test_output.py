@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ARTIFACTS
 from torch import nn
 
 from forward_inf_mlflow import output
@@ -23,15 +24,6 @@ from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.preparation import Problem, prepare
 from forward_inf_mlflow.tables import FLAGGED
 
-FILES = {
-    "audit.json",
-    "flagged.csv",
-    "flagged.json",
-    "influence.parquet",
-    "policy.yaml",
-    "report.html",
-    "scores.parquet",
-}
 RECORD = {
     "model": {"name": "m", "version": "1", "uri": "models:/m/1", "kind": "pt2"},
     "decision": {"outcome": "pass", "reasons": ["within"]},
@@ -65,7 +57,7 @@ def names(folder: Path) -> set[str]:
 
 def test_an_audit_leaves_seven_files_that_hold_what_went_in() -> None:
     with output.written(artifacts()) as folder:
-        assert names(folder) == FILES
+        assert names(folder) == ARTIFACTS
         assert json.loads((folder / "audit.json").read_text("utf-8")) == RECORD
         assert load_policy(folder / "policy.yaml") == Policy(max_memorized_rate=0.5)
         scores = pd.read_parquet(folder / "scores.parquet")
@@ -134,12 +126,12 @@ def test_a_failure_while_writing_leaves_no_folder(monkeypatch: pytest.MonkeyPatc
 def test_published_files_are_the_same_and_readable_as_others_are(tmp_path: Path) -> None:
     with output.written(artifacts()) as folder:
         output.publish(folder, tmp_path)
-        assert names(tmp_path) == FILES
-        for name in FILES:
+        assert names(tmp_path) == ARTIFACTS
+        for name in ARTIFACTS:
             assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     ordinary = tmp_path / "ordinary"
     ordinary.touch()
-    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in FILES}
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ARTIFACTS}
     assert modes == {stat.S_IMODE(ordinary.stat().st_mode)}
 
 
@@ -148,7 +140,7 @@ def test_publishing_again_replaces_and_leaves_strangers_alone(tmp_path: Path) ->
     (tmp_path / "audit.json").write_text("old")
     with output.written(artifacts()) as folder:
         output.publish(folder, tmp_path)
-    assert names(tmp_path) == FILES | {"mine.txt"}
+    assert names(tmp_path) == ARTIFACTS | {"mine.txt"}
     assert json.loads((tmp_path / "audit.json").read_text()) == RECORD
 
 
@@ -166,7 +158,7 @@ def test_an_interrupted_publication_shows_no_half_file_and_no_record(
         return real(self, target)
 
     with output.written(artifacts()) as folder:
-        whole = {name: (folder / name).read_bytes() for name in FILES}
+        whole = {name: (folder / name).read_bytes() for name in ARTIFACTS}
         monkeypatch.setattr(Path, "replace", replace)
         with pytest.raises(type(error)):
             output.publish(folder, tmp_path)
@@ -192,7 +184,7 @@ def test_a_disk_that_fills_up_within_a_file_leaves_the_old_one(
         with pytest.raises(OSError, match="No space"):
             output.publish(folder, tmp_path)
     assert (tmp_path / "audit.json").read_text() == "old"
-    assert names(tmp_path) == FILES
+    assert names(tmp_path) == ARTIFACTS
 
 
 def test_a_folder_is_made_before_the_work_and_left_empty(tmp_path: Path) -> None:

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import Server, free_port, one_line, points, register_points, run_tool, tracking
+from conftest import (
+    ARTIFACTS,
+    Server,
+    free_port,
+    one_line,
+    points,
+    register_points,
+    run_here,
+    run_tool,
+    tracking,
+)
 from mlflow import MlflowClient
 
 pytestmark = pytest.mark.server
@@ -37,15 +47,9 @@ def story(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         mlflow.set_experiment("points")
         spoiled, clean = register_points(points(leaks=40)), register_points(points())
         MlflowClient().update_model_version("points", "1", "Written by a person.")
-
-        def audit(uri: str) -> subprocess.CompletedProcess[str]:
-            return run_tool("forward-inf", "audit", uri, tracking_uri=server.url, cwd=folder)
-
-        yield Story(server.url, spoiled, clean, audit(spoiled), audit(clean))
-
-
-def cli(story: Story, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run_tool("forward-inf", *words, tracking_uri=story.url, cwd=folder)
+        # The one is audited from outside and the other from within; it must make no difference.
+        outside = run_tool("forward-inf", "audit", spoiled, tracking_uri=server.url, cwd=folder)
+        yield Story(server.url, spoiled, clean, outside, run_here("audit", clean))
 
 
 def test_the_exit_code_is_the_decision(story: Story) -> None:
@@ -53,17 +57,18 @@ def test_the_exit_code_is_the_decision(story: Story) -> None:
     assert story.clean_audit.returncode == 0, story.clean_audit.stderr
     assert "REFUSED" in story.spoiled_audit.stdout
     assert "PASS" in story.clean_audit.stdout
-    assert story.clean_audit.stderr == ""
+    assert story.spoiled_audit.stderr == story.clean_audit.stderr == ""
 
 
 def test_the_alias_moves_on_a_pass_only(story: Story, tmp_path: Path) -> None:
-    refused = cli(story, tmp_path, "promote", story.spoiled, "--alias", "champion")
+    refused = run_here("promote", story.spoiled, "--alias", "champion")
     assert refused.returncode == 1
     assert MlflowClient().get_registered_model("points").aliases == {}
-    gated = cli(story, tmp_path, "gate", story.clean, "--json")
+    gated = run_here("gate", story.clean, "--json")
     assert gated.returncode == 0
     assert json.loads(gated.stdout)["outcome"] == "pass"
-    moved = cli(story, tmp_path, "promote", story.clean, "--alias", "champion")
+    words = ("promote", story.clean, "--alias", "champion")
+    moved = run_tool("forward-inf", *words, tracking_uri=story.url, cwd=tmp_path)
     assert moved.returncode == 0
     assert MlflowClient().get_registered_model("points").aliases == {"champion": "2"}
 
@@ -91,18 +96,7 @@ def test_the_run_is_linked_to_the_logged_model_and_has_every_artifact(story: Sto
         "queries",
     }
     names = {file.path for file in client.list_artifacts(run.info.run_id, "forward_inf")}
-    assert names == {
-        f"forward_inf/{name}"
-        for name in (
-            "audit.json",
-            "flagged.csv",
-            "flagged.json",
-            "influence.parquet",
-            "policy.yaml",
-            "report.html",
-            "scores.parquet",
-        )
-    }
+    assert names == {f"forward_inf/{name}" for name in ARTIFACTS}
     table = mlflow.load_table("forward_inf/flagged.json", run_ids=[run.info.run_id])
     assert (table["verdict"] == "leaked").sum() >= 40
 
@@ -119,30 +113,31 @@ def test_metrics_stand_on_the_logged_model_with_their_data_set(story: Story) -> 
 
 
 def test_the_report_comes_back_as_it_was_written(story: Story, tmp_path: Path) -> None:
-    done = cli(story, tmp_path, "report", story.spoiled, "-o", "report.html")
+    file = tmp_path / "report.html"
+    done = run_here("report", story.spoiled, "-o", str(file))
     assert done.returncode == 0, done.stderr
-    assert "<html" in (tmp_path / "report.html").read_text()
+    assert "<html" in file.read_text()
 
 
-def test_auditing_again_is_harmless(story: Story, tmp_path: Path) -> None:
+def test_auditing_again_is_harmless(story: Story) -> None:
     client = MlflowClient()
     before = client.get_model_version("points", "1")
     after_text = f"{before.description}\n\nAnd more by a person."
     client.update_model_version("points", "1", after_text)
-    assert cli(story, tmp_path, "audit", story.spoiled).returncode == 1
+    assert run_here("audit", story.spoiled).returncode == 1
     after = client.get_model_version("points", "1")
     assert after.tags["fi.run"] != before.tags["fi.run"]
     assert after.description.count(BLOCK) == 1
     assert "Written by a person." in after.description
     assert "And more by a person." in after.description
-    assert cli(story, tmp_path, "gate", story.spoiled).returncode == 1
+    assert run_here("gate", story.spoiled).returncode == 1
 
 
 def test_a_record_that_was_changed_after_the_audit_decides_nothing(
     story: Story, tmp_path: Path
 ) -> None:
     uri = register_points(points(leaks=40), "tampered")
-    assert cli(story, tmp_path, "audit", uri).returncode == 1
+    assert run_here("audit", uri).returncode == 1
     client = MlflowClient()
     run_id = client.get_model_version("tampered", "1").tags["fi.run"]
     path = Path(client.download_artifacts(run_id, "forward_inf/audit.json", str(tmp_path)))
@@ -150,38 +145,28 @@ def test_a_record_that_was_changed_after_the_audit_decides_nothing(
     record["measures"]["leaked"].update(count=0, rate_low=0.0)
     path.write_text(json.dumps(record))
     client.log_artifact(run_id, str(path), "forward_inf")
-    done = cli(story, tmp_path, "gate", uri)
+    done = run_here("gate", uri)
     assert done.returncode == 2
     assert "was changed after the audit" in one_line(done.stderr)
 
 
 @pytest.mark.parametrize("command", ["audit", "gate"])
-def test_a_host_that_the_server_does_not_know_is_explained(
-    server: Server, tmp_path: Path, command: str
-) -> None:
-    done = run_tool(
-        *("forward-inf", command, "models:/points/1"),
-        tracking_uri=f"http://127.0.0.2:{server.port}",
-        cwd=tmp_path,
-    )
+def test_a_host_that_the_server_does_not_know_is_explained(server: Server, command: str) -> None:
+    with tracking(f"http://127.0.0.2:{server.port}"):
+        done = run_here(command, "models:/points/1")
     assert done.returncode == 2
     assert "--allowed-hosts" in one_line(done.stderr)
 
 
-def test_a_server_that_is_not_there_is_named_in_one_line(tmp_path: Path) -> None:
-    done = run_tool(
-        *("forward-inf", "audit", "models:/points/1"),
-        tracking_uri=f"http://127.0.0.1:{free_port()}",
-        cwd=tmp_path,
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
-    )
+def test_a_server_that_is_not_there_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracking(f"http://127.0.0.1:{free_port()}"):
+        done = run_here("audit", "models:/points/1")
     assert done.returncode == 2
     assert "is it running" in one_line(done.stderr)
 
 
-def test_a_version_that_does_not_exist_is_answered_with_those_that_do(
-    story: Story, tmp_path: Path
-) -> None:
-    done = cli(story, tmp_path, "audit", "models:/points/77")
+def test_a_version_that_does_not_exist_is_answered_with_those_that_do(story: Story) -> None:
+    done = run_here("audit", "models:/points/77")
     assert done.returncode == 2
     assert "Known versions: 2, 1" in one_line(done.stderr)
