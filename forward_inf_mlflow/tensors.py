@@ -62,10 +62,12 @@ class Tensors:
 
     def batch(self, index: slice | Tensor) -> Batch:
         """Return some rows as one batch on the device."""
-        return Batch(
-            self.inputs[index].to(self.device, non_blocking=True),
-            self.targets[index].to(self.device, non_blocking=True),
-        )
+        return Batch(self._on_device(self.inputs[index]), self._on_device(self.targets[index]))
+
+    def _on_device(self, rows: Tensor) -> Tensor:
+        if self.device.type == "cuda" and rows.device.type == "cpu":
+            rows = rows.pin_memory()  # else the host would wait for the copy
+        return rows.to(self.device, non_blocking=True)
 
 
 def sample(rows: Stream, most: int, seed: int) -> Tensors:

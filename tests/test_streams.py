@@ -10,6 +10,7 @@ import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,29 @@ def test_text_labels_and_mixed_columns_reach_prepare_as_they_are_stored(tmp_path
     assert list(seen[0][0].columns) == ["t", "n", "kind"]
     assert seen[0][0].to_numpy().tolist() == [["a", 1, "a"], ["b", 2, "b"], ["c", 3, "c"]]
     assert [list(labels) for _, labels in seen] == [["x", "y", "x"]] * 2
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", 2), ("cpu", 0)])
+def test_a_batch_is_pinned_where_it_goes_to_a_cuda_device_alone(
+    monkeypatch: pytest.MonkeyPatch, device: str, pinned: int
+) -> None:
+    pins: list[Tensor] = []
+    moves: list[tuple[torch.device, bool]] = []
+
+    def pin(rows: Tensor) -> Tensor:
+        pins.append(rows)
+        return rows
+
+    def to(rows: Tensor, where: torch.device, *, non_blocking: bool) -> Tensor:
+        moves.append((where, non_blocking))
+        return rows
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(Tensor, "to", to)
+    batch = replace(WHOLE, device=torch.device(device)).batch(slice(3, 5))
+    assert len(pins) == pinned
+    assert moves == [(torch.device(device), True)] * 2
+    assert torch.equal(batch.inputs, WHOLE.inputs[3:5])
 
 
 # ---------------------------------------------------------------- memory
