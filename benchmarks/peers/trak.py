@@ -25,23 +25,24 @@ Row = tuple[Tensor, Tensor]
 
 
 def attribute(setting: Setting, module: nn.Module, arguments: argparse.Namespace) -> Attribution:
-    def log_shares(parameters: Parameters, row: Row) -> Tensor:
-        """Return the log-probability of each right answer of a row, ``(1,)`` or ``(t,)``."""
+    def logits(parameters: Parameters, row: Row) -> tuple[Tensor, Tensor]:
+        """Return the logits ``(t, k)`` and the right answers ``(t, 1)``; a label is one token."""
         outputs: Tensor = functional_call(module, parameters, (row[0].unsqueeze(0),))
-        logs = outputs.log_softmax(-1).flatten(0, -2)
-        return logs.gather(1, row[1].reshape(-1, 1))[:, 0]
+        return outputs.flatten(0, -2), row[1].reshape(-1, 1)
 
     def log_odds(parameters: Parameters, row: Row) -> Tensor:
-        logs = log_shares(parameters, row)
-        return (logs - torch.log1p(-logs.exp())).sum()
+        found, right = logits(parameters, row)
+        others = found.scatter(1, right, -torch.inf).logsumexp(1)
+        return (found.gather(1, right)[:, 0] - others).sum()
 
-    def right(parameters: Parameters, row: Row) -> Tensor:
-        return log_shares(parameters, row).exp().mean()
+    def probability(parameters: Parameters, row: Row) -> Tensor:
+        found, right = logits(parameters, row)
+        return found.softmax(1).gather(1, right).mean()
 
     dimension = arguments.dimension or min(512, len(setting.train_y) // 8)
     peer = TRAKAttributor(
         AttributionTask(loss_func=log_odds, model=module, checkpoints=module.state_dict()),
-        correct_probability_func=right,
+        correct_probability_func=probability,
         projector_kwargs={"proj_dim": dimension, "device": "cpu"},
     )
     train, query = (
