@@ -18,12 +18,13 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-from settings import SETTINGS, Setting, load
+from settings import SETTINGS, Setting, SettingError, load
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 
@@ -106,32 +107,24 @@ def _folder(setting: Setting) -> Path:
 def _outcomes(setting: Setting, jobs: Sequence[Job], processes: int) -> np.ndarray:
     """Return losses and margins, ``(jobs, 2, q)`` float32, training what is not kept yet."""
     missing = [job for job in jobs if not job.path.exists()]
-    start = time.monotonic()
+    retrain = partial(_retrain, setting)
     if processes > 1 and missing:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            done: Iterable[Path] = pool.map(
-                _retrain_by_name, [setting.name] * len(missing), missing
-            )
-            _count(done, len(missing), setting.name, start)
-    elif missing:
-        _count((_retrain(setting, job) for job in missing), len(missing), setting.name, start)
+            _count(pool.map(retrain, missing), len(missing), setting.name)
+    else:
+        _count(map(retrain, missing), len(missing), setting.name)
     return np.stack([np.load(job.path, allow_pickle=False) for job in jobs])
 
 
-def _count(done: Iterable[Path], total: int, name: str, start: float) -> None:
+def _count(done: Iterable[Path], total: int, name: str) -> None:
     """Take each as it comes and say about every tenth second how far it is."""
-    said = start
+    start = said = time.monotonic()
     for number, _ in enumerate(done, 1):
         now = time.monotonic()
         if now - said > 10:
             left = (now - start) / number * (total - number)
             print(f"{name}: {number} of {total} retrained, {left:.0f} s left", file=sys.stderr)
             said = now
-
-
-def _retrain_by_name(name: str, job: Job) -> Path:
-    """Do one job in a process of its own."""
-    return _retrain(load(name), job)
 
 
 def _retrain(setting: Setting, job: Job) -> Path:
@@ -160,7 +153,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     for name in arguments.only or SIZES:
-        found = bank(load(name), processes=arguments.processes)
+        try:
+            setting = load(name)
+        except SettingError as error:
+            parser.exit(2, f"{error}\n")
+        found = bank(setting, processes=arguments.processes)
         print(f"{name}: losses {found.losses.shape}, mean {found.losses.mean():.4f} nats")
 
 

@@ -97,7 +97,10 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    setting = load(arguments.setting)
+    try:
+        setting = load(arguments.setting)
+    except SettingError as error:
+        parser.exit(2, f"{error}\n")
     write_bundle(arguments.folder, setting, setting.fit(None, arguments.seed))
 
 
