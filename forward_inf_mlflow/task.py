@@ -59,6 +59,15 @@ class Task(ABC):
         """Return the loss of each query, ``(B,)``: what is asked; the rows' own by default."""
         return self.loss(outputs, targets)
 
+    def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Return random residuals like ``outputs`` whose covariance is the loss's curvature there.
+
+        That is the gradient of the loss by the outputs, had the targets been drawn from the model's
+        own prediction; each row's are independent. ``generator`` is on the host. None where nobody
+        says: curvature then takes the slower way of products.
+        """
+        return None
+
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return how far each row is on the right side, ``(B,)``; minus the loss by default."""
         return -self.loss(outputs, targets)

@@ -1,32 +1,51 @@
-"""Curvature: what retraining with the queries would do, by Gauss-Newton products."""
+"""Curvature: what retraining with the queries would do, by the inverse Gauss-Newton matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forward_inf_mlflow.directions.fisher import fisher
+from forward_inf_mlflow.directions.inverse import (
+    ByConjugateGradients,
+    ByFisher,
+    ByMatrix,
+    BySketch,
+    Inverse,
+)
 from forward_inf_mlflow.directions.moves import (
     MoveAlong,
     Moves,
+    Point,
     Sign,
     Tangent,
     at_rest,
     loss_gradient,
+    usable,
 )
-from forward_inf_mlflow.directions.products import GaussNewton
-from forward_inf_mlflow.directions.solve import solve
-from forward_inf_mlflow.directions.spectrum import Sketch, mean_eigenvalue, sketch
+from forward_inf_mlflow.directions.products import GaussNewton, Layout
+from forward_inf_mlflow.directions.spectrum import Sketch
+from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Stream, Tensors, sample
 from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 
-#: Queries that are solved at once.
-_BLOCK = 16
+#: Groups that are solved, and kept, at once.
+_BLOCK = 32
+#: With more groups than so many times the rank, moves along eigenvectors are read for all.
+_MANY = 8
+#: Numbers that the moves of all groups, or the gradients of all rows, may hold together.
+_HELD = 2**28
+#: Parameters whose whole matrix is cheaper than anything else.
+_DENSE = 2500
+#: Gradients drawn of one row, at most; and the fewest in all that are worth an inverse.
+_DRAWS, _FEWEST = 8, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,43 +57,56 @@ class Curvature:
     is the influence function ``g_row (G + d I)^-1 g / n``: how much a row's loss falls when one
     copy of the query is added to the training set, in nats. Positive: a proponent.
 
-    "cg" solves for every group by conjugate gradients: one move each, coefficient 1. "sketch" finds
-    the r leading eigenvectors u once, for any number of groups: r moves along them, coefficients
-    ``u . g / (eigenvalue + d)``; what lies outside their span is left out.
+    Four ways to the inverse, for some training rows that stand for all:
 
-    Damping, where none is given: ``multiple`` times the mean eigenvalue of G, the trace over the
-    number of eigenvalues that can be positive. Small damping trusts directions that a few
-    thousand rows do not determine.
+    - "dense": the matrix itself, for few parameters. Cost in forward-equivalents of these rows:
+      about 3 P, once.
+    - "fisher": a few drawn gradients a row, held; exact in their space. About 4 a draw, once.
+    - "sketch": the ``rank`` leading eigenvectors by products (jvp and vjp) alone, and the mean of
+      what may lie beyond them: little memory. About 7 (rank + 10), once.
+    - "cg": conjugate gradients by products: the exact inverse. About 3.5 an iteration and group.
 
-    Cost in forward-equivalents of the curvature rows: "cg" about 3.5 an iteration and group;
-    "sketch" about 7 (r + 10), once. Then one sweep a move.
-    Source: influence functions (Koh and Liang, ICML 2017) by Gauss-Newton (Martens, 2010), read by
-    forward passes (Ko et al., CVPR 2024).
+    Each group has a move of its own, coefficient 1, while their vectors fit into memory and they
+    are not many more than the rank. Beyond, there are ``rank`` moves along the leading
+    eigenvectors u for all groups, with coefficients ``u . g / (eigenvalue + d)``; what lies outside
+    their span is left out. Then one sweep a move.
+
+    Damping, where none is given: ``multiple`` times the mean eigenvalue of G, its trace over the
+    number of eigenvalues that can be positive. Much less trusts directions that a few thousand rows
+    do not determine.
+
+    Source: influence functions (Koh and Liang, ICML 2017) by Gauss-Newton (Martens, ICML 2010),
+    read by forward passes (Ko et al., CVPR 2024).
 
     Attributes:
         damping: d in nats per row; None for the rule.
         multiple: Of the mean eigenvalue, for the rule.
         penalty: What the training objective adds to every parameter's second derivative, in nats
             per row: weight decay, or 1 / (C n) of a LogisticRegression.
-        solver: "cg", "sketch", or "auto": the sketch where there are more groups than its rank.
-        rank: r, of the sketch.
+        solver: One of the four; "auto" takes "dense" for up to 2,500 parameters, else "fisher"
+            where enough gradients fit into memory and the model can be differentiated row by row,
+            else "sketch".
+        gradients: How many are drawn for "fisher", spread over the rows; fewer where they would
+            not fit into memory.
+        rank: Of the sketch.
         rows: At most so many training rows, drawn at random, stand for all in G.
         iterations: Most iterations of "cg"; it stops at a relative residual of ``tolerance``.
         tolerance: See there.
         relative_size: Length of a step read by finite difference over the parameters' norm.
         sign: Which way such a step goes.
-        seed: Of the rows drawn and the sketch.
+        seed: Of the rows, the draws and the sketch.
     """
 
     damping: float | None = None
     multiple: float = 3.0
     penalty: float = 0.0
-    solver: Literal["auto", "cg", "sketch"] = "auto"
-    rank: int = 128
+    solver: Literal["auto", "dense", "fisher", "sketch", "cg"] = "auto"
+    gradients: int = 4000
+    rank: int = 64
     rows: int = 2000
     iterations: int = 100
     tolerance: float = 1e-3
-    relative_size: float = 0.001
+    relative_size: float = 0.0003
     sign: Sign = "up"
     seed: int = 0
 
@@ -86,76 +118,104 @@ class Curvature:
         train: Stream,
         work: Work = KEEP_NOTHING,
     ) -> Moves:
-        """Return one move per group, or r moves for all."""
+        """Return one move per group, or ``rank`` moves for all."""
         base = at_rest(module)
-        rows = sample(train, self.rows, self.seed)
-        matrix = GaussNewton(module, task, rows, penalty=self.penalty)
-        layout = matrix.layout
-        kept = work.once("spectrum", lambda: {"mean": np.array(mean_eigenvalue(matrix, self.seed))})
+        layout = Layout(base.parameters)
+        rows = usable(base, task, sample(train, self.rows, self.seed))
+        inverse, note = self._inverse(base, task, rows, work)
+        kept = work.once("spectrum", lambda: {"mean": np.array(inverse.mean_eigenvalue())})
         mean = float(kept["mean"])
-        damping = self.multiple * mean if self.damping is None else self.damping
-        facts: dict[str, object] = {"mean_eigenvalue": mean, "damping": damping}
+        added = self.multiple * mean if self.damping is None else self.damping
+        damping = added + self.penalty
+        facts: dict[str, object] = {
+            "solver": inverse.name,
+            "mean_eigenvalue": mean,
+            "damping": damping,
+        }
+        if note:
+            facts["note"] = note
 
-        def gradient(group: Tensors) -> Tensor:
-            return layout.join(loss_gradient(base, task, group))
+        def gradients(some: Sequence[Tensors]) -> Tensor:
+            found = [layout.join(loss_gradient(base, task, group)) for group in some]
+            return torch.stack(found, 1)
 
         def tangent(vector: Tensor) -> Tangent:
             return Tangent(base, layout.split(vector / -len(train)))
 
-        rank = min(self.rank, layout.size)
-        if self.solver == "sketch" or (self.solver == "auto" and len(groups) > rank):
-            found = self._sketch(matrix, rank, work)
-            rates = 1 / (found.values + damping + self.penalty)
-            products = [rates * (found.vectors.T @ gradient(group)).double() for group in groups]
+        def solved(some: Sequence[Tensors]) -> Arrays:
+            vectors = inverse.solve(damping, gradients(some))
+            return {"vectors": vectors.T.contiguous().cpu().numpy()}
+
+        if len(groups) > _MANY * self.rank or len(groups) * layout.size > _HELD:
+            found = _kept_sketch(work, layout, lambda: inverse.leading(self._rank(layout)))
+            rates = 1 / (found.values + damping)
+            u = found.vectors
+            products = [rates * (u.T @ gradients([group]))[:, 0].double() for group in groups]
             coefficients = torch.stack(products).cpu().numpy()
-            tangents = [tangent(u) for u in found.vectors.T]
-            facts |= {"solver": "sketch", "rank": rank}
+            tangents = [tangent(vector) for vector in u.T]
+            facts["rank"] = len(tangents)
         else:
-            coefficients = np.eye(len(groups))
-            tangents, residual = [], 0.0
+            coefficients, tangents = np.eye(len(groups)), []
             for start in range(0, len(groups), _BLOCK):
                 block = groups[start : start + _BLOCK]
-                solved = self._solve(matrix, damping, block, gradient, f"solved/{start}", work)
-                vectors = torch.as_tensor(solved["vectors"]).to(layout.device, layout.dtype)
-                tangents += [tangent(x) for x in vectors]
-                residual = max(residual, float(solved["residual"]))
-            facts |= {"solver": "cg", "residual": residual}
+                vectors = work.once(f"moves/{start:05}", partial(solved, block))["vectors"]
+                on_device = torch.as_tensor(vectors).to(layout.device)
+                tangents += [tangent(vector) for vector in on_device]
         return MoveAlong(base, tangents, coefficients, self.relative_size, self.sign, facts)
 
     def describe(self) -> dict[str, object]:
         """Return the settings that repeat these moves."""
         return {"direction": "curvature", **asdict(self)}
 
-    def _sketch(self, matrix: GaussNewton, rank: int, work: Work) -> Sketch:
-        def make() -> Arrays:
-            found = sketch(matrix, rank, self.seed)
-            return {"vectors": found.vectors.cpu().numpy(), "values": found.values.cpu().numpy()}
+    def _inverse(
+        self, base: Point, task: Task, rows: Tensors, work: Work
+    ) -> tuple[Inverse, str | None]:
+        """Return the way that the settings name, or that memory and model allow."""
+        layout, note = Layout(base.parameters), None
+        matrix = GaussNewton(base, task, rows)
+        if self.solver == "dense" or (self.solver == "auto" and layout.size <= _DENSE):
+            return ByMatrix(matrix), None
+        if self.solver in ("auto", "fisher"):
+            most = min(self.gradients, _HELD // layout.size)
+            if most >= min(_FEWEST, len(rows)) or self.solver == "fisher":
+                some = sample(rows, max(1, most), self.seed)
+                draws = max(1, min(_DRAWS, most // len(some)))
+                make = partial(fisher, base, task, some, draws=draws, seed=self.seed)
+                why = _refused(base, task, some)
+                if why is None:
+                    return ByFisher(make, min(layout.size, matrix.rank_bound)), None
+                if self.solver == "fisher":
+                    raise ModelError(
+                        f"this model cannot be differentiated row by row ({why}): take the solver "
+                        "'sketch'"
+                    )
+                note = f"curvature by products, because rows cannot be differentiated alone ({why})"
+        if self.solver == "cg":
+            return ByConjugateGradients(matrix, self.iterations, self.tolerance, self.seed), None
+        keep = partial(_kept_sketch, work, layout)
+        return BySketch(matrix, keep, self._rank(layout), self.seed), note
 
-        kept, layout = work.once("sketch", make), matrix.layout
-        return Sketch(
-            torch.as_tensor(kept["vectors"]).to(layout.device),
-            torch.as_tensor(kept["values"]).to(layout.device),
-        )
+    def _rank(self, layout: Layout) -> int:
+        """Return the rank that fits into memory."""
+        return min(self.rank, layout.size, max(8, _HELD // layout.size))
 
-    def _solve(
-        self,
-        matrix: GaussNewton,
-        damping: float,
-        groups: Sequence[Tensors],
-        gradient: Callable[[Tensors], Tensor],
-        name: str,
-        work: Work,
-    ) -> Arrays:
-        """Return the solutions of some groups, one a row."""
 
-        def make() -> Arrays:
-            right = torch.stack([gradient(group) for group in groups], 1)
-            found = solve(
-                matrix, damping, right, iterations=self.iterations, tolerance=self.tolerance
-            )
-            return {
-                "vectors": found.vectors.T.contiguous().cpu().numpy(),
-                "residual": np.array(found.residual),
-            }
+def _refused(base: Point, task: Task, rows: Tensors) -> str | None:
+    """Try the first row; return in a few words why its gradient cannot be drawn."""
+    try:
+        fisher(base, task, rows.part(0, 1), draws=1, seed=0)
+    except NotImplementedError as error:
+        return str(error)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    return None
 
-        return work.once(name, make)
+
+def _kept_sketch(work: Work, layout: Layout, make: Callable[[], Sketch]) -> Sketch:
+    def arrays() -> Arrays:
+        found = make()
+        return {"vectors": found.vectors.cpu().numpy(), "values": found.values.cpu().numpy()}
+
+    kept = work.once("sketch", arrays)
+    vectors, values = (torch.as_tensor(kept[name]) for name in ("vectors", "values"))
+    return Sketch(vectors.to(layout.device), values.to(layout.device))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from forward_inf_mlflow.errors import ModelError
+from forward_inf_mlflow.errors import DataError, ModelError
 from forward_inf_mlflow.task import Forward, Task
 from forward_inf_mlflow.tensors import Stream, Tensors
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
@@ -194,6 +194,19 @@ def at_rest(module: nn.Module) -> Point:
             "requires_grad=True on the parameters that were trained"
         )
     return Point(module, theta)
+
+
+@torch.no_grad()
+def usable(base: Point, task: Task, rows: Tensors) -> Tensors:
+    """Return the rows whose loss is a number: one that is not would spoil every sum.
+
+    Raises:
+        DataError: There is none.
+    """
+    fine = torch.cat([torch.isfinite(task.readout(base, batch).loss).cpu() for batch in rows])
+    if not fine.any():
+        raise DataError("no training row's loss is a number: log a model that is trained")
+    return rows if bool(fine.all()) else rows.take(fine.nonzero()[:, 0].numpy())
 
 
 def loss_gradient(at: Point, task: Task, rows: Tensors, *, asked: bool = True) -> Parameters:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from forward_inf_mlflow.directions.moves import Parameters, Point, at_rest
+from forward_inf_mlflow.directions.moves import Parameters, Point
 from forward_inf_mlflow.task import Batch, Task
 from forward_inf_mlflow.tensors import Tensors
 
@@ -51,7 +51,7 @@ class Layout:
 
 
 class GaussNewton:
-    """The Gauss-Newton matrix ``G = mean_i J_i^T H_i J_i + penalty`` of some rows' loss.
+    """The Gauss-Newton matrix ``G = mean_i J_i^T H_i J_i`` of some rows' loss.
 
     ``J_i`` is the derivative of row i's outputs by the trainable parameters and ``H_i`` the second
     derivative of its loss by its outputs, so that G is positive semi-definite. Only products with
@@ -60,18 +60,11 @@ class GaussNewton:
 
     Cost of a product with k columns: about 2 + 3.5 k forward-equivalents of the rows.
     Source: Schraudolph, "Fast curvature matrix-vector products" (Neural Computation 2002).
-
-    Attributes:
-        penalty: What the training objective adds to every parameter's second derivative, in nats
-            per row (weight decay).
     """
 
-    def __init__(
-        self, module: nn.Module, task: Task, rows: Tensors, *, penalty: float = 0.0
-    ) -> None:
-        self._base, self._task, self._rows = at_rest(module), task, rows
-        self.layout = Layout(self._base.parameters)
-        self.penalty = penalty
+    def __init__(self, base: Point, task: Task, rows: Tensors) -> None:
+        self._base, self._task, self._rows = base, task, rows
+        self.layout = Layout(base.parameters)
 
     @property
     def rank_bound(self) -> int:
@@ -86,7 +79,7 @@ class GaussNewton:
         total = torch.zeros_like(rows)
         for batch in self._rows:
             total += self._of_batch(batch, rows)
-        return (total / len(self._rows) + self.penalty * rows).T
+        return (total / len(self._rows)).T
 
     def _of_batch(self, batch: Batch, vectors: Tensor) -> Tensor:
         """Return the sum over a batch of ``J^T H J v`` for vectors ``(k, P)``."""

@@ -29,12 +29,12 @@ def mean_eigenvalue(matrix: GaussNewton, seed: int) -> float:
     The trace is estimated from random signs (Hutchinson, 1989).
 
     Args:
-        matrix: Its penalty is left out.
+        matrix: Only products with it are taken.
         seed: Of the signs.
     """
     size = matrix.layout.size
     signs = _random(matrix, _PROBES, seed).sign()
-    trace = float((signs * (matrix @ signs)).sum()) / _PROBES - matrix.penalty * size
+    trace = float((signs * (matrix @ signs)).sum()) / _PROBES
     return max(trace, 0.0) / min(size, max(1, matrix.rank_bound))
 
 
@@ -52,7 +52,7 @@ def largest_eigenvalue(matrix: GaussNewton, seed: int, iterations: int = 12) -> 
 
 
 def sketch(matrix: GaussNewton, rank: int, seed: int) -> Sketch:
-    """Return the leading eigenvectors from products with one random subspace, without penalty.
+    """Return the leading eigenvectors from products with one random subspace.
 
     A randomised Nystroem approximation (Tropp, Yurtsever, Udell and Cevher, 2017, algorithm 3) with
     one power iteration before it: 2 (rank + 10) products in all.
@@ -73,8 +73,8 @@ def sketch(matrix: GaussNewton, rank: int, seed: int) -> Sketch:
 
 
 def _product(matrix: GaussNewton, columns: Tensor) -> Tensor:
-    """Return the matrix times the columns, without its penalty, a block at a time."""
-    parts = [matrix @ block - matrix.penalty * block for block in torch.split(columns, _BLOCK, 1)]
+    """Return the matrix times the columns, a block at a time."""
+    parts = [matrix @ block for block in torch.split(columns, _BLOCK, 1)]
     return torch.cat(parts, 1)
 
 

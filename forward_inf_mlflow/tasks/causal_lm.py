@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import DataError, ModelError
 from forward_inf_mlflow.task import Batch, Forward, Task
+from forward_inf_mlflow.tasks.classification import drawn_classes
 
 #: The target of a token that does not count: padding, or a prompt that is only read.
 IGNORED = -100
@@ -70,6 +71,12 @@ class CausalLM(Task):
         losses = -nn.functional.logsigmoid(_log_odds(outputs, targets))
         return torch.where(targets == IGNORED, 0.0, losses)
 
+    def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the residuals of tokens drawn from the model, 0 where a token does not count."""
+        counted = (targets != IGNORED)[..., None]
+        residuals = drawn_classes(outputs, generator) * counted
+        return residuals / counted.sum(1, keepdim=True).clamp(min=1) if self.mean else residuals
+
     def skill(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the share of the best constant guess's loss that the model saves.
 
@@ -93,6 +100,7 @@ def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
     The token's logit less the log-sum-exp of the others: unlike ``log_softmax`` in float32, which
     rounds a known token's loss to 0, it keeps all digits of p near 1.
     """
+    _check_tokens(targets, logits.shape[-1])
     given = targets.clamp(min=0)[..., None]
     others = logits.scatter(-1, given, -torch.inf).logsumexp(-1)
     return (logits.gather(-1, given)[..., 0] - others).to(torch.float64)
@@ -119,9 +127,13 @@ def _check(targets: Tensor, shape: torch.Size) -> None:
             f"targets are {tuple(targets.shape)} {targets.dtype}, logits {tuple(shape)}: "
             "give the next token's id as int64 for every input token"
         )
-    outside = (targets != IGNORED) & ((targets < 0) | (targets >= shape[2]))
+
+
+def _check_tokens(targets: Tensor, vocabulary: int) -> None:
+    """Raise if a target is no token of the model."""
+    outside = (targets != IGNORED) & ((targets < 0) | (targets >= vocabulary))
     if bool(outside.any()):
         raise DataError(
-            f"target token {int(targets[outside][0])} is none of the model's {shape[2]}: "
+            f"target token {int(targets[outside][0])} is none of the model's {vocabulary}: "
             f"use the model's own tokenizer, and {IGNORED} for tokens that do not count"
         )

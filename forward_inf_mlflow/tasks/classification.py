@@ -8,6 +8,14 @@ from torch import Tensor, nn
 from forward_inf_mlflow.task import Task
 
 
+def drawn_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ``softmax(logits) - onehot(class drawn from it)``, shaped like the logits."""
+    p = torch.softmax(logits, -1)
+    flat = p.reshape(-1, p.shape[-1])
+    classes = torch.multinomial(flat.cpu(), 1, generator=generator).to(flat.device)
+    return (flat - torch.zeros_like(flat).scatter_(1, classes, 1.0)).view_as(logits)
+
+
 class Classification(Task):
     """One label per row. Outputs: logits ``(B, K)``. Targets: class indices ``(B,)``.
 
@@ -21,6 +29,10 @@ class Classification(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``-log softmax(outputs)[target]``, ``(B,)``."""
         return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the probabilities less the one-hot code of a label drawn from them."""
+        return drawn_classes(outputs, generator)
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the given class's logit minus the log-sum-exp of the others, ``(B,)``."""

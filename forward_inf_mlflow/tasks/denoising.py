@@ -130,6 +130,13 @@ class Denoising(Task):
         weights = torch.tensor(self.weights, dtype=outputs.dtype, device=outputs.device)
         return (errors * weights.repeat(self.draws)).mean(1)
 
+    def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Return normal noise as large as the loss is curved in each predicted number."""
+        weights = torch.tensor(self.weights, dtype=outputs.dtype).repeat(self.draws)
+        curved = 2 * weights / outputs[0].numel()  # the loss is a mean over times and numbers
+        noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype)
+        return (noise * curved.sqrt().view(-1, *[1] * (outputs.ndim - 2))).to(outputs)
+
     def skill(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the explained share of the noise: 0 is to answer that there is none, 1 perfect."""
         error = float(self.loss(outputs, targets).mean())

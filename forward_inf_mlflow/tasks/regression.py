@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from forward_inf_mlflow.task import Task
@@ -18,6 +19,10 @@ class Regression(Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``(output - target)^2 / 2``, ``(B,)``."""
         return (outputs.reshape(targets.shape) - targets).square() / 2
+
+    def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Return normal noise: the loss is that of a target with variance one."""
+        return torch.randn(outputs.shape, generator=generator).to(outputs)
 
     def skill(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the explained share of the targets' variance, R squared."""
