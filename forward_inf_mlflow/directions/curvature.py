@@ -147,7 +147,7 @@ class Curvature:
             return {"vectors": vectors.T.contiguous().cpu().numpy()}
 
         if len(groups) > _MANY * self.rank or len(groups) * layout.size > _HELD:
-            found = _kept_sketch(work, layout, lambda: inverse.leading(self._rank(layout)))
+            found = _kept_sketch(work, layout, lambda: inverse.leading(self._rank(layout.size)))
             rates = 1 / (found.values + damping)
             u = found.vectors
             products = [rates * (u.T @ gradients([group]))[:, 0].double() for group in groups]
@@ -167,37 +167,59 @@ class Curvature:
         """Return the settings that repeat these moves."""
         return {"direction": "curvature", **asdict(self)}
 
+    def outlook(self, parameters: int, rows: int, groups: int) -> tuple[str, int]:
+        """Return the solver that "auto" will take, and how many moves there will be."""
+        solver, rows = self.solver, min(rows, self.rows)
+        if solver == "auto":
+            drawn = min(self.gradients, _HELD // parameters) >= min(_FEWEST, rows)
+            solver = "dense" if parameters <= _DENSE else "fisher" if drawn else "sketch"
+        shared = groups > _MANY * self.rank or groups * parameters > _HELD
+        return solver, self._rank(parameters) if shared else groups
+
+    def cost(self, parameters: int, rows: int, groups: int) -> int:
+        """Return the forward-equivalents that the inverse takes, without the queries' gradients."""
+        solver, _ = self.outlook(parameters, rows, groups)
+        rows = min(rows, self.rows)
+        if solver == "fisher":
+            return 4 * max(rows, min(self.gradients, _HELD // parameters, _DRAWS * rows))
+        products = {
+            "dense": parameters,
+            "sketch": 2 * (self._rank(parameters) + 10),
+            "cg": groups * min(self.iterations, 30),
+        }[solver]
+        return round(3.5 * products * rows)
+
     def _inverse(
         self, base: Point, task: Task, rows: Tensors, work: Work
     ) -> tuple[Inverse, str | None]:
         """Return the way that the settings name, or that memory and model allow."""
         layout, note = Layout(base.parameters), None
         matrix = GaussNewton(base, task, rows)
-        if self.solver == "dense" or (self.solver == "auto" and layout.size <= _DENSE):
+        solver, _ = self.outlook(layout.size, len(rows), 1)
+        if solver == "dense":
             return ByMatrix(matrix), None
-        if self.solver in ("auto", "fisher"):
-            most = min(self.gradients, _HELD // layout.size)
-            if most >= min(_FEWEST, len(rows)) or self.solver == "fisher":
-                some = sample(rows, max(1, most), self.seed)
-                draws = max(1, min(_DRAWS, most // len(some)))
-                make = partial(fisher, base, task, some, draws=draws, seed=self.seed)
-                why = _refused(base, task, some)
-                if why is None:
-                    return ByFisher(make, min(layout.size, matrix.rank_bound)), None
-                if self.solver == "fisher":
-                    raise ModelError(
-                        f"this model cannot be differentiated row by row ({why}): take the solver "
-                        "'sketch'"
-                    )
-                note = f"curvature by products, because rows cannot be differentiated alone ({why})"
-        if self.solver == "cg":
+        if solver == "cg":
             return ByConjugateGradients(matrix, self.iterations, self.tolerance, self.seed), None
+        if solver == "fisher":
+            most = max(1, min(self.gradients, _HELD // layout.size))
+            some = sample(rows, most, self.seed)
+            draws = max(1, min(_DRAWS, most // len(some)))
+            why = _refused(base, task, some)
+            if why is None:
+                make = partial(fisher, base, task, some, draws=draws, seed=self.seed)
+                return ByFisher(make, min(layout.size, matrix.rank_bound)), None
+            if self.solver == "fisher":
+                raise ModelError(
+                    f"this model cannot be differentiated row by row ({why}): take the solver "
+                    "'sketch'"
+                )
+            note = f"curvature by products, because rows cannot be differentiated alone ({why})"
         keep = partial(_kept_sketch, work, layout)
-        return BySketch(matrix, keep, self._rank(layout), self.seed), note
+        return BySketch(matrix, keep, self._rank(layout.size), self.seed), note
 
-    def _rank(self, layout: Layout) -> int:
+    def _rank(self, parameters: int) -> int:
         """Return the rank that fits into memory."""
-        return min(self.rank, layout.size, max(8, _HELD // layout.size))
+        return min(self.rank, parameters, max(8, _HELD // parameters))
 
 
 def _refused(base: Point, task: Task, rows: Tensors) -> str | None:

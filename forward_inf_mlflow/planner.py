@@ -1,0 +1,130 @@
+"""Planner: which direction, which readout, and what they will cost; numbers in, a plan out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, OptimizerSteps, Replay
+from forward_inf_mlflow.probe import Which
+
+#: A model is saturated where so many of its training rows have a probability above .99.
+SATURATED = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+        rows: Training rows, n.
+        groups: Query groups, m.
+        queries: Rows of all groups together.
+        parameters: Trainable ones, P.
+        outputs: Numbers that the model answers for a row.
+        saturates: Whether the task's loss does.
+        known: Share of sampled training rows whose target the model gives a probability above .99.
+        penalty: Weight decay of the training objective, in nats per row; None if nobody knows.
+        linear: Whether the outputs are linear in the parameters, so that the objective is convex.
+    """
+
+    rows: int
+    groups: int
+    queries: int
+    parameters: int
+    outputs: int
+    saturates: bool
+    known: float
+    penalty: float | None = None
+    linear: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done.
+
+    Attributes:
+        direction: How queries move the model.
+        readout: What is read of a training row.
+        why: One sentence.
+        costs: Predicted forward-equivalents of one row: "direction", "sweep" and "total".
+    """
+
+    direction: Direction
+    readout: Which
+    why: str
+    costs: Mapping[str, int]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the plan as ``audit.json`` keeps it."""
+        return {
+            **self.direction.describe(),
+            "readout": self.readout,
+            "why": self.why,
+            "forward_equivalents": dict(self.costs),
+        }
+
+
+def plan(job: Job, *, direction: Direction | None = None, readout: Which | None = None) -> Plan:
+    """Choose what nobody has chosen.
+
+    The direction is the inverse curvature: on every model that was measured it comes before a plain
+    step, and it needs no learning rate. Where outputs are linear in the parameters and the
+    penalty is known, it is exact and undamped.
+    """
+    reasons = []
+    if direction is None:
+        if job.linear and job.penalty:
+            direction = Curvature(penalty=job.penalty, damping=0.0)
+            reasons.append("the objective is convex and its penalty known, so no damping is added")
+        else:
+            direction = Curvature(penalty=job.penalty or 0.0)
+    if isinstance(direction, Curvature):
+        solver, moves = direction.outlook(job.parameters, job.rows, job.groups)
+        reasons.insert(0, _SOLVERS[solver])
+        if moves != job.groups:
+            reasons.append(f"{job.groups:,} query groups share {moves} moves along eigenvectors")
+    else:
+        moves = _moves(direction, job.groups)
+        reasons.insert(0, "the direction was asked for")
+    if readout is None:
+        full = job.saturates and job.known >= SATURATED
+        readout = "margin" if full else "loss"
+        if full:
+            reasons.append(
+                f"margins are read, because {job.known:.0%} of the training rows' losses are "
+                "saturated"
+            )
+    made = direction_cost(direction, job)
+    swept = (moves + 1) * job.rows
+    costs = {"direction": made, "sweep": swept, "total": made + swept}
+    return Plan(direction, readout, "; ".join(reasons), costs)
+
+
+_SOLVERS = {
+    "dense": "curvature as a whole matrix, because there are few parameters",
+    "fisher": "curvature from drawn gradients of some rows, because they fit into memory",
+    "sketch": "curvature by its leading eigenvectors, because there are many parameters",
+    "cg": "curvature by conjugate gradients, as asked for",
+}
+
+
+def _moves(direction: Direction, groups: int) -> int:
+    """Return how many moves a direction makes of query groups, at most."""
+    if isinstance(direction, Replay):
+        return groups * direction.most_seeds
+    both = isinstance(direction, GradientStep | OptimizerSteps) and direction.sign == "both"
+    return groups * (2 if both else 1)
+
+
+def direction_cost(direction: Direction, job: Job) -> int:
+    """Return the forward-equivalents that making the moves takes, at most."""
+    gradients = 3 * job.queries
+    if isinstance(direction, OptimizerSteps):
+        return gradients * direction.steps * (2 if direction.sign == "both" else 1)
+    if isinstance(direction, Replay):
+        steps = direction.most_steps * direction.most_seeds
+        return 3 * steps * (direction.batch * (job.groups + 1) + job.queries)
+    if isinstance(direction, Curvature):
+        return gradients + direction.cost(job.parameters, job.rows, job.groups)
+    return gradients
