@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_said_in_one_line(
     outputs: Tensor, targets: Tensor, error: type[ForwardInfError], says: str
 ) -> None:
     with pytest.raises(error) as raised:
-        TASK.outputs(lambda x: x, Batch(outputs, targets))
+        TASK.readout(lambda x: x, Batch(outputs, targets))
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
 
