@@ -61,7 +61,8 @@ class Curvature:
 
     - "dense": the matrix itself, for few parameters. Cost in forward-equivalents of these rows:
       about 3 P, once.
-    - "fisher": a few drawn gradients a row, held; exact in their space. About 4 a draw, once.
+    - "fisher": a few drawn gradients a row, held; exact in their space. About 2 + 2 a draw,
+      once.
     - "sketch": the ``rank`` leading eigenvectors by products (jvp and vjp) alone, and the mean of
       what may lie beyond them: little memory. About 7 (rank + 10), once.
     - "cg": conjugate gradients by products: the exact inverse. About 3.5 an iteration and group.
