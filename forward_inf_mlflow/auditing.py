@@ -8,27 +8,26 @@ import shlex
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from forward_inf_mlflow import output, tables, tracking
 from forward_inf_mlflow.data.fetch import public_uri
-from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
-from forward_inf_mlflow.data.reading import Columns
+from forward_inf_mlflow.data.lineage import DataSet
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.examine import Progress, Settings, examine
-from forward_inf_mlflow.models.parity import check_parity
+from forward_inf_mlflow.examine import Progress, Settings, examine, halves_cost, plan_influence
 from forward_inf_mlflow.policy import Policy, load_policy
-from forward_inf_mlflow.preparation import choose_device, prepare
+from forward_inf_mlflow.posing import pose
+from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
-from forward_inf_mlflow.registry import Version, load, resolve
+from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.ui_table import PICTURES
+from forward_inf_mlflow.workplace import named_direction, open_work, work_key
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,11 @@ def audit(
     out: str | Path | None = None,
     run_id: str | None = None,
     log_metrics: bool = True,
+    direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"] = "auto",
+    readout: Literal["auto", "loss", "margin"] = "auto",
+    weight_decay: float | None = None,
+    work_dir: str | Path | None = None,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> AuditResult:
     """Audit a registered model version, log everything to MLflow, and decide.
@@ -116,6 +120,13 @@ def audit(
         out: Folder that gets a copy of all artifacts.
         run_id: Log into this run, whose end is left to whoever began it.
         log_metrics: False for a caller that logs the metrics itself, as MLflow's ``evaluate`` does.
+        direction: How queries move the model; "auto" leaves it to the planner.
+        readout: What is read of a training row; "auto" leaves it to the planner.
+        weight_decay: The training objective's penalty in nats per row; None takes an estimator's
+            own, and none for other models.
+        work_dir: Where finished pieces are kept until the audit ends, so that an interrupted one
+            goes on; None for the user's cache folder.
+        fresh: Begin again even if there are such pieces.
         progress: Called as ``progress(stage, done, total)``.
 
     Raises:
@@ -140,26 +151,36 @@ def audit(
         "seed": seed,
         "max-rows": max_rows,
         "influence-queries": influence_queries if influence_queries != 100 else None,
+        "direction": direction if direction != "auto" else None,
+        "readout": readout if readout != "auto" else None,
+        "weight-decay": weight_decay,
         "allow-pickle": allow_pickle or None,
     }
-    settings = Settings(seed=seed, influence_queries=influence_queries)
-    on = choose_device(device)
+    settings = _settings(seed, influence_queries, direction, readout, weight_decay)
+    choose_device(device)
     if out is not None:
         output.require_writable(Path(out))
-
-    version = resolve(model_uri)
-    columns = Columns(label, id, tuple(features) if features else None, group_by)
-    train_set = _read("train", train, version, columns)
-    query_set = _read("queries", queries, version, replace(columns, lenient=True))
-    train_set, partial = _at_most(train_set, max_rows, seed)
-    model = load(version, allow_pickle=allow_pickle)
-    check_parity(model, train_set.rows.features)
-    problem = prepare(
-        model, train_set.rows, query_set.rows, task=task, device=on, batch_size=batch_size
+    posed = pose(
+        model_uri,
+        train=train,
+        queries=queries,
+        label=label,
+        id=id,
+        features=features,
+        group_by=group_by,
+        task=task,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+        max_rows=max_rows,
+        allow_pickle=allow_pickle,
     )
+    version, model, problem, partial = posed.version, posed.model, posed.problem, posed.partial
+    train_set, query_set = posed.train, posed.queries
 
     with tracking.audit_run(version, experiment=experiment, run_id=run_id) as run:
-        found = examine(model, problem, settings, progress or _silent)
+        work = open_work(work_dir, work_key(version, problem, settings), fresh=fresh)
+        found = examine(model, problem, settings, progress or _silent, work)
         scores = tables.scores_table(problem, found)
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
@@ -178,6 +199,8 @@ def audit(
             sources=tables.sources_table(problem, scores),
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,
+            influence={**found.planned.as_dict(), **found.facts},
+            resumed=work.done,
             policy=bounds,
             decision=decision,
         )
@@ -190,6 +213,7 @@ def audit(
             thumbnails=output.pictures(problem, flagged),
         )
         warning = _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
+        work.remove()
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
     return AuditResult(
@@ -205,18 +229,54 @@ def audit(
     )
 
 
-def _read(
-    role: Literal["train", "queries"], uri: str | None, version: Version, columns: Columns
-) -> DataSet:
-    return declared_data(uri, role, columns) if uri else logged_data(version, role, columns)
+def plan_audit(
+    model_uri: str,
+    *,
+    influence_queries: int = 100,
+    direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"] = "auto",
+    readout: Literal["auto", "loss", "margin"] = "auto",
+    weight_decay: float | None = None,
+    **where: Any,
+) -> dict[str, Any]:
+    """Return what `audit` would do with the same arguments, and what it would cost; log nothing.
+
+    Costs are predicted forward-equivalents of one row: "direction", "sweep", "halves", "total".
+
+    Raises:
+        ForwardInfError: The audit could not be made; the message says what to do.
+    """
+    most = {name: where.get(name) for name in ("batch_size", "max_rows")}
+    _require_positive(influence_queries=influence_queries, **most)
+    settings = _settings(where.get("seed", 0), influence_queries, direction, readout, weight_decay)
+    posed = pose(model_uri, **where)
+    problem = posed.problem
+    planned = plan_influence(posed.model, problem, settings).as_dict()
+    costs = planned["forward_equivalents"]
+    halves = halves_cost(posed.model, problem, settings)
+    return {
+        "model": posed.version.uri,
+        "task": problem.task.name,
+        "rows": len(problem.train),
+        "queries": len(problem.queries),
+        **planned,
+        "forward_equivalents": {**costs, "halves": halves, "total": costs["total"] + halves},
+    }
 
 
-def _at_most(data: DataSet, most: int | None, seed: int) -> tuple[DataSet, bool]:
-    """Draw rows at random, in the data's order; say whether any were left out."""
-    if most is None or most >= len(data.rows):
-        return data, False
-    chosen = np.random.default_rng(seed).choice(len(data.rows), most, replace=False)
-    return replace(data, rows=data.rows.take(np.sort(chosen))), True
+def _settings(
+    seed: int,
+    influence_queries: int,
+    direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"],
+    readout: Literal["auto", "loss", "margin"],
+    weight_decay: float | None,
+) -> Settings:
+    return Settings(
+        seed=seed,
+        influence_queries=influence_queries,
+        direction=named_direction(direction, weight_decay, seed),
+        readout=None if readout == "auto" else readout,
+        weight_decay=weight_decay,
+    )
 
 
 def _save(

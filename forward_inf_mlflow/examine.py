@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +15,18 @@ from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
 from forward_inf_mlflow.detect.mislabeled import Mislabeled, mislabeled_classes, mislabeled_targets
 from forward_inf_mlflow.detect.neighbours import row_keys
-from forward_inf_mlflow.directions import Direction, GradientStep
+from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.planner import Plan, plan
 from forward_inf_mlflow.preparation import Problem
+from forward_inf_mlflow.probe import Which
 from forward_inf_mlflow.scores import InfluenceScores
+from forward_inf_mlflow.survey import survey
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: Called as progress(stage, done, total).
 Progress = Callable[[str, int, int], None]
@@ -40,7 +44,9 @@ class Settings:
         influence_queries: How many queries are asked about one by one: suspected copies first,
             then those with the largest loss. All queries are asked about together anyway.
         top: Proponents and opponents that are kept of each of them.
-        direction: How queries move the model.
+        direction: How queries move the model; None leaves it to the planner.
+        readout: What is read of a training row; None leaves it to the planner.
+        weight_decay: The training objective's penalty; None for the model's own, or none.
         recipe: How half-models are trained.
     """
 
@@ -49,7 +55,9 @@ class Settings:
     fdr: float = 0.2
     influence_queries: int = 100
     top: int = 10
-    direction: Direction = field(default_factory=GradientStep)
+    direction: Direction | None = None
+    readout: Which | None = None
+    weight_decay: float | None = None
     recipe: trainers.Recipe = field(default_factory=trainers.Recipe)
 
     def describe(self) -> dict[str, Any]:
@@ -60,7 +68,7 @@ class Settings:
             "fdr": self.fdr,
             "influence_queries": self.influence_queries,
             "top": self.top,
-            **self.direction.describe(),
+            "weight_decay": self.weight_decay,
             "halves": trainers.describe(self.recipe),
         }
 
@@ -77,6 +85,8 @@ class Findings:
         single: Influence on the queries that were asked about one by one, ``(p, n)``.
         mislabeled, leaked, memorized: The verdicts.
         forward_passes: Rows passed forward without training on them.
+        planned: How the influence was to be computed, and at what cost.
+        facts: What was found on the way: damping, reliability, how rows were read and why.
     """
 
     loss: np.ndarray
@@ -87,6 +97,8 @@ class Findings:
     leaked: Leaked
     memorized: Memorized
     forward_passes: int
+    planned: Plan
+    facts: Mapping[str, object]
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -98,10 +110,39 @@ class Findings:
         }
 
 
+def plan_influence(model: AuditedModel, problem: Problem, settings: Settings) -> Plan:
+    """Return how the influence on the queries will be computed: on all together, and on some."""
+    single = min(settings.influence_queries, len(problem.queries))
+    job = survey(
+        model,
+        problem,
+        groups=1 + single,
+        queries=len(problem.queries) + single,
+        weight_decay=settings.weight_decay,
+    )
+    return plan(job, direction=settings.direction, readout=settings.readout)
+
+
+def halves_cost(model: AuditedModel, problem: Problem, settings: Settings) -> int:
+    """Return the forward-equivalents of training and reading the half-models, about."""
+    n, m = len(problem.train), len(problem.queries)
+    fits, recipe = 2 * settings.repeats, settings.recipe
+    if model.estimator is not None:  # fits on its own terms; count the reading
+        return fits * (n + m)
+    tries = fits + len(recipe.rates)
+    return tries * (3 * recipe.epochs * n // 2 + n + m)
+
+
 def examine(
-    model: AuditedModel, problem: Problem, settings: Settings, progress: Progress
+    model: AuditedModel,
+    problem: Problem,
+    settings: Settings,
+    progress: Progress,
+    work: Work = KEEP_NOTHING,
 ) -> Findings:
     """Run the influence engine and the detectors.
+
+    What is costly is kept in ``work``: shards of the sweep, moves and half-models.
 
     Raises:
         ModelError: The model's loss on some row is not a number.
@@ -117,12 +158,17 @@ def examine(
     asked = _whom_to_ask(suspects, query_loss, settings.influence_queries)
     each = [problem.queries.take(np.array([i])) for i in asked]
     ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
-    found = ForwardInfluence(task=problem.task, direction=settings.direction).influence(
+    planned = plan_influence(model, problem, settings)
+    engine = ForwardInfluence(
+        task=problem.task, direction=planned.direction, readout=planned.readout
+    )
+    found = engine.influence(
         problem.module,
         QueryGroups([problem.queries, *each], np.array(["all queries", *query_ids[asked]])),
         problem.train,
         ids,
-        progress=_stage(progress, "influence of the training rows", (len(asked) + 2) * n),
+        work=work,
+        progress=_stage(progress, "influence of the training rows", planned.costs["sweep"]),
     )
     loss, scores = found.loss, found.scores
     _require_numbers(loss, ids, "training")
@@ -137,7 +183,7 @@ def examine(
 
     # Half-models: what is said of a row by models that never saw it.
     held_out = halves.read_halves(
-        _fit(model, problem, settings),
+        _fit(model, problem, settings, work),
         _strata(problem),
         repeats=settings.repeats,
         seed=settings.seed,
@@ -169,6 +215,8 @@ def examine(
             + (n + m) * (model.features is not None)
             + (n + m) * 2 * settings.repeats
         ),
+        planned=planned,
+        facts={**found.facts, "read_by": found.choice.method, "read_why": found.choice.note},
     )
 
 
@@ -213,7 +261,7 @@ def _whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarra
     return np.sort(order[:most])
 
 
-def _fit(model: AuditedModel, problem: Problem, settings: Settings) -> halves.Fit:
+def _fit(model: AuditedModel, problem: Problem, settings: Settings, work: Work) -> halves.Fit:
     if model.estimator is not None:
         targets = problem.train.targets.numpy()
         return trainers.Refitted(
@@ -222,9 +270,10 @@ def _fit(model: AuditedModel, problem: Problem, settings: Settings) -> halves.Fi
             targets if problem.classes is None else problem.classes[targets],
             problem.query_rows.features,
             problem.classes,
+            work,
         )
     return trainers.Continued(
-        problem.module, problem.task, problem.train, problem.queries, settings.recipe
+        problem.module, problem.task, problem.train, problem.queries, settings.recipe, work
     )
 
 

@@ -11,18 +11,20 @@ training rows' losses change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
-from forward_inf_mlflow.directions import Direction, GradientStep
+from forward_inf_mlflow.directions import Direction, GradientStep, Moves
 from forward_inf_mlflow.models.modes import full_precision
 from forward_inf_mlflow.probe import Choice, Method, Which, check_loss, choose
 from forward_inf_mlflow.scores import InfluenceScores
-from forward_inf_mlflow.sweep import SHARD_ROWS, Progress, sweep
+from forward_inf_mlflow.summaries import Merged, SourceSums, TopRows
+from forward_inf_mlflow.sweep import SHARD_ROWS, Part, Progress, sweep
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Stream, Tensors
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
@@ -57,6 +59,7 @@ class Influence:
         scores: ``(m, n)``.
         loss, margin: The rows' own, under the model as it was, ``(n,)`` float64.
         choice: How rows were read, and why.
+        facts: What the direction found on the way: damping, rate, reliability.
         forward_passes: How many rows were passed forward, a derivative counting as one.
     """
 
@@ -64,6 +67,26 @@ class Influence:
     loss: np.ndarray
     margin: np.ndarray
     choice: Choice
+    facts: Mapping[str, object]
+    forward_passes: int
+
+
+@dataclass(frozen=True)
+class Top:
+    """The best of what came out.
+
+    Attributes:
+        rows: As ``InfluenceScores.top`` returns it.
+        by_source: As ``InfluenceScores.by_source``; None if there are no sources.
+        loss: The rows' own, under the model as it was, ``(n,)`` float64.
+        choice, facts, forward_passes: As of an `Influence`.
+    """
+
+    rows: pd.DataFrame
+    by_source: pd.DataFrame | None
+    loss: np.ndarray
+    choice: Choice
+    facts: Mapping[str, object]
     forward_passes: int
 
 
@@ -105,9 +128,72 @@ class ForwardInfluence:
             ModelError: The model cannot be moved, or a row's loss is not its own.
             ForwardInfError: The move is lost in rounding, or memory does not hold a row.
         """
-        module, n = full_precision(module), len(train)
-        moves = self.direction.plan(module, self.task, queries.rows, train, work)
-        some = train.part(0, min(n, train.batch_size)).batch(slice(None))
+        n = len(train)
+        moves, choice, parts = self._swept(module, queries, train, work, progress)
+        values = np.zeros((len(queries.ids), n), dtype=np.float32)
+        loss, margin = np.empty(n), np.empty(n)
+        passed = 0
+        for part in parts:
+            values[:, part.rows] += moves.coefficients[:, part.moves] @ self._changes(part)
+            loss[part.rows], margin[part.rows] = part.base
+            passed += part.passes
+        scores = InfluenceScores(values, queries.ids, train_ids, {**self.describe(), **moves.facts})
+        return Influence(scores, loss, margin, choice, moves.facts, passed)
+
+    def top(
+        self,
+        module: nn.Module,
+        queries: QueryGroups,
+        train: Stream,
+        train_ids: np.ndarray,
+        k: int,
+        *,
+        sources: np.ndarray | None = None,
+        work: Work = KEEP_NOTHING,
+        progress: Progress | None = None,
+    ) -> Top:
+        """Return the top k proponents and opponents per query group, and the sums by source.
+
+        As `influence` and its scores give them, but the ``(m, n)`` matrix is never held: only of
+        groups whose moves do not fit into memory together are n numbers.
+
+        Args:
+            module: In evaluation mode; left bit for bit as it was.
+            queries: What is asked about.
+            train: The rows.
+            train_ids: ``(n,)`` strings.
+            k: Rows of each kind.
+            sources: ``(n,)`` names of the rows' sources; None for no sums.
+            work: Where finished shards are kept.
+            progress: Called with the number of rows just read.
+
+        Raises:
+            ModelError, ForwardInfError: As `influence`.
+        """
+        moves, choice, parts = self._swept(module, queries, train, work, progress)
+        rows = TopRows(queries.ids, train_ids, k)
+        sums = None if sources is None else SourceSums(queries.ids, sources)
+        merged = Merged(moves.coefficients, len(train), [rows] if sums is None else [rows, sums])
+        loss, passed = np.empty(len(train)), 0
+        for part in parts:
+            merged.add(part.moves, part.rows, self._changes(part))
+            loss[part.rows] = part.base.loss
+            passed += part.passes
+        merged.finish()
+        by_source = None if sums is None else sums.table()
+        return Top(rows.table(), by_source, loss, choice, moves.facts, passed)
+
+    def _swept(
+        self,
+        module: nn.Module,
+        queries: QueryGroups,
+        train: Stream,
+        work: Work,
+        progress: Progress | None,
+    ) -> tuple[Moves, Choice, Iterator[Part]]:
+        """Return the moves, how rows are read under them, and the parts as they are read."""
+        moves = self.direction.plan(full_precision(module), self.task, queries.rows, train, work)
+        some = train.part(0, min(len(train), train.batch_size)).batch(slice(None))
         check_loss(moves.base, self.task, some)
         choice = choose(
             list(islice(moves, _PROBED)),
@@ -117,10 +203,7 @@ class ForwardInfluence:
             method=self.method,
             which=self.readout,
         )
-        values = np.zeros((len(queries.ids), n), dtype=np.float32)
-        loss, margin = np.empty(n), np.empty(n)
-        passed = 0
-        for part in sweep(
+        parts = sweep(
             moves,
             self.task,
             train,
@@ -128,13 +211,11 @@ class ForwardInfluence:
             shard_rows=self.shard_rows,
             work=work,
             progress=progress,
-        ):
-            changes = part.loss if self.readout == "loss" else part.margin
-            values[:, part.rows] += moves.coefficients[:, part.moves] @ changes
-            loss[part.rows], margin[part.rows] = part.base
-            passed += part.passes
-        scores = InfluenceScores(values, queries.ids, train_ids, {**self.describe(), **moves.facts})
-        return Influence(scores, loss, margin, choice, passed)
+        )
+        return moves, choice, parts
+
+    def _changes(self, part: Part) -> np.ndarray:
+        return part.loss if self.readout == "loss" else part.margin
 
     def describe(self) -> dict[str, object]:
         """Return the settings that repeat the scores."""

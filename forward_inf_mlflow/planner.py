@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, OptimizerSteps, Replay
 from forward_inf_mlflow.probe import Which
@@ -55,7 +56,7 @@ class Plan:
     why: str
     costs: Mapping[str, int]
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the plan as ``audit.json`` keeps it."""
         return {
             **self.direction.describe(),

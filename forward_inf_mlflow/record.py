@@ -47,6 +47,8 @@ def make_record(
     sources: pd.DataFrame | None,
     seconds: float,
     forward_passes: int,
+    influence: Mapping[str, Any],
+    resumed: int,
     policy: Policy,
     decision: Decision,
 ) -> dict[str, Any]:
@@ -69,6 +71,8 @@ def make_record(
         },
         "sources": None if sources is None else sources.to_dict("records"),
         "leak_scores": leak_scores,
+        "influence": dict(influence),
+        "resumed_pieces": resumed,
         "costs": {
             "rows": len(problem.train),
             "queries": len(problem.queries),

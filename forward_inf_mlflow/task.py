@@ -41,7 +41,7 @@ class Task(ABC):
 
     #: Short name, written into the audit.
     name: str
-    #: Whether a well fitted row's loss hardly moves any more while its margin still does.
+    #: Whether the margin is the better thing to read of a model that knows its rows by heart.
     saturates: bool = False
 
     def outputs(self, forward: Forward, batch: Batch) -> Tensor:

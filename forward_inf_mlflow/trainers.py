@@ -18,6 +18,7 @@ from forward_inf_mlflow.models.modes import set_training
 from forward_inf_mlflow.sweep import outputs
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 
 #: Rows as stored.
 Features: TypeAlias = pd.DataFrame | np.ndarray
@@ -60,10 +61,16 @@ class Continued:
     """Trains the audited torch module's architecture on a half."""
 
     def __init__(
-        self, module: nn.Module, task: Task, train: Tensors, queries: Tensors, recipe: Recipe
+        self,
+        module: nn.Module,
+        task: Task,
+        train: Tensors,
+        queries: Tensors,
+        recipe: Recipe,
+        work: Work = KEEP_NOTHING,
     ) -> None:
         self._module, self._task = module, task
-        self._train, self._queries, self._recipe = train, queries, recipe
+        self._train, self._queries, self._recipe, self._work = train, queries, recipe, work
         self._choice: tuple[Start, float] | None = None
 
     @property
@@ -84,11 +91,24 @@ class Continued:
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
         """Return the outputs of a model trained on ``index`` for all rows and all queries."""
-        if self._choice is None:
-            self._choice, model = self._choose(index, seed)
-        else:
-            model = self._fit(index, seed, *self._choice)
-        return outputs(model, self._train).numpy(), outputs(model, self._queries).numpy()
+
+        def make() -> Arrays:
+            if self._choice is None:
+                (start, rate), model = self._choose(index, seed)
+            else:
+                start, rate = self._choice
+                model = self._fit(index, seed, start, rate)
+            return {
+                "train": outputs(model, self._train).numpy(),
+                "queries": outputs(model, self._queries).numpy(),
+                "fresh": np.array(start == "fresh"),
+                "rate": np.array(rate),
+            }
+
+        kept = self._work.once(f"halves/{seed}", make)
+        # The first half chooses for all, also where it is read from an interrupted audit.
+        self._choice = ("fresh" if kept["fresh"] else "shrunk", float(kept["rate"]))
+        return kept["train"], kept["queries"]
 
     def _choose(self, index: np.ndarray, seed: int) -> tuple[tuple[Start, float], nn.Module]:
         """Choose rate and start by the queries, whose labels are trusted."""
@@ -204,12 +224,18 @@ class Refitted:
         labels: np.ndarray,
         queries: Features,
         classes: np.ndarray | None,
+        work: Work = KEEP_NOTHING,
     ) -> None:
         self._estimator, self._labels, self._classes = estimator, labels, classes
+        self._work = work
         self._train, self._queries = self._columns(train), self._columns(queries)
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
         """Return the outputs of a clone fitted on ``index`` for all rows and all queries."""
+        kept = self._work.once(f"halves/{seed}", lambda: self._fit(index, seed))
+        return kept["train"], kept["queries"]
+
+    def _fit(self, index: np.ndarray, seed: int) -> Arrays:
         from sklearn.base import clone
 
         model = clone(self._estimator)
@@ -228,7 +254,10 @@ class Refitted:
                     "the audited estimator cannot be fitted on half of the training rows "
                     f"({' '.join(str(error).split())[:120]}): give more rows of every class"
                 ) from error
-        return self._answer(model, self._train), self._answer(model, self._queries)
+        return {
+            "train": self._answer(model, self._train),
+            "queries": self._answer(model, self._queries),
+        }
 
     def _columns(self, features: Features) -> Features:
         """Return the columns that the estimator was fitted on, in its order."""

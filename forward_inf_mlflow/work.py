@@ -21,9 +21,14 @@ class Work(Protocol):
 class KeepNothing:
     """Work that is lost when it is interrupted."""
 
+    done = 0
+
     def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """Make the piece."""
         return make()
+
+    def remove(self) -> None:
+        """Do nothing."""
 
 
 KEEP_NOTHING = KeepNothing()

@@ -56,12 +56,39 @@ _REMEMBERS = "may still remember wrong labels"
     show_default=True,
     help="Queries to ask about one by one, a sweep each.",
 )
+@click.option(
+    "--direction",
+    type=click.Choice(["auto", "gradient", "optimizer", "replay", "curvature"]),
+    default="auto",
+    show_default=True,
+    help="How queries move the model.",
+)
+@click.option(
+    "--readout",
+    type=click.Choice(["auto", "loss", "margin"]),
+    default="auto",
+    show_default=True,
+    help="What is read of a training row.",
+)
+@click.option(
+    "--weight-decay",
+    type=click.FloatRange(min=0),
+    help="The training objective's penalty; default: an estimator's own, else 0.",
+)
+@click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the audit ends.")
+@click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted audit has left.")
+@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done and what it costs.")
 @click.option("--allow-pickle", is_flag=True, help="Permit models whose loading runs their code.")
 @click.option("--experiment", metavar="NAME", help="Experiment of the audit run.")
 @click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
 @common_options
 def audit_command(
-    console: Console, model_uri: str, id_column: str | None, features: str | None, **options: Any
+    console: Console,
+    model_uri: str,
+    id_column: str | None,
+    features: str | None,
+    plan_only: bool,
+    **options: Any,
 ) -> int:
     """Audit MODEL_URI (models:/name/3 or models:/name@alias) and decide.
 
@@ -77,6 +104,8 @@ def audit_command(
     names = [name.strip() for name in (features or "").split(",") if name.strip()]
     if features and not names:
         raise click.UsageError("--features names no column: write them as A,B,C.")
+    if plan_only:
+        return _plan(console, model_uri, id=id_column, features=names or None, **_given(options))
     with console.progress("reading the model and its rows") as progress:
         from forward_inf_mlflow.auditing import audit
 
@@ -91,6 +120,28 @@ def audit_command(
         console.say(f"  warning: {result.warning}")
     console.result(result.as_dict())
     return EXIT[result.decision.outcome]
+
+
+def _plan(console: Console, model_uri: str, **options: Any) -> int:
+    """Print what an audit would do; nothing is logged."""
+    with console.progress("reading the model and its rows"):
+        from forward_inf_mlflow.auditing import plan_audit
+
+        logging = ("policy", "out", "experiment", "work_dir", "fresh")
+        asked = {name: value for name, value in options.items() if name not in logging}
+        planned = plan_audit(model_uri, **asked)
+    console.say(f"plan  {planned['model']}", bold=True)
+    console.say(f"  {planned['why']}")
+    console.say(f"  readout: {planned['readout']}, task: {planned['task']}")
+    console.say(f"  {planned['rows']:,} training rows, {planned['queries']:,} query rows")
+    costs = planned["forward_equivalents"]
+    console.say(
+        f"  about {costs['total']:,} forward passes of one row: {costs['direction']:,} to move the "
+        f"model, {costs['sweep']:,} to read the rows, {costs['halves']:,} to train and read "
+        "half-models"
+    )
+    console.result(planned)
+    return 0
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -164,11 +215,17 @@ def _say_rest(console: Console, record: Any) -> None:
         console.say(f"    {sentence(source)}")
     if len(sources) > _SOURCES:
         console.say(f"    and {len(sources) - _SOURCES:,} more, see the report")
-    costs = record["costs"]
+    costs, how = record["costs"], record["influence"]
     console.say()
-    how = record["measures"]["mislabeled"]["note"]
-    for note in (*record["notes"], *([f"mislabeled: {how}"] if _REMEMBERS in how else [])):
+    fits = record["measures"]["mislabeled"]["note"]
+    for note in (*record["notes"], *([f"mislabeled: {fits}"] if _REMEMBERS in fits else [])):
         console.say(f"  note: {note}")
+    console.say(f"  influence: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
+    if record["resumed_pieces"]:
+        console.say(
+            f"  went on where an interrupted audit stopped ({record['resumed_pieces']:,} pieces "
+            "were found)"
+        )
     console.say(
         f"  {costs['rows']:,} training rows, {costs['queries']:,} query rows, "
         f"{costs['forward_passes']:,} forward passes, {costs['seconds']:.0f} s"

@@ -21,10 +21,12 @@ class Classification(Task):
 
     Loss: cross-entropy in nats. Margin: the given class's log-odds ``log p / (1 - p)`` in nats (the
     output function of TRAK, Park et al., ICML 2023).
+
+    The loss is what is read, of a model that knows its rows by heart too: measured on the digits
+    (99.6 % train accuracy, half of the rows above p = .99) it has LDS .39, the margin .26.
     """
 
     name = "classification"
-    saturates = True
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``-log softmax(outputs)[target]``, ``(B,)``."""
