@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from forward_inf_mlflow.summaries import SourceSums, Summary, TopRows
+
 
 @dataclass(frozen=True)
 class InfluenceScores:
@@ -41,27 +43,31 @@ class InfluenceScores:
         return self._order(self.values, k)
 
     def top(self, k: int) -> pd.DataFrame:
-        """Return the top k proponents and opponents as a table.
+        """Return the top k proponents and opponents as a table; rows without a number are in none.
 
         Columns: query_id, kind ("proponent" or "opponent"), rank (from 1), train_id, influence.
         """
-        parts = []
-        for kind, order in (("proponent", self.proponents(k)), ("opponent", self.opponents(k))):
-            m, width = order.shape
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "query_id": np.repeat(self.query_ids, width),
-                        "kind": kind,
-                        "rank": np.tile(np.arange(1, width + 1), m),
-                        "train_id": self.train_ids[order.ravel()],
-                        "influence": np.take_along_axis(self.values, order, axis=1).ravel(),
-                    }
-                )
-            )
-        return pd.concat(parts, ignore_index=True)
+        return self._summed_up(TopRows(self.query_ids, self.train_ids, k))
+
+    def by_source(self, sources: np.ndarray) -> pd.DataFrame:
+        """Return the influence of every data source on every query: the sum over its rows.
+
+        Columns: query_id, source, rows, influence, and its 95 % interval, low and high, which
+        takes the source's rows for a sample: ``sum +- 1.96 sd sqrt(rows)``. Queries in order, and
+        within each the largest sum first.
+
+        Args:
+            sources: ``(n,)`` names.
+        """
+        if len(sources) != len(self.train_ids):
+            raise ValueError(f"{len(sources)} sources for {len(self.train_ids)} training rows")
+        return self._summed_up(SourceSums(self.query_ids, sources))
+
+    def _summed_up(self, summary: Summary) -> pd.DataFrame:
+        summary.add(np.arange(len(self.query_ids)), 0, self.values)
+        return summary.table()
 
     @staticmethod
     def _order(keys: np.ndarray, k: int) -> np.ndarray:
-        """Return the positions of the k smallest keys per row, ties in row order."""
+        """Return the positions of the k smallest keys per row, ties in row order, NaN last."""
         return np.argsort(keys, axis=1, kind="stable")[:, :k]
