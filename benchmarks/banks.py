@@ -3,7 +3,7 @@
 What the queries' losses and margins are after each retraining is kept under ``benchmarks/.cache``,
 one whole file per retraining, in a folder named by a hash of all that decides it. An interrupted
 run goes on where it stopped, a longer bank extends a shorter one, and nothing is trained twice. On
-one core the digits take about 2 minutes, the CNN 5 and the language model 10.
+one core the digits take about 2 minutes, the CNN 8 and the language model 20.
 
     python benchmarks/banks.py [--only digits_mlp] [--processes 2]
 """
@@ -29,7 +29,7 @@ from settings import SETTINGS, Setting, SettingError, load
 CACHE = Path(__file__).resolve().parent / ".cache"
 
 #: Random halves and retrainings of each.
-SIZES = {"digits_mlp": (150, 2), "cifar10n_cnn": (60, 2), "small_lm": (60, 2)}
+SIZES = {"digits_mlp": (150, 2), "cifar10n_cnn": (60, 4), "small_lm": (60, 4)}
 
 #: The networks that are audited have seeds 0, 1, 2; those of the bank start here.
 FIRST_SEED = 1000
