@@ -19,7 +19,9 @@ from forward_inf_mlflow.tracking import audit_run
 @pytest.fixture(scope="module", autouse=True)
 def version(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Version]:
     """A version whose own run is in the experiment ``own``, in a store of this module."""
-    with tracking(sqlite_store(tmp_path_factory.mktemp("tracking"))):
+    folder = tmp_path_factory.mktemp("tracking")
+    with tracking(sqlite_store(folder)):
+        mlflow.create_experiment("own", artifact_location=(folder / "own").as_uri())
         mlflow.set_experiment("own")
         yield resolve(register_points(points(leaks=9)))
 

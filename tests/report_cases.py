@@ -1,0 +1,109 @@
+"""What the tests of the report share: audits to render, and a page taken apart."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+HOSTILE = "<script>alert(1)</script><img src=http://evil.test/x onerror=y>\"'\u202e{{7*7}}"
+COLUMNS = [
+    "verdict", "row_id", "query_id", "given_label", "likelier_label", "score", "kind",
+    "same_label", "source", "loss", "evidence",
+]  # fmt: skip
+
+
+def make_audit(**changes: Any) -> dict[str, Any]:
+    rows = {"uri": "runs:/r/train.npz", "rows": 1240, "sha256": "ab" * 32, "origin": "logged"}
+    rows |= {"digest": "verified", "problem": None}
+    audit: dict[str, Any] = {
+        "format": 1,
+        "finished": True,
+        "tool": {"mlflow": "3.17.2", "torch": "2.13.0"},
+        "model": {"uri": "models:/m/1", "name": "m", "version": "1"},
+        "notes": ["was logged so"],
+        "run": {"run_id": "r", "experiment_id": "1"},
+        "data": {"train": rows, "queries": rows},
+        "partial": False,
+        "task": "classification",
+        "settings": {"seed": 0},
+        "measures": {
+            name: {"count": 40, "total": 1240, "rate": 0.0323, "rate_low": 0.025, **extra}
+            for name, extra in (
+                ("mislabeled", {"threshold": 0.62, "abstained": None, "note": "a note"}),
+                ("leaked", {"threshold": -4.5, "abstained": None, "note": None}),
+                ("memorized", {"threshold": 0.25, "abstained": None, "note": None}),
+            )
+        },
+        "sources": [
+            {
+                "source": "vendor-b",
+                "rows": 400,
+                "mislabeled": 30,
+                "mislabeled_rate": 0.075,
+                "mislabeled_low": 0.05,
+                "mislabeled_high": 0.1,
+                "influence": -0.01,
+            }
+        ],
+        "costs": {"rows": 1240, "queries": 557, "seconds": 21.0, "forward_passes": 1234567},
+        "policy": {
+            "sha256": "cd" * 32,
+            "max_mislabeled_rate": 0.01,
+            "max_leakage_rate": 0.01,
+            "max_memorized_rate": None,
+        },
+        "decision": {
+            "outcome": "fail",
+            "reasons": ["mislabeled rows: too many", "leaked rows: too many"],
+        },
+        "repeat": "forward-inf audit models:/m/1 --seed 0",
+    }
+    return audit | changes
+
+
+def make_flagged(each: int = 3, **changes: Any) -> pd.DataFrame:
+    rows = [
+        [verdict, f"r{i}", f"q{i}", 3, 5, 0.9, "near", True, "vendor-b", 1.5, "because"]
+        for verdict in ("mislabeled", "leaked", "memorized")
+        for i in range(each)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS).assign(**changes)
+
+
+NO_SCORES = pd.DataFrame()  # draws no chart, which is most of the time that a report takes
+LEAK_SCORES = [*np.linspace(-9, 3, 50), None]
+
+
+def make_scores() -> pd.DataFrame:
+    score = np.linspace(0, 1, 100)
+    return pd.DataFrame(
+        {
+            "mislabeled_score": score,
+            "memorized_score": score**2,
+            "mislabeled": score > 0.62,
+            "memorized": score**2 > 0.25,
+        }
+    )
+
+
+class Page(HTMLParser):
+    """The page as a browser would take it apart."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def attributes(self, tag: str, name: str) -> list[str]:
+        return [attrs[name] or "" for t, attrs in self.tags if t == tag and name in attrs]
