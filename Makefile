@@ -16,8 +16,12 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/forward-inf demo
 
+# A process for each core, each with whole files, whose tests share stores and audits; in the order
+# of their names, or the files with few but long tests would all come last.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		--cov --cov-report=term --cov-fail-under=90
 
 lint: $(READY)
 	$(BIN)/ruff check .
