@@ -5,12 +5,12 @@ from functools import cache
 
 import pytest
 import torch
+from engine import KINDS, TASKS, Setting, exported, gauss_newton, setting, with_batches_of
 from torch import Tensor
 
 from forward_inf_mlflow.directions.products import GaussNewton, Layout
 from forward_inf_mlflow.directions.solve import solve
 from forward_inf_mlflow.directions.spectrum import largest_eigenvalue, mean_eigenvalue, sketch
-from engine import KINDS, TASKS, Setting, exported, gauss_newton, setting, with_batches_of
 
 cached = cache(setting)
 dense = cache(lambda kind: gauss_newton(cached(kind)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from forward_inf_mlflow.directions.inverse import (
     ByMatrix,
     BySketch,
     Inverse,
+    reciprocal,
 )
 from forward_inf_mlflow.directions.moves import (
     MoveAlong,
@@ -26,12 +27,13 @@ from forward_inf_mlflow.directions.moves import (
     Sign,
     Tangent,
     at_rest,
+    check_settings,
     loss_gradient,
     usable,
 )
 from forward_inf_mlflow.directions.products import GaussNewton, Layout
 from forward_inf_mlflow.directions.spectrum import Sketch
-from forward_inf_mlflow.errors import ModelError
+from forward_inf_mlflow.errors import ForwardInfError, ModelError
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Stream, Tensors, sample
 from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
@@ -46,6 +48,9 @@ _HELD = 2**28
 _DENSE = 2500
 #: Gradients drawn of one row, at most; and the fewest in all that are worth an inverse.
 _DRAWS, _FEWEST = 8, 256
+
+
+Solver = Literal["auto", "dense", "fisher", "sketch", "cg"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +106,7 @@ class Curvature:
     damping: float | None = None
     multiple: float = 3.0
     penalty: float = 0.0
-    solver: Literal["auto", "dense", "fisher", "sketch", "cg"] = "auto"
+    solver: Solver = "auto"
     gradients: int = 4000
     rank: int = 64
     rows: int = 2000
@@ -111,6 +116,21 @@ class Curvature:
     sign: Sign = "up"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ForwardInfError: One is out of its range.
+        """
+        at_least_one = dict.fromkeys(("gradients", "rank", "rows", "iterations"), 1)
+        check_settings(
+            self, ("tolerance", "relative_size"), damping=0, multiple=0, penalty=0, **at_least_one
+        )
+        if self.solver not in get_args(Solver):
+            raise ForwardInfError(
+                f"solver must be one of {', '.join(get_args(Solver))}, not {self.solver}"
+            )
+
     def plan(
         self,
         module: nn.Module,
@@ -119,15 +139,25 @@ class Curvature:
         train: Stream,
         work: Work = KEEP_NOTHING,
     ) -> Moves:
-        """Return one move per group, or ``rank`` moves for all."""
+        """Return one move per group, or ``rank`` moves for all.
+
+        Raises:
+            ModelError: Nothing can be moved, or rows cannot be differentiated as "fisher" needs it.
+            ForwardInfError: There is no damping, and the solver needs one.
+        """
         base = at_rest(module)
         layout = Layout(base.parameters)
-        rows = usable(base, task, sample(train, self.rows, self.seed))
+        rows, copies = usable(base, task, train, self.rows, self.seed)
         inverse, note = self._inverse(base, task, rows, work)
         kept = work.once("spectrum", lambda: {"mean": np.array(inverse.mean_eigenvalue())})
         mean = float(kept["mean"])
         added = self.multiple * mean if self.damping is None else self.damping
         damping = added + self.penalty
+        if damping == 0 and inverse.name != "dense":
+            raise ForwardInfError(
+                f"the solver '{inverse.name}' needs a damping or a penalty above 0: give one, or "
+                "take the solver 'dense'"
+            )
         facts: dict[str, object] = {
             "solver": inverse.name,
             "mean_eigenvalue": mean,
@@ -141,7 +171,7 @@ class Curvature:
             return torch.stack(found, 1)
 
         def tangent(vector: Tensor) -> Tangent:
-            return Tangent(base, layout.split(vector / -len(train)))
+            return Tangent(base, layout.split(vector / -copies))
 
         def solved(some: Sequence[Tensors]) -> Arrays:
             vectors = inverse.solve(damping, gradients(some))
@@ -149,8 +179,7 @@ class Curvature:
 
         if len(groups) > _MANY * self.rank or len(groups) * layout.size > _HELD:
             found = _kept_sketch(work, layout, lambda: inverse.leading(self._rank(layout.size)))
-            rates = 1 / (found.values + damping)
-            u = found.vectors
+            u, rates = found.vectors, reciprocal(found.values, damping)
             products = [rates * (u.T @ gradients([group]))[:, 0].double() for group in groups]
             coefficients = torch.stack(products).cpu().numpy()
             tangents = [tangent(vector) for vector in u.T]

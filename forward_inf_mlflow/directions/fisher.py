@@ -11,11 +11,13 @@ from torch.func import vjp, vmap
 from forward_inf_mlflow.directions.moves import Parameters, Point
 from forward_inf_mlflow.directions.products import Layout
 from forward_inf_mlflow.directions.spectrum import Sketch
+from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.task import Batch, Task
 from forward_inf_mlflow.tensors import Tensors
 
 #: Gradients that are taken at once.
 _TOGETHER = 64
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +40,20 @@ class Fisher:
         return float(self.gradients.square().sum(dtype=torch.float64)) / len(self.gradients)
 
     def solve(self, damping: float, right: Tensor) -> Tensor:
-        """Return ``(F + damping I)^-1 right``, ``(P, k)``, by the Woodbury identity."""
+        """Return ``(F + damping I)^-1 right``, ``(P, k)``, by the Woodbury identity.
+
+        Raises:
+            ForwardInfError: The damping is lost in rounding.
+        """
         a, s = self.gradients, len(self.gradients)
         small = (a @ a.T).double()  # (s, s)
         small.diagonal().add_(damping * s)
-        inner = torch.cholesky_solve((a @ right).double(), torch.linalg.cholesky(small))
+        lower, failed = torch.linalg.cholesky_ex(small)
+        if failed:
+            raise ForwardInfError(
+                f"a damping of {damping:.1e} is lost in rounding: give a larger one, or none"
+            )
+        inner = torch.cholesky_solve((a @ right).double(), lower)
         return (right - a.T @ inner.to(a.dtype)) / damping
 
     def sketch(self, rank: int) -> Sketch:
@@ -51,7 +62,8 @@ class Fisher:
         values, inner = torch.linalg.eigh((a @ a.T).double() / s)
         values, inner = values.flip(0)[:rank], inner.flip(1)[:, :rank]
         kept = values > values[0] * torch.finfo(torch.float32).eps * s
-        values, inner = values[kept], inner[:, kept]
+        kept[0] = True  # even where no gradient is other than zero
+        values, inner = values[kept].clamp_min(_TINY), inner[:, kept]
         return Sketch(a.T @ (inner / (values * s).sqrt()).to(a.dtype), values)
 
 

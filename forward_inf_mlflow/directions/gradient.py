@@ -14,6 +14,7 @@ from forward_inf_mlflow.directions.moves import (
     Sign,
     Tangent,
     at_rest,
+    check_settings,
     loss_gradient,
     small_step,
 )
@@ -46,6 +47,14 @@ class GradientStep:
 
     relative_size: float = 0.001
     sign: Sign = "up"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ForwardInfError: One is out of its range.
+        """
+        check_settings(self, ("relative_size",))
 
     def plan(
         self,

@@ -37,6 +37,13 @@ class Inverse(Protocol):
         ...
 
 
+def reciprocal(values: Tensor, damping: float) -> Tensor:
+    """Return ``1 / (values + damping)`` of eigenvalues, largest first; 0 where that is rounding."""
+    damped = values + damping
+    tiny = values[0] * len(values) * torch.finfo(values.dtype).eps
+    return torch.where(damped > tiny, 1 / damped, 0)
+
+
 @dataclass(frozen=True)
 class ByMatrix:
     """Exactly: the matrix itself, from products with every unit vector."""
@@ -62,8 +69,7 @@ class ByMatrix:
     def solve(self, damping: float, right: Tensor) -> Tensor:
         """Return ``(G + damping I)^-1 right``; without damping, where G allows it."""
         values, vectors = self._eigen
-        tiny = values[0] * len(values) * torch.finfo(values.dtype).eps
-        rates = torch.where(values + damping > tiny, 1 / (values + damping), 0)
+        rates = reciprocal(values, damping)
         found: Tensor = vectors @ (rates[:, None] * (vectors.T @ right.double()))
         return found.to(right.dtype)
 

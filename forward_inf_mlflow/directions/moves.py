@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from forward_inf_mlflow.errors import DataError, ModelError
+from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.task import Forward, Task
-from forward_inf_mlflow.tensors import Stream, Tensors
+from forward_inf_mlflow.tensors import Stream, Tensors, sample
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: The trainable parameters of a module by name.
@@ -197,16 +197,30 @@ def at_rest(module: nn.Module) -> Point:
 
 
 @torch.no_grad()
-def usable(base: Point, task: Task, rows: Tensors) -> Tensors:
-    """Return the rows whose loss is a number: one that is not would spoil every sum.
+def usable(base: Point, task: Task, train: Stream, most: int, seed: int) -> tuple[Tensors, float]:
+    """Return training rows whose loss is a number: one that is not would spoil every sum.
+
+    Args:
+        base: The model as it was.
+        task: The loss of a row.
+        train: All training rows.
+        most: Look at so many at most, drawn at random.
+        seed: Of the draw.
+
+    Returns:
+        The rows that stand for all, and how many of all are usable, judged from them.
 
     Raises:
         DataError: There is none.
     """
+    rows = sample(train, most, seed)
     fine = torch.cat([torch.isfinite(task.readout(base, batch).loss).cpu() for batch in rows])
     if not fine.any():
         raise DataError("no training row's loss is a number: log a model that is trained")
-    return rows if bool(fine.all()) else rows.take(fine.nonzero()[:, 0].numpy())
+    if fine.all():
+        return rows, float(len(train))
+    kept = fine.nonzero()[:, 0].numpy()
+    return rows.take(kept), len(train) * len(kept) / len(rows)
 
 
 def loss_gradient(at: Point, task: Task, rows: Tensors, *, asked: bool = True) -> Parameters:
@@ -234,3 +248,27 @@ def norm(parameters: Parameters) -> float:
     """Return the Euclidean norm over all parameters together."""
     squares = [float(p.to(torch.float64).square().sum()) for p in parameters.values()]
     return float(sum(squares) ** 0.5)
+
+
+def check_settings(settings: object, above_zero: Sequence[str] = (), **least: float) -> None:
+    """Refuse settings of a direction that cannot be used.
+
+    Args:
+        settings: The direction; a setting that is None follows a rule and is not checked.
+        above_zero: Names of numbers that must be above 0.
+        least: Names of numbers, and the least that each may be.
+
+    Raises:
+        ForwardInfError: One is out of its range.
+    """
+    for name in (*above_zero, *least):
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or (name in above_zero and value <= 0):
+            raise ForwardInfError(f"{name} must be a number above 0, not {value}")
+        if value < least.get(name, value):
+            raise ForwardInfError(f"{name} must be at least {least[name]}, not {value}")
+    sign = getattr(settings, "sign", "up")
+    if sign not in get_args(Sign):
+        raise ForwardInfError(f"sign must be one of {', '.join(get_args(Sign))}, not {sign}")

@@ -16,6 +16,7 @@ from forward_inf_mlflow.directions.moves import (
     Point,
     Sign,
     at_rest,
+    check_settings,
     loss_gradient,
 )
 from forward_inf_mlflow.task import Task
@@ -44,6 +45,14 @@ class OptimizerSteps:
     lr: float = 5e-3
     steps: int = 1
     sign: Sign = "up"
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ForwardInfError: One is out of its range.
+        """
+        check_settings(self, ("lr",), steps=0)
 
     def plan(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -19,12 +20,15 @@ from forward_inf_mlflow.directions.moves import (
     Sign,
     Tangent,
     at_rest,
+    check_settings,
     loss_gradient,
+    norm,
     small_step,
     usable,
 )
 from forward_inf_mlflow.directions.products import GaussNewton, Layout
 from forward_inf_mlflow.directions.spectrum import largest_eigenvalue, mean_eigenvalue
+from forward_inf_mlflow.errors import ForwardInfError, ModelError
 from forward_inf_mlflow.readers import by_difference
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Stream, Tensors, sample
@@ -88,6 +92,21 @@ class Replay:
     sign: Sign = "up"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ForwardInfError: One is out of its range.
+        """
+        check_settings(
+            self,
+            ("rate", "weight", "relative_size"),
+            **dict.fromkeys(("damping", "multiple", "penalty", "momentum", "most_steps"), 0),
+            **dict.fromkeys(("batch", "most_seeds", "rows"), 1),
+        )
+        if not self.momentum < 1:
+            raise ForwardInfError(f"momentum must be below 1, not {self.momentum}")
+
     def plan(
         self,
         module: nn.Module,
@@ -96,9 +115,14 @@ class Replay:
         train: Stream,
         work: Work = KEEP_NOTHING,
     ) -> Moves:
-        """Return one move per query group and seed, seed by seed."""
+        """Return one move per query group and seed, seed by seed.
+
+        Raises:
+            ModelError: No parameter can be moved, or none of them changes a training row's loss.
+            ForwardInfError: Training diverges.
+        """
         base = at_rest(module)
-        rows = usable(base, task, sample(train, self.rows, self.seed))
+        rows, copies = usable(base, task, train, self.rows, self.seed)
         rate, steps, facts = self._pace(base, task, rows, work)
         run = _Run(base, task, rows, self, rate, steps)
 
@@ -112,7 +136,7 @@ class Replay:
             for g, group in enumerate(groups):
                 treated = run.treated(seed, group, f"replay/{seed}/{g}", work)
                 along = {
-                    name: (p - control.parameters[name]) / (self.weight * len(train))
+                    name: (p - control.parameters[name]) / (self.weight * copies)
                     for name, p in treated.items()
                 }
                 new.append(Tangent(control, along))
@@ -146,8 +170,14 @@ class Replay:
         spectrum = work.once("spectrum", make)
         largest, mean = float(spectrum["largest"]), float(spectrum["mean"])
         damping = self.multiple * mean if self.damping is None else self.damping
+        if largest + self.penalty <= 0:
+            raise ModelError(
+                "no training row's loss changes with the model's parameters, so training cannot go "
+                "on: log a model that is trained"
+            )
         rate = self.rate / (largest + self.penalty)
-        steps = round(min(max(1.0, (1 - self.momentum) / (rate * damping)), self.most_steps))
+        wished = (1 - self.momentum) / (rate * damping) if damping else math.inf
+        steps = round(min(max(1.0, wished), self.most_steps))
         facts = {"damping": damping, "mean_eigenvalue": mean, "largest_eigenvalue": largest}
         return rate, steps, {**facts, "rate": rate, "steps": steps}
 
@@ -166,6 +196,8 @@ class _Run:
     def control(self, seed: int, work: Work) -> Point:
         """Return the point that training without any query leads to."""
         found = self._kept(f"replay/{seed}/control", work, seed, None)
+        if not math.isfinite(norm(found)):
+            raise ForwardInfError("training that goes on diverges: take a smaller rate")
         return Point(self.base.module, found)
 
     def treated(self, seed: int, group: Tensors, name: str, work: Work) -> Parameters:

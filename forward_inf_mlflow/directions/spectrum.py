@@ -13,6 +13,7 @@ from forward_inf_mlflow.directions.products import GaussNewton
 _PROBES = 32
 #: Columns of a product that are computed at once.
 _BLOCK = 16
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def sketch(matrix: GaussNewton, rank: int, seed: int) -> Sketch:
     basis = _orthonormal(_product(matrix, _orthonormal(_random(matrix, width, seed))))
     image = _product(matrix, basis).double()
     basis = basis.double()
-    shift = float(image.norm()) * torch.finfo(torch.float32).eps * 10
+    shift = max(float(image.norm()) * torch.finfo(torch.float32).eps * 10, _TINY)
     image += shift * basis
     inner = basis.T @ image
     lower = torch.linalg.cholesky((inner + inner.T) / 2 + shift * 1e-3 * torch.eye(width).to(inner))
