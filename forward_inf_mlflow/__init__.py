@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from forward_inf_mlflow.data.logging_data import log_training_data
     from forward_inf_mlflow.decision import Decision
     from forward_inf_mlflow.errors import ForwardInfError
+    from forward_inf_mlflow.explaining import Explanation, explain
     from forward_inf_mlflow.influence import ForwardInfluence
     from forward_inf_mlflow.policy import Policy, load_policy
     from forward_inf_mlflow.promotion import GateResult, PromotionResult, gate, promote
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "AuditResult": "auditing",
     "Decision": "decision",
+    "Explanation": "explaining",
     "ForwardInfError": "errors",
     "ForwardInfluence": "influence",
     "GateResult": "promotion",
@@ -33,6 +35,7 @@ _HOME = {
     "PromotionResult": "promotion",
     "Task": "task",
     "audit": "auditing",
+    "explain": "explaining",
     "gate": "promotion",
     "load_policy": "policy",
     "log_training_data": "data.logging_data",
@@ -42,6 +45,7 @@ _HOME = {
 __all__ = [
     "AuditResult",
     "Decision",
+    "Explanation",
     "ForwardInfError",
     "ForwardInfluence",
     "GateResult",
@@ -51,6 +55,7 @@ __all__ = [
     "Task",
     "__version__",
     "audit",
+    "explain",
     "gate",
     "load_policy",
     "log_training_data",

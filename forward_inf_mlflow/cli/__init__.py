@@ -21,6 +21,7 @@ from forward_inf_mlflow.cli.audit import audit_command
 from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.demo import demo_command
 from forward_inf_mlflow.cli.gate import gate_command, promote_command
+from forward_inf_mlflow.cli.influence import influence_command
 from forward_inf_mlflow.cli.policy import policy_group
 from forward_inf_mlflow.cli.report import report_command
 from forward_inf_mlflow.errors import ForwardInfError
@@ -28,7 +29,10 @@ from forward_inf_mlflow.version import __version__
 
 CANNOT_DECIDE, INTERRUPTED = 2, 130
 #: Switches that may carry a value, as ``mlflow run -P allow-pickle=true`` writes them.
-_SWITCHES = ("--allow-pickle", "--json", "--quiet", "--verbose", "--debug")
+_SWITCHES = (
+    *("--allow-pickle", "--fresh", "--plan", "--together"),
+    *("--json", "--quiet", "--verbose", "--debug"),
+)
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
@@ -48,6 +52,7 @@ def cli() -> None:
 
 for command in (
     audit_command,
+    influence_command,
     gate_command,
     promote_command,
     report_command,

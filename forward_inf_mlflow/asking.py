@@ -1,0 +1,117 @@
+"""Asking: which query rows, by which direction, at what cost; nothing is computed yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from forward_inf_mlflow.auditing import _require_positive
+from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.examine import Settings, _require_numbers
+from forward_inf_mlflow.influence import QueryGroups
+from forward_inf_mlflow.planner import Plan, plan
+from forward_inf_mlflow.posing import Posed, pose
+from forward_inf_mlflow.survey import survey
+from forward_inf_mlflow.sweep import read
+from forward_inf_mlflow.workplace import named_direction, work_key
+
+#: Ids that an error shows.
+_SHOWN = 5
+
+DirectionName = Literal["auto", "gradient", "replay", "curvature"]
+ReadoutName = Literal["auto", "loss", "margin"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and how it will be answered.
+
+    Attributes:
+        posed: Version, model and rows.
+        index: Positions of the query rows that are asked about.
+        groups: The same rows, alone or together.
+        settings: What the user said about how.
+        planned: What the planner made of it.
+    """
+
+    posed: Posed
+    index: np.ndarray
+    groups: QueryGroups
+    settings: Settings
+    planned: Plan
+
+    def key(self) -> dict[str, object]:
+        """Return all that the pieces of the answer depend on, for their folder."""
+        return {
+            **work_key(self.posed.version, self.posed.problem, self.settings),
+            "what": "influence",
+            "asked": self.index.tolist(),
+            "groups": len(self.groups.ids),
+        }
+
+
+def ask(
+    model_uri: str,
+    *,
+    query_rows: Sequence[str | int],
+    together: bool = False,
+    direction: DirectionName = "auto",
+    readout: ReadoutName = "auto",
+    weight_decay: float | None = None,
+    **where: Any,
+) -> Question:
+    """Bring version, rows and question together, and plan.
+
+    The arguments are those of `explaining.explain`.
+
+    Raises:
+        ForwardInfError: That cannot be asked; the message says what to do.
+    """
+    most = {name: where.get(name) for name in ("batch_size", "max_rows")}
+    _require_positive(**most)
+    if isinstance(query_rows, str) or not len(query_rows):
+        raise DataError("no query rows are named: give a list of ids (--query-rows 3,17)")
+    seed = where.get("seed", 0)
+    settings = Settings(
+        seed=seed,
+        direction=named_direction(direction, weight_decay, seed),
+        readout=None if readout == "auto" else readout,
+        weight_decay=weight_decay,
+    )
+    posed = pose(model_uri, **where)
+    problem = posed.problem
+    index = _positions(query_rows, problem.query_rows.ids, problem.query_rows.uri)
+    ids, rows = problem.query_rows.ids[index], problem.queries.take(index)
+    _require_numbers(read(problem.module, problem.task, rows).loss.numpy(), ids, "query")
+    groups = QueryGroups.each(rows, ids)
+    if together:
+        groups = QueryGroups.together(rows, f"{len(ids)} rows together")
+    job = survey(
+        posed.model,
+        problem,
+        groups=len(groups.ids),
+        queries=len(ids),
+        weight_decay=weight_decay,
+    )
+    planned = plan(job, direction=settings.direction, readout=settings.readout)
+    return Question(posed, index, groups, settings, planned)
+
+
+def _positions(wanted: Sequence[str | int], ids: np.ndarray, uri: str) -> np.ndarray:
+    """Return where the wanted ids are, each once, in the order in which they were named."""
+    names = list(dict.fromkeys(str(name) for name in wanted))
+    found: np.ndarray = pd.Index(ids).get_indexer(pd.Index(names))
+    unknown = [repr(name) for name, at in zip(names, found, strict=True) if at < 0]
+    if unknown:
+        more = ", ..." if len(unknown) > _SHOWN else ""
+        shown = ", ".join(repr(str(name)) for name in ids[:_SHOWN])
+        raise DataError(
+            f"no query row is called {' or '.join(unknown[:_SHOWN])}{more}: the {len(ids):,} ids "
+            f"of {uri} look like {shown}; name others with --query-rows, or other data with "
+            "--queries"
+        )
+    return found

@@ -1,0 +1,235 @@
+"""forward-inf influence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forward_inf_mlflow.cli.common import Console, common_options
+
+if TYPE_CHECKING:  # the help must not wait for torch
+    from forward_inf_mlflow.explaining import Explanation
+
+#: Sources that are printed of a query, the largest sums first and last.
+_SOURCES = 10
+#: What is read of training rows, in the plural.
+_READ = {"loss": "losses", "margin": "margins"}
+#: What only matters where something is logged.
+_LOGGING = ("top", "work_dir", "fresh", "experiment", "out")
+
+
+@click.command("influence", short_help="Say which training rows made the model say this.")
+@click.argument("model_uri")
+@click.option("--query-rows", metavar="ID,ID,...", required=True, help="Query rows to ask about.")
+@click.option("--queries", metavar="URI", help="Query rows; default: the version's logged data.")
+@click.option("--train", metavar="URI", help="Training rows; as above.")
+@click.option("--label", metavar="COLUMN", help="Column of the label.")
+@click.option("--id", "id_column", metavar="COLUMN", help="Column of the row ids.")
+@click.option("--features", metavar="A,B,...", help="Columns the model reads; default: the rest.")
+@click.option("--group-by", metavar="COLUMN", help="Column that says where a row came from.")
+@click.option(
+    "--task",
+    type=click.Choice(["auto", "classification", "regression"]),
+    default="auto",
+    show_default=True,
+    help="What the model does.",
+)
+@click.option("--together", is_flag=True, help="Ask about the rows together, not one by one.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Proponents and opponents of each query.",
+)
+@click.option(
+    "--direction",
+    type=click.Choice(["auto", "gradient", "replay", "curvature"]),
+    default="auto",
+    show_default=True,
+    help="How queries move the model.",
+)
+@click.option(
+    "--readout",
+    type=click.Choice(["auto", "loss", "margin"]),
+    default="auto",
+    show_default=True,
+    help="What is read of a training row.",
+)
+@click.option(
+    "--weight-decay",
+    type=click.FloatRange(min=0),
+    help="The training objective's penalty; default: an estimator's own, else 0.",
+)
+@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done and what it costs.")
+@click.option("--max-rows", type=click.IntRange(min=1), help="Read only so many training rows.")
+@click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the end.")
+@click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted run has left.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Rows read at once.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Decides what is drawn at random.",
+)
+@click.option("--allow-pickle", is_flag=True, help="Permit models whose loading runs their code.")
+@click.option("--experiment", metavar="NAME", help="Experiment of the run.")
+@click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
+@common_options
+def influence_command(
+    console: Console,
+    model_uri: str,
+    query_rows: str,
+    id_column: str | None,
+    features: str | None,
+    plan_only: bool,
+    **options: Any,
+) -> int:
+    """Say which training rows speak for and against what MODEL_URI says of some query rows.
+
+    Moves the model on each query row and reads every training row with forward passes. The rows,
+    the sums by source and a page with pictures are logged to MLflow.
+
+    \b
+    Example:
+      forward-inf influence models:/my-model/3 --query-rows 3,17
+      forward-inf influence models:/my-model/3 --query-rows 3 --group-by source
+    """
+    asked = {name: value for name, value in options.items() if value not in (None, "")}
+    asked |= {"query_rows": _names("--query-rows", query_rows), "id": id_column or None}
+    asked |= {"features": _names("--features", features) if features else None}
+    if plan_only:
+        return _plan(console, model_uri, asked)
+    with console.progress("reading the model and its rows") as progress:
+        from forward_inf_mlflow.explaining import explain
+
+        result = explain(model_uri, progress=progress, **asked)
+    for answer in result.record["answers"]:
+        _say_answer(console, answer, result.record)
+    _say_rest(console, result, asked.get("out"))
+    console.result(result.as_dict())
+    return 0
+
+
+def _names(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError(f"{option} names nothing: write it as A,B,C.")
+    return names
+
+
+def _plan(console: Console, model_uri: str, asked: dict[str, Any]) -> int:
+    """Print what would be done; nothing is run or logged."""
+    with console.progress("reading the model and its rows"):
+        from forward_inf_mlflow.explaining import plan_explanation
+
+        planned = plan_explanation(
+            model_uri, **{name: value for name, value in asked.items() if name not in _LOGGING}
+        )
+    plan = planned["plan"]
+    costs = plan["forward_equivalents"]
+    console.say(f"plan  {planned['model']}", bold=True)
+    console.say(f"  direction: {plan['direction']}, readout: {plan['readout']}")
+    console.say(f"  {plan['why']}")
+    console.say(
+        f"  {planned['rows']:,} training rows, {planned['queries']:,} query row(s) to ask about"
+    )
+    console.say(
+        f"  about {costs['total']:,} forward passes of one row: {costs['direction']:,} to move the "
+        f"model, {costs['sweep']:,} to read the rows"
+    )
+    console.result(planned)
+    return 0
+
+
+def _say_answer(console: Console, answer: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Print what the model says of a query, and who made it say so."""
+    console.say()
+    queries = answer["queries"]
+    if len(queries) > 1:
+        console.say(f"{answer['query_id']}", bold=True)
+    for query in queries:
+        console.say(f"{query['id']}: {_said(query)}", bold=len(queries) == 1)
+    for kind in ("proponents", "opponents"):
+        sources = answer["sources"] is not None
+        console.table(
+            f"{kind}, influence in {record['unit']} per added copy",
+            ["row", "label", "influence", *(["source"] if sources else [])],
+            [
+                (
+                    row["id"],
+                    _short(row["label"]),
+                    f"{row['influence']:+.3g}",
+                    *([row["source"]] * sources),
+                )
+                for row in answer[kind]
+            ],
+        )
+        if not answer[kind]:
+            console.say(f"  no {kind}")
+    _say_sources(console, answer["sources"] or [])
+
+
+def _said(query: Mapping[str, Any]) -> str:
+    if "probability" not in query:
+        return f"target {_short(query['label'])}, the model says {_short(query['answer'])}"
+    said = f"{query['answer']} ({query['probability']:.1%})"
+    text = f"label {_short(query['label'])}, the model says {said}"
+    if not query["right"]:
+        text += f"; its label gets {query['label_probability']:.1%}: look at the opponents first"
+    return text
+
+
+def _short(label: object) -> object:
+    return f"{label:.6g}" if isinstance(label, float) else label
+
+
+def _say_sources(console: Console, sources: Sequence[Mapping[str, Any]]) -> None:
+    shown = sources
+    if len(sources) > _SOURCES:
+        shown = [*sources[: _SOURCES // 2], *sources[-_SOURCES // 2 :]]
+    console.table(
+        "sources, sums over their rows with 95 % intervals",
+        ["source", "rows", "influence", "from", "to"],
+        [
+            (s["source"], f"{s['rows']:,}", *(f"{s[n]:+.3g}" for n in ("influence", "low", "high")))
+            for s in shown
+        ],
+    )
+    if len(sources) > len(shown):
+        console.say(f"    and {len(sources) - len(shown):,} between them, see sources.parquet")
+
+
+def _say_rest(console: Console, result: Explanation, out: str | None) -> None:
+    """Print how it was computed and where the page is."""
+    import mlflow
+
+    from forward_inf_mlflow.mlflow_errors import redact
+
+    record, server = result.record, redact(mlflow.get_tracking_uri()).rstrip("/")
+    how, costs = record["influence"], record["costs"]
+    console.say()
+    for note in record["notes"]:
+        console.say(f"  note: {note}")
+    console.say(f"  plan: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
+    if record["resumed_pieces"]:
+        console.say(
+            "  went on where an interrupted run stopped "
+            f"({record['resumed_pieces']:,} pieces were found)"
+        )
+    console.say(
+        f"  {costs['rows']:,} training rows read by {how['read_by']} of {_READ[how['readout']]}, "
+        f"{costs['forward_passes']:,} forward passes, {costs['seconds']:.0f} s"
+    )
+    where = (
+        f"{out}/influence.html"
+        if out
+        else f"mlflow artifacts download -r {result.run_id} -a {result.artifact} -d ."
+    )
+    page = f"{server}/{result.page}" if server.startswith("http") else result.page
+    console.say(f"  page:   {where}", wrap=False)
+    console.say(f"  in UI:  {page}", wrap=False)

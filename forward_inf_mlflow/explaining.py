@@ -1,0 +1,285 @@
+"""Explain: why did the model say this? From a version's address to the rows that speak for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from mlflow import MlflowClient
+
+from forward_inf_mlflow import answers, output, tracking
+from forward_inf_mlflow.asking import DirectionName, ReadoutName, ask
+from forward_inf_mlflow.auditing import _require_positive, _silent
+from forward_inf_mlflow.data.fetch import public_uri
+from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.examine import Progress, _stage
+from forward_inf_mlflow.influence import ForwardInfluence
+from forward_inf_mlflow.mlflow_errors import translate_errors
+from forward_inf_mlflow.posing import Posed
+from forward_inf_mlflow.record import write_record
+from forward_inf_mlflow.registry import Version
+from forward_inf_mlflow.report.influence import render_influence
+from forward_inf_mlflow.workplace import open_work
+
+#: Folder of the artifacts in the run; not an audit's, which may be in the same run.
+FOLDER = "forward_inf_influence"
+#: What tells such a run from an audit's.
+KIND_TAG = "forward_inf.kind"
+#: The page, and what it was made of; the latter is written last.
+PAGE, RECORD = "influence.html", "influence.json"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rows that speak for a model's answers, and those that speak against them.
+
+    Attributes:
+        version: The version that was asked.
+        run_id: The MLflow run that keeps the explanation.
+        page: Its address inside the MLflow UI.
+        record: The content of ``influence.json``.
+        influence: One line per query and row: query_id, kind ("proponent" or "opponent"), rank
+            (from 1), train_id, label, influence (per added copy of the query), source.
+        sources: One line per query and data source: query_id, source, rows, influence (the sum
+            over its rows), low, high (its 95 % interval); None where rows have no sources.
+    """
+
+    version: Version
+    run_id: str
+    page: str
+    record: Mapping[str, Any]
+    influence: pd.DataFrame
+    sources: pd.DataFrame | None
+
+    @property
+    def artifact(self) -> str:
+        """Return the page's path among the run's artifacts."""
+        return f"{FOLDER}/{PAGE}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for ``--json``."""
+        keys = ("answers", "influence", "unit", "costs", "data", "partial", "notes", "repeat")
+        return {
+            "model": self.version.uri,
+            "run_id": self.run_id,
+            "page": self.page,
+            **{key: self.record[key] for key in keys},
+        }
+
+
+def explain(
+    model_uri: str,
+    *,
+    query_rows: Sequence[str | int],
+    queries: str | None = None,
+    train: str | None = None,
+    label: str | None = None,
+    id: str | None = None,
+    features: Sequence[str] | None = None,
+    group_by: str | None = None,
+    task: Literal["auto", "classification", "regression"] = "auto",
+    together: bool = False,
+    top: int = 10,
+    direction: DirectionName = "auto",
+    readout: ReadoutName = "auto",
+    weight_decay: float | None = None,
+    max_rows: int | None = None,
+    work_dir: str | Path | None = None,
+    fresh: bool = False,
+    device: str = "auto",
+    batch_size: int | None = None,
+    seed: int = 0,
+    allow_pickle: bool = False,
+    experiment: str | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Ask a registered model version why it says what it says of some rows; log it to MLflow.
+
+    Args:
+        model_uri: ``models:/name/3`` or ``models:/name@alias``.
+        query_rows: Ids of the query rows to ask about.
+        queries: Path or URI of the query rows; None for the version's own logged data.
+        train: Path or URI of the training rows; None as above.
+        label: Column of the label; None for what was logged, or a usual name.
+        id: Column of the row ids; None for what was logged, or the position.
+        features: Columns that the model reads; None for all others.
+        group_by: Column that says where a training row came from: adds sums by source.
+        task: "auto" takes it from the model and the labels.
+        together: Ask about the mean over the query rows, not about each alone.
+        top: Proponents and opponents of each query.
+        direction: How a query moves the model; "auto" leaves it to the planner.
+        readout: What is read of a training row; "auto" leaves it to the planner.
+        weight_decay: The training objective's penalty in nats per row; None takes an estimator's
+            own, and none for other models.
+        max_rows: Look at so many training rows only, drawn at random.
+        work_dir: Where finished pieces are kept until the end, so that an interrupted explanation
+            goes on; None for the user's cache folder.
+        fresh: Begin again even if there are such pieces.
+        device: "auto", "cpu", "cuda" ...
+        batch_size: Rows read at once; None chooses.
+        seed: Of what is drawn at random.
+        allow_pickle: Permit models whose loading runs code of their own.
+        experiment: Where the run goes; None for the environment's, else the version's own.
+        out: Folder that gets a copy of all artifacts.
+        progress: Called as ``progress(stage, done, total)``.
+
+    Raises:
+        ForwardInfError: There is no answer; the message says what to do.
+    """
+    began = time.monotonic()
+    _require_positive(top=top)
+    if out is not None:
+        output.require_writable(Path(out))
+    asked: dict[str, Any] = {
+        "query_rows": query_rows,
+        "together": together,
+        "queries": queries,
+        "train": train,
+        "label": label,
+        "id": id,
+        "features": features,
+        "group_by": group_by,
+        "task": task,
+        "direction": direction,
+        "readout": readout,
+        "weight_decay": weight_decay,
+        "max_rows": max_rows,
+        "device": device,
+        "batch_size": batch_size,
+        "seed": seed,
+        "allow_pickle": allow_pickle,
+    }
+    question = ask(model_uri, **asked)
+    posed, planned = question.posed, question.planned
+    problem, sources = posed.problem, posed.problem.train_rows.sources
+
+    with _run(posed.version, experiment) as run:
+        work = open_work(work_dir, question.key(), fresh=fresh)
+        found = ForwardInfluence(
+            task=problem.task, direction=planned.direction, readout=planned.readout
+        ).top(
+            problem.module,
+            question.groups,
+            problem.train,
+            problem.train_rows.ids,
+            top,
+            sources=sources,
+            work=work,
+            progress=_stage(
+                progress or _silent, "influence of the training rows", planned.costs["sweep"]
+            ),
+        )
+        rows = answers.rows_table(problem, found.rows)
+        record = answers.make_record(
+            posed=posed,
+            run=run,
+            groups=question.groups,
+            index=question.index,
+            planned=planned,
+            found=found,
+            rows=rows,
+            settings={"seed": seed, "top": top, "max_rows": max_rows, "together": together},
+            repeat=_command(posed.version, {**asked, "top": top}),
+            resumed=work.done,
+            seconds=time.monotonic() - began,
+        )
+        page = render_influence(record, *answers.portraits(problem, record))
+        _save(run, posed, record, rows, found.by_source, page, out)
+        work.remove()
+    return Explanation(
+        version=posed.version,
+        run_id=run.run_id,
+        page=f"{run.link()}/artifacts/{FOLDER}/{PAGE}",
+        record=record,
+        influence=rows,
+        sources=found.by_source,
+    )
+
+
+def plan_explanation(model_uri: str, **asked: Any) -> dict[str, Any]:
+    """Return what `explain` would do with the same arguments, and what it would cost; log nothing.
+
+    Costs are predicted forward-equivalents of one row: "direction", "sweep" and "total".
+
+    Raises:
+        ForwardInfError: There would be no answer; the message says what to do.
+    """
+    question = ask(model_uri, **asked)
+    problem = question.posed.problem
+    return {
+        "model": question.posed.version.uri,
+        "task": problem.task.name,
+        "rows": len(problem.train),
+        "queries": len(question.index),
+        "plan": question.planned.as_dict(),
+    }
+
+
+@contextmanager
+def _run(version: Version, experiment: str | None) -> Iterator[tracking.AuditRun]:
+    """Begin a run beside the audits' that says what it is; no tag of the version is touched."""
+    with tracking.audit_run(version, experiment=experiment, run_id=None) as run:
+        client = MlflowClient()
+        with translate_errors():
+            client.set_tag(run.run_id, KIND_TAG, "influence")
+            if not os.environ.get("MLFLOW_RUN_ID"):  # a run of others keeps its name
+                name = f"forward-inf influence {version.name} {version.version}"
+                client.update_run(run.run_id, name=name)
+        yield run
+
+
+def _save(
+    run: tracking.AuditRun,
+    posed: Posed,
+    record: Mapping[str, Any],
+    rows: pd.DataFrame,
+    sources: pd.DataFrame | None,
+    page: str,
+    out: str | Path | None,
+) -> None:
+    """Write everything, log it, and copy it to where the user wants it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="forward-inf-") as name, translate_errors():
+            folder = Path(name)
+            rows.to_parquet(folder / "influence.parquet", index=False)
+            if sources is not None:
+                sources.to_parquet(folder / "sources.parquet", index=False)
+            (folder / PAGE).write_text(page, encoding="utf-8")
+            (folder / RECORD).write_bytes(write_record(record))
+            tracking.link_inputs(run, posed.version, posed.train, posed.queries)
+            MlflowClient().log_artifacts(run.run_id, name, FOLDER)
+            if out is not None:
+                output.publish(folder, Path(out))
+    except OSError as error:
+        hint = "free some space" if error.errno == errno.ENOSPC else "check the folder"
+        raise ForwardInfError(
+            f"the explanation could not be saved: {error.strerror or error}; {hint} and ask again"
+        ) from error
+
+
+def _command(version: Version, asked: Mapping[str, object]) -> str:
+    """Return the command line that repeats the explanation."""
+    words = ["forward-inf", "influence", version.uri]
+    for name, value in asked.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [option] if value else []
+        elif name in ("train", "queries") and value:
+            words += [option, public_uri(str(value))]  # a signed URL is a password
+        elif isinstance(value, str):
+            words += [option, value] if value != "auto" else []
+        elif isinstance(value, Iterable):
+            words += [option, ",".join(map(str, value))]
+        elif value is not None:
+            words += [option, str(value)]
+    return shlex.join(words)
