@@ -3,7 +3,8 @@
 The influence of all training rows on the mean (peers: the sum) of all queries, everything
 included: captum's TracInCP with the final checkpoint, as it works for every model and vectorised
 for the layers that it knows; kronfluence's EK-FAC. Both add the queries up first. A setting's rows
-are repeated where more are wanted: what is in them does not change the time.
+are repeated where more are wanted: what is in them does not change the time. Seconds are those of
+the processor, for one thread.
 
     OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/beside_peers.py [--quick] [--json FILE]
 

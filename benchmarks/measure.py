@@ -24,6 +24,7 @@ def machine(*packages: str) -> dict[str, object]:
         "command": shlex.join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])]),
         "processor": f"{os.cpu_count()} x {_processor()}",
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
     }
     for package in ("torch", *packages):
@@ -57,12 +58,20 @@ def side_by_side(jobs: Mapping[str, Callable[[], object]], *, repeats: int = 5) 
 
 
 def timed(job: Callable[[], object]) -> float:
-    """Return the seconds that a job takes, its work on a GPU included."""
-    _wait()
-    start = time.perf_counter()
+    """Return the seconds that a job takes.
+
+    With a GPU those of the clock, its work included; else those of this process's processor, which
+    for one thread are the same on an idle machine and do not count what others take.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        job()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+    start = time.process_time()
     job()
-    _wait()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def ratio(seconds: Seconds, of: str, over: str, *, times: float = 1.0) -> float:
@@ -74,11 +83,6 @@ def write(path: Path | None, results: Mapping[str, object]) -> None:
     """Write results as JSON where a file is named."""
     if path is not None:
         path.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _processor() -> str:
