@@ -88,7 +88,7 @@ def ask(
     ids, rows = problem.query_rows.ids[index], problem.queries.take(index)
     _require_numbers(read(problem.module, problem.task, rows).loss.numpy(), ids, "query")
     groups = QueryGroups.each(rows, ids)
-    if together:
+    if together and len(ids) > 1:
         groups = QueryGroups.together(rows, f"{len(ids)} rows together")
     job = survey(
         posed.model,
