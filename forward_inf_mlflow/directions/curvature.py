@@ -161,7 +161,7 @@ class Curvature:
         facts: dict[str, object] = {
             "solver": inverse.name,
             "mean_eigenvalue": mean,
-            "damping": damping,
+            "damping_used": damping,  # with the penalty
         }
         if note:
             facts["note"] = note

@@ -178,8 +178,15 @@ class Replay:
         rate = self.rate / (largest + self.penalty)
         wished = (1 - self.momentum) / (rate * damping) if damping else math.inf
         steps = round(min(max(1.0, wished), self.most_steps))
-        facts = {"damping": damping, "mean_eigenvalue": mean, "largest_eigenvalue": largest}
-        return rate, steps, {**facts, "rate": rate, "steps": steps}
+        facts: dict[str, object] = {
+            "mean_eigenvalue": mean,
+            "largest_eigenvalue": largest,
+            "rate_used": rate,
+            "steps": steps,
+            # More than was wished where most_steps are too few; with the penalty.
+            "damping_used": (1 - self.momentum) / (rate * max(1, steps)) + self.penalty,
+        }
+        return rate, steps, facts
 
 
 @dataclass(frozen=True)
