@@ -1,8 +1,9 @@
 """What a sweep costs, in forward passes, in memory, and beside peers.
 
 Times are processor seconds of one thread (wall clock with a GPU); ratios are medians of five rounds
-in which all that is compared runs one after the other in one process. A bare forward pass is ``module(x)`` without gradients over the
-same rows, in the same batches, with the same attention kernel.
+in which all that is compared runs one after the other in one process. A bare forward pass is
+``module(x)`` without gradients over the same rows, in the same batches, with the same attention
+kernel.
 
 Networks: the CNN and the small language model of settings.py (21,430 and 64,481 parameters, where
 every cost that is not a product of matrices shows), and a decoder 256 wide, 4 layers deep (3.2
