@@ -87,6 +87,14 @@ def test_a_plan_is_printed_and_nothing_runs(uri: str, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_a_replay_says_how_reliable_it_is(uri: str) -> None:
+    done = run_here(
+        *("influence", uri, "--query-rows", "3", "--max-rows", "30", "--direction", "replay")
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "reliability over " in done.stdout
+
+
 def test_quiet_says_nothing_and_logs_all_the_same(uri: str) -> None:
     before = runs()
     done = run_here("influence", uri, "--query-rows", "3", "-q", *FAST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -216,14 +217,16 @@ def _say_rest(console: Console, result: Explanation, out: str | None) -> None:
     for note in record["notes"]:
         console.say(f"  note: {note}")
     console.say(f"  plan: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
+    if math.isfinite(how.get("reliability", math.nan)):
+        console.say(f"  reliability over {how['seeds']} seeds: {how['reliability']:.2f} of 1")
     if record["resumed_pieces"]:
         console.say(
             "  went on where an interrupted run stopped "
             f"({record['resumed_pieces']:,} pieces were found)"
         )
     console.say(
-        f"  {costs['rows']:,} training rows read by {how['read_by']} of {_READ[how['readout']]}, "
-        f"{costs['forward_passes']:,} forward passes, {costs['seconds']:.0f} s"
+        f"  {costs['rows']:,} training rows read by {how['read_by']} of {_READ[how['readout']]}: "
+        f"{costs['forward_passes']:,} forward passes; {costs['seconds']:.0f} s in all"
     )
     where = (
         f"{out}/influence.html"
