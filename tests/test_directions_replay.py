@@ -57,7 +57,7 @@ def test_a_query_without_gradient_influences_nothing() -> None:
     assert (scores(replace(found, queries=still), SHORT) == 0).all()
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", ["regression", "causal_lm"])
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(kind: str) -> None:
     found = cached(kind)
     first, again = scores(found, SHORT), scores(found, SHORT)
