@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from engine import (
-    CPU,
     TASKS,
     Setting,
     assert_close,
@@ -17,19 +16,13 @@ from engine import (
     names,
     scores,
     setting,
-    with_batches_of,
 )
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from forward_inf_mlflow.directions import Curvature, curvature
-from forward_inf_mlflow.directions.fisher import Fisher, fisher
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
-from forward_inf_mlflow.task import Task
-from forward_inf_mlflow.tasks import CausalLM, Classification, Denoising, Regression
-from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.tasks import Regression
 
 cached = cache(setting)
 dense = cache(lambda kind: gauss_newton(cached(kind)))
@@ -48,92 +41,6 @@ def expected(found: Setting, damping: float, penalty: float = 0.0) -> np.ndarray
     g, asked = gradients(found, found.rows), gradients(found, found.queries)
     solved = np.linalg.solve(matrix + (damping + penalty) * np.eye(len(matrix)), asked.T)
     return solved.T @ g.T / len(found.rows)
-
-
-def held(kind: str, draws: int, batch_size: int = 7) -> Fisher:
-    found = cached(kind)
-    rows = with_batches_of(found.rows, batch_size)
-    return fisher(found.base, found.task, rows, draws=draws, seed=0)
-
-
-# Drawn gradients
-
-
-@pytest.mark.parametrize(
-    ("task", "outputs", "targets"),
-    [
-        (Classification(), (3,), torch.int64),
-        (Regression(), (), torch.float64),
-        (CausalLM(), (2, 3), torch.int64),
-        (CausalLM(mean=True), (2, 3), torch.int64),
-        (Denoising(alphas_cumprod=(0.8, 0.1), draws=2, times=2), (4, 2), torch.int64),
-    ],
-    ids=["classification", "regression", "causal_lm", "causal_lm mean", "denoising"],
-)
-def test_drawn_residuals_have_the_losses_curvature_as_covariance(
-    task: Task, outputs: tuple[int, ...], targets: torch.dtype
-) -> None:
-    many, generator = 20_000, torch.Generator().manual_seed(0)
-    at = torch.randn(1, *outputs, generator=generator, dtype=torch.float64)
-    shape = (1, outputs[0]) if isinstance(task, CausalLM) else (1,)
-    given = torch.ones(shape, dtype=targets)
-    if isinstance(task, CausalLM):
-        given[0, 0] = -100
-        given = given if task.mean else torch.ones_like(given)
-    curved = torch.autograd.functional.hessian(lambda z: task.loss(z, given).sum(), at)
-    curved = curved.reshape(at.numel(), at.numel())
-    residuals = task.drawn(
-        at.expand(many, *outputs), given.expand(many, *given.shape[1:]), generator
-    )
-    assert residuals is not None
-    assert residuals.shape == (many, *outputs)
-    assert residuals.dtype == at.dtype
-    flat = residuals.reshape(many, -1)
-    size = float(curved.diagonal().max())
-    torch.testing.assert_close(flat.T @ flat / many, curved, rtol=0, atol=0.04 * size)
-    assert float(flat.mean(0).abs().max()) < 0.03 * size**0.5
-    between = flat[: many // 2].T @ flat[many // 2 :] / (many // 2)  # rows are independent
-    assert float(between.abs().max()) < 0.04 * size
-
-
-@pytest.mark.parametrize("kind", TASKS)
-def test_many_drawn_gradients_are_the_gauss_newton_matrix(kind: str) -> None:
-    a = held(kind, draws=200).gradients
-    whole = dense(kind)
-    assert float((a.T @ a / len(a) - whole).norm() / whole.norm()) < 0.1
-
-
-@pytest.mark.parametrize("kind", TASKS)
-def test_the_inverse_of_drawn_gradients_is_that_of_their_matrix(kind: str) -> None:
-    found = held(kind, draws=2)
-    a = found.gradients
-    whole = a.T @ a / len(a)
-    right = torch.randn(len(whole), 3, generator=torch.Generator().manual_seed(1)).double()
-    for damping in (0.01, 1.0):
-        solved = torch.linalg.solve(whole + damping * torch.eye(len(whole)).double(), right)
-        torch.testing.assert_close(found.solve(damping, right), solved, rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", TASKS)
-def test_the_leading_eigenvectors_of_drawn_gradients_are_exact(kind: str) -> None:
-    found = held(kind, draws=2)
-    a = found.gradients
-    values = torch.linalg.eigvalsh(a.T @ a / len(a)).flip(0)
-    leading = found.sketch(5)
-    torch.testing.assert_close(leading.values, values[:5])
-    torch.testing.assert_close(leading.vectors.T @ leading.vectors, torch.eye(5).double())
-    moved = a.T @ (a @ leading.vectors) / len(a)
-    torch.testing.assert_close(moved, leading.vectors * leading.values)
-    assert found.trace == pytest.approx(float(values.sum()))
-
-
-@pytest.mark.parametrize("kind", TASKS)
-def test_drawn_gradients_do_not_depend_on_the_batch_size(kind: str) -> None:
-    first, second = (held(kind, 2, batch_size).gradients for batch_size in (3, 24))
-    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-11)
-
-
-# Influence
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -235,128 +142,6 @@ def test_a_thousand_queries_share_a_few_moves() -> None:
     )
     assert len(moves) == moves.facts["rank"] == 16
     assert moves.coefficients.shape == (130, 16)
-
-
-# Truth
-
-
-class Logistic(nn.Module):
-    """``p = sigmoid(x w)`` as two logits, so that its parameters are sklearn's."""
-
-    def __init__(self, weights: np.ndarray) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.as_tensor(weights))
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = x @ self.weight
-        return torch.stack([torch.zeros_like(z), z], 1)
-
-
-def fit(x: np.ndarray, y: np.ndarray, c: float) -> np.ndarray:
-    model = LogisticRegression(C=c, fit_intercept=False, solver="newton-cholesky", tol=1e-12)
-    weights: np.ndarray = model.fit(x, y).coef_[0]
-    return weights
-
-
-def losses(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return np.logaddexp(0, np.where(y == 1, -1, 1) * (x @ weights))
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """100 training rows of threes and eights, and five queries with a high loss."""
-    x, y = load_digits(return_X_y=True)
-    chosen = np.isin(y, (3, 8))
-    x, y = x[chosen] / 16, (y[chosen] == 8).astype(int)
-    order = np.random.default_rng(0).permutation(len(y))
-    train, rest = order[:100], order[100:]
-    worst = rest[np.argsort(-losses(x[rest], y[rest], fit(x[train], y[train], 1.0)))[:5]]
-    return x[train], y[train], x[worst], y[worst]
-
-
-def logistic(
-    digits: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], **settings: object
-) -> np.ndarray:
-    x, y, asked_x, asked_y = digits
-    rows, queries = (
-        Tensors(torch.as_tensor(a), torch.as_tensor(b), CPU, 32)
-        for a, b in ((x, y), (asked_x, asked_y))
-    )
-    found = Setting(Classification(), Logistic(fit(x, y, 1.0)), rows, queries)
-    direction = Curvature(damping=0.0, penalty=1 / len(y), by_layer=False, **settings)  # type: ignore[arg-type]
-    return scores(found, direction, method="derivative")
-
-
-def test_logistic_regression_gives_the_influence_function_in_closed_form(
-    digits: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-) -> None:
-    x, y, asked_x, asked_y = digits
-    weights = fit(x, y, 1.0)
-
-    def gradient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (1 / (1 + np.exp(-a @ weights)) - b)[:, None] * a
-
-    p = 1 / (1 + np.exp(-x @ weights))
-    hessian = (x * (p * (1 - p))[:, None]).T @ x / len(y) + np.eye(x.shape[1]) / len(y)
-    closed = gradient(asked_x, asked_y) @ np.linalg.solve(hessian, gradient(x, y).T) / len(y)
-    assert_close(logistic(digits), closed)
-    by_products = logistic(digits, solver="cg", tolerance=1e-9)
-    assert_close(by_products, closed)
-
-
-def test_influence_foretells_leaving_a_row_out_and_adding_the_query(
-    digits: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-) -> None:
-    x, y, asked_x, asked_y = digits
-    whole = fit(x, y, 1.0)
-    without = np.stack(
-        [
-            losses(asked_x, asked_y, fit(np.delete(x, i, 0), np.delete(y, i), 1.0))
-            for i in range(100)
-        ],
-        1,
-    )
-    left_out = without - losses(asked_x, asked_y, whole)[:, None]
-    mirrored = np.stack(
-        [
-            losses(x, y, whole) - losses(x, y, fit(np.vstack([x, a]), np.append(y, b), 1.0))
-            for a, b in zip(asked_x, asked_y, strict=True)
-        ]
-    )
-    found = logistic(digits)
-    assert correlation(found, left_out) > 0.95
-    assert correlation(found, mirrored) > 0.95
-    assert correlation(left_out, mirrored) > 0.9
-
-
-def test_scores_are_nats_per_copy_of_the_query_added_to_the_training_set() -> None:
-    rng = np.random.default_rng(0)
-    n, d, ridge = 4000, 4, 0.2
-    x, y = rng.normal(size=(n, d)), rng.normal(size=n)
-    asked_x, asked_y = rng.normal(size=(2, d)), rng.normal(size=2) + 2
-
-    def solved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.linalg.solve(a.T @ a + ridge * n * np.eye(d), a.T @ b)
-        return found
-
-    module = nn.Linear(d, 1, bias=False).double()
-    before = solved(x, y)
-    with torch.no_grad():
-        module.weight.copy_(torch.as_tensor(before)[None])
-    rows, queries = (
-        Tensors(torch.as_tensor(a), torch.as_tensor(b), CPU, 1000)
-        for a, b in ((x, y), (asked_x, asked_y))
-    )
-    found = scores(
-        Setting(Regression(), module, rows, queries),
-        Curvature(damping=0.0, penalty=ridge, rows=n),
-        method="derivative",
-    )
-    refitted = [
-        ((y - x @ before) ** 2 - (y - x @ solved(np.vstack([x, a]), np.append(y, b))) ** 2) / 2
-        for a, b in zip(asked_x, asked_y, strict=True)
-    ]
-    assert_close(found, np.stack(refitted), 0.01)
 
 
 # Settings and refusals
