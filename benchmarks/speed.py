@@ -10,7 +10,7 @@ every cost that is not a product of matrices shows), and a decoder 256 wide, 4 l
 million parameters).
 
 - Differences: a sweep of 8 moves over 9 bare passes.
-- Derivatives: a sweep of 1 move over a bare pass, and what each of 7 more adds.
+- Derivatives: a sweep of 1 move over a bare pass, and what each of 3 more adds.
 - Memory: peak of a sweep over rows on disk, above the loaded model, each size in a fresh process.
 - Peers: the influence of all rows on the mean of all queries, everything included. The peers'
   environment (peers/requirements.txt) runs both sides in one process.
@@ -53,6 +53,8 @@ from forward_inf_mlflow.tensors import Stream, Tensors
 PEERS = Path(__file__).resolve().parents[1] / ".venv-peers" / "bin" / "python"
 MOVES = 8
 PASSES = MOVES + 1
+#: Moves whose derivatives are read together, to see what each after the first adds.
+TOGETHER = 4
 HOST = torch.device("cpu")
 Method = Literal["difference", "derivative"]
 
@@ -143,7 +145,7 @@ def forward(quick: bool) -> dict[str, object]:
     cases = {
         "cifar10n_cnn": of_setting("cifar10n_cnn", 1500 // share, 250),
         "small_lm": of_setting("small_lm", 1000 // share, 50),
-        "decoder": decoder(65, 64, 256, 4, 4, 128 // share, 32),
+        "decoder": decoder(65, 64, 256, 4, 4, 64 // share, 16),
     }
     found: dict[str, dict[str, float]] = {
         name: {}
@@ -155,7 +157,7 @@ def forward(quick: bool) -> dict[str, object]:
         row = {
             "fd_over_forward": ratio(seconds, "difference", "bare"),
             "jvp_over_forward": ratio(seconds, "derivative", "bare", times=1 / PASSES),
-            "jvp_over_math": ratio(seconds, "derivative", "bare, math", times=1 / PASSES),
+            "jvp_over_math": ratio(seconds, "derivative", "bare, math", times=1 / 3),
             "jvp_marginal": marginal(seconds),
         }
         for kind, value in row.items():
@@ -167,23 +169,23 @@ def forward(quick: bool) -> dict[str, object]:
 
 def marginal(seconds: Seconds) -> float:
     """Return what each move after the first adds, in bare passes."""
-    added = (seconds["derivatives"] - seconds["derivative"]) / (MOVES - 1)
+    added = (seconds["derivatives"] - seconds["derivative"]) / (TOGETHER - 1)
     return float(np.median(added / (seconds["bare"] / PASSES)))
 
 
 def _sweeps(case: Case) -> dict[str, Callable[[], object]]:
-    one, many = random_moves(case.module, 1), random_moves(case.module, MOVES)
+    one, four, eight = (random_moves(case.module, count) for count in (1, TOGETHER, MOVES))
 
     def math() -> None:
         with sdpa_kernel(SDPBackend.MATH):
-            bare(case)
+            bare(case, 3)
 
     return {
         "bare": partial(bare, case),
-        "difference": partial(swept, many, case.task, case.rows),
+        "difference": partial(swept, eight, case.task, case.rows),
         "bare, math": math,
         "derivative": partial(swept, one, case.task, case.rows, "derivative"),
-        "derivatives": partial(swept, many, case.task, case.rows, "derivative"),
+        "derivatives": partial(swept, four, case.task, case.rows, "derivative"),
     }
 
 
@@ -194,10 +196,10 @@ def swept(moves: MoveAlong, task: Task, rows: Stream, method: Method = "differen
 
 
 @torch.no_grad()
-def bare(case: Case) -> None:
-    """Pass all rows forward as often as the differences of all moves do."""
+def bare(case: Case, passes: int = PASSES) -> None:
+    """Pass all rows forward, by default as often as the differences of all moves do."""
     for batch in case.rows:
-        for _ in range(PASSES):
+        for _ in range(passes):
             case.module(batch.inputs)
 
 
