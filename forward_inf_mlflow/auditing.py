@@ -256,9 +256,9 @@ def plan_audit(
     return {
         "model": posed.version.uri,
         "task": problem.task.name,
+        **planned,
         "rows": len(problem.train),
         "queries": len(problem.queries),
-        **planned,
         "forward_equivalents": {**costs, "halves": halves, "total": costs["total"] + halves},
     }
 

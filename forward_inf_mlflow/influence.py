@@ -20,6 +20,8 @@ import pandas as pd
 from torch import nn
 
 from forward_inf_mlflow.directions import Direction, GradientStep, Moves
+from forward_inf_mlflow.directions.moves import at_rest
+from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.modes import full_precision
 from forward_inf_mlflow.probe import Choice, Method, Which, check_loss, choose
 from forward_inf_mlflow.scores import InfluenceScores
@@ -192,9 +194,12 @@ class ForwardInfluence:
         progress: Progress | None,
     ) -> tuple[Moves, Choice, Iterator[Part]]:
         """Return the moves, how rows are read under them, and the parts as they are read."""
-        moves = self.direction.plan(full_precision(module), self.task, queries.rows, train, work)
+        if not len(train) or not len(queries.ids):
+            raise DataError("there are no training rows or no queries: give at least one of each")
+        module = full_precision(module)
         some = train.part(0, min(len(train), train.batch_size)).batch(slice(None))
-        check_loss(moves.base, self.task, some)
+        check_loss(at_rest(module), self.task, some)
+        moves = self.direction.plan(module, self.task, queries.rows, train, work)
         choice = choose(
             list(islice(moves, _PROBED)),
             moves.base,

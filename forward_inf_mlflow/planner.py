@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, OptimizerSteps, Replay
@@ -66,20 +66,34 @@ class Plan:
         }
 
 
-def plan(job: Job, *, direction: Direction | None = None, readout: Which | None = None) -> Plan:
+def plan(
+    job: Job,
+    *,
+    direction: Direction | None = None,
+    readout: Which | None = None,
+    gradients: int = Curvature.gradients,
+) -> Plan:
     """Choose what nobody has chosen.
 
     The direction is the inverse curvature: on every model that was measured it comes before a plain
     step, and it needs no learning rate. Where outputs are linear in the parameters and the
     penalty is known, it is exact and undamped.
+
+    Args:
+        job: What is to be done.
+        direction: What the user chose.
+        readout: What the user chose.
+        gradients: How many gradients the curvature may be drawn from; see `Curvature`.
     """
     reasons = []
     if direction is None:
         if job.linear and job.penalty:
-            direction = Curvature(penalty=job.penalty, damping=0.0)
+            direction = Curvature(penalty=job.penalty, damping=0.0, gradients=gradients)
             reasons.append("the objective is convex and its penalty known, so no damping is added")
         else:
-            direction = Curvature(penalty=job.penalty or 0.0)
+            direction = Curvature(penalty=job.penalty or 0.0, gradients=gradients)
+    elif isinstance(direction, Curvature | Replay) and not direction.penalty:
+        direction = replace(direction, penalty=job.penalty or 0.0)
     if isinstance(direction, Curvature):
         solver, moves = direction.outlook(job.parameters, job.rows, job.groups)
         reasons.insert(0, _SOLVERS[solver])

@@ -65,6 +65,9 @@ class Tensors:
         return Batch(self._on_device(self.inputs[index]), self._on_device(self.targets[index]))
 
     def _on_device(self, rows: Tensor) -> Tensor:
+        # Group norm has no forward mode for rows in another order of memory, and on the CPU its
+        # backward pass may crash the process.
+        rows = rows.contiguous()
         if self.device.type == "cuda" and rows.device.type == "cpu":
             rows = rows.pin_memory()  # else the host would wait for the copy
         return rows.to(self.device, non_blocking=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isqrt
 from typing import Literal, get_args
 
 import numpy as np
@@ -44,6 +45,8 @@ _BLOCK = 32
 _MANY = 8
 #: Numbers that the moves of all groups, or the gradients of all rows, may hold together.
 _HELD = 2**28
+#: Multiplications that the inner products of all gradients may take.
+_PRODUCTS = 2**40
 #: Parameters whose whole matrix is cheaper than anything else.
 _DENSE = 2500
 #: Gradients drawn of one row, at most; and the fewest in all that are worth an inverse.
@@ -72,6 +75,10 @@ class Curvature:
       what may lie beyond them: little memory. About 7 (rank + 10), once.
     - "cg": conjugate gradients by products: the exact inverse. About 3.5 an iteration and group.
 
+    "dense" and "fisher" leave out what layers have in common (the blocks beside the diagonal),
+    which some thousand rows do not determine: it raises the LDS of an image network from .40 to
+    .44, that of the digits network from .69 to .71, and makes both insensitive to the damping.
+
     Each group has a move of its own, coefficient 1, while their vectors fit into memory and they
     are not many more than the rank. Beyond, there are ``rank`` moves along the leading
     eigenvectors u for all groups, with coefficients ``u . g / (eigenvalue + d)``; what lies outside
@@ -92,8 +99,9 @@ class Curvature:
         solver: One of the four; "auto" takes "dense" for up to 2,500 parameters, else "fisher"
             where enough gradients fit into memory and the model can be differentiated row by row,
             else "sketch".
+        by_layer: Whether "dense" and "fisher" take each layer by itself.
         gradients: How many are drawn for "fisher", spread over the rows; fewer where they would
-            not fit into memory.
+            not fit into memory or take long to multiply.
         rank: Of the sketch.
         rows: At most so many training rows, drawn at random, stand for all in G.
         iterations: Most iterations of "cg"; it stops at a relative residual of ``tolerance``.
@@ -104,9 +112,10 @@ class Curvature:
     """
 
     damping: float | None = None
-    multiple: float = 3.0
+    multiple: float = 1.0
     penalty: float = 0.0
     solver: Solver = "auto"
+    by_layer: bool = True
     gradients: int = 4000
     rank: int = 64
     rows: int = 2000
@@ -201,7 +210,7 @@ class Curvature:
         """Return the solver that "auto" will take, and how many moves there will be."""
         solver, rows = self.solver, min(rows, self.rows)
         if solver == "auto":
-            drawn = min(self.gradients, _HELD // parameters) >= min(_FEWEST, rows)
+            drawn = self._drawn(parameters) >= min(_FEWEST, rows)
             solver = "dense" if parameters <= _DENSE else "fisher" if drawn else "sketch"
         shared = groups > _MANY * self.rank or groups * parameters > _HELD
         return solver, self._rank(parameters) if shared else groups
@@ -211,7 +220,8 @@ class Curvature:
         solver, _ = self.outlook(parameters, rows, groups)
         rows = min(rows, self.rows)
         if solver == "fisher":
-            return 4 * max(rows, min(self.gradients, _HELD // parameters, _DRAWS * rows))
+            drawn = min(self._drawn(parameters), _DRAWS * rows)
+            return 2 * min(rows, drawn) + 2 * drawn
         products = {
             "dense": parameters,
             "sketch": 2 * (self._rank(parameters) + 10),
@@ -225,19 +235,20 @@ class Curvature:
         """Return the way that the settings name, or that memory and model allow."""
         layout, note = Layout(base.parameters), None
         matrix = GaussNewton(base, task, rows)
+        layers = layout.layers if self.by_layer else [slice(0, layout.size)]
         solver, _ = self.outlook(layout.size, len(rows), 1)
         if solver == "dense":
-            return ByMatrix(matrix), None
+            return ByMatrix(matrix, layers), None
         if solver == "cg":
             return ByConjugateGradients(matrix, self.iterations, self.tolerance, self.seed), None
         if solver == "fisher":
-            most = max(1, min(self.gradients, _HELD // layout.size))
+            most = self._drawn(layout.size)
             some = sample(rows, most, self.seed)
             draws = max(1, min(_DRAWS, most // len(some)))
             why = _refused(base, task, some)
             if why is None:
                 make = partial(fisher, base, task, some, draws=draws, seed=self.seed)
-                return ByFisher(make, min(layout.size, matrix.rank_bound)), None
+                return ByFisher(make, layers, min(layout.size, matrix.rank_bound)), None
             if self.solver == "fisher":
                 raise ModelError(
                     f"this model cannot be differentiated row by row ({why}): take the solver "
@@ -246,6 +257,10 @@ class Curvature:
             note = f"curvature by products, because rows cannot be differentiated alone ({why})"
         keep = partial(_kept_sketch, work, layout)
         return BySketch(matrix, keep, self._rank(layout.size), self.seed), note
+
+    def _drawn(self, parameters: int) -> int:
+        """Return how many gradients fit into memory and can be multiplied soon."""
+        return max(1, min(self.gradients, _HELD // parameters, isqrt(_PRODUCTS // parameters)))
 
     def _rank(self, parameters: int) -> int:
         """Return the rank that fits into memory."""

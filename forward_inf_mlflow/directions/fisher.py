@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,27 +40,42 @@ class Fisher:
         """Return the sum of all eigenvalues."""
         return float(self.gradients.square().sum(dtype=torch.float64)) / len(self.gradients)
 
+    @cached_property
+    def _products(self) -> Tensor:
+        """Return the inner products of all gradients, ``(s, s)`` float64."""
+        return (self.gradients @ self.gradients.T).double()
+
+    @cached_property
+    def _factors(self) -> dict[float, Tensor]:
+        """Return the Cholesky factors of the dampings that were asked for."""
+        return {}
+
+    def _factor(self, damping: float) -> Tensor:
+        if damping not in self._factors:
+            small = self._products.clone()
+            small.diagonal().add_(damping * len(small))
+            lower, failed = torch.linalg.cholesky_ex(small)
+            if failed:
+                raise ForwardInfError(
+                    f"a damping of {damping:.1e} is lost in rounding: give a larger one, or none"
+                )
+            self._factors[damping] = lower
+        return self._factors[damping]
+
     def solve(self, damping: float, right: Tensor) -> Tensor:
         """Return ``(F + damping I)^-1 right``, ``(P, k)``, by the Woodbury identity.
 
         Raises:
             ForwardInfError: The damping is lost in rounding.
         """
-        a, s = self.gradients, len(self.gradients)
-        small = (a @ a.T).double()  # (s, s)
-        small.diagonal().add_(damping * s)
-        lower, failed = torch.linalg.cholesky_ex(small)
-        if failed:
-            raise ForwardInfError(
-                f"a damping of {damping:.1e} is lost in rounding: give a larger one, or none"
-            )
-        inner = torch.cholesky_solve((a @ right).double(), lower)
+        a = self.gradients
+        inner = torch.cholesky_solve((a @ right).double(), self._factor(damping))
         return (right - a.T @ inner.to(a.dtype)) / damping
 
     def sketch(self, rank: int) -> Sketch:
         """Return the leading eigenvectors and their eigenvalues, exactly."""
         a, s = self.gradients, len(self.gradients)
-        values, inner = torch.linalg.eigh((a @ a.T).double() / s)
+        values, inner = torch.linalg.eigh(self._products / s)
         values, inner = values.flip(0)[:rank], inner.flip(1)[:, :rank]
         kept = values > values[0] * torch.finfo(torch.float32).eps * s
         kept[0] = True  # even where no gradient is other than zero

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -46,62 +46,89 @@ def reciprocal(values: Tensor, damping: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ByMatrix:
-    """Exactly: the matrix itself, from products with every unit vector."""
+    """Exactly: the matrix itself, from products with every unit vector.
+
+    ``layers`` say which diagonal blocks of it are kept.
+    """
 
     matrix: GaussNewton
+    layers: Sequence[slice]
     name: str = "dense"
 
     @cached_property
-    def _eigen(self) -> tuple[Tensor, Tensor]:
+    def _eigen(self) -> list[tuple[Tensor, Tensor]]:
         layout = self.matrix.layout
         size, width = layout.size, 64
         unit = torch.eye(size, dtype=layout.dtype, device=layout.device)
         parts = [self.matrix @ unit[:, i : i + width] for i in range(0, size, width)]
         whole = torch.cat(parts, 1).double()
-        values, vectors = torch.linalg.eigh((whole + whole.T) / 2)
-        return values.clamp_min(0).flip(0), vectors.flip(1)
+        found = []
+        for layer in self.layers:
+            block = whole[layer, layer]
+            values, vectors = torch.linalg.eigh((block + block.T) / 2)
+            found.append((values.clamp_min(0).flip(0), vectors.flip(1)))
+        return found
 
     def mean_eigenvalue(self) -> float:
         """Return the trace over the number of eigenvalues that can be positive."""
-        values, _ = self._eigen
-        return float(values.sum()) / min(len(values), self.matrix.rank_bound)
+        trace = sum(float(values.sum()) for values, _ in self._eigen)
+        return trace / min(self.matrix.layout.size, self.matrix.rank_bound)
 
     def solve(self, damping: float, right: Tensor) -> Tensor:
         """Return ``(G + damping I)^-1 right``; without damping, where G allows it."""
-        values, vectors = self._eigen
-        rates = reciprocal(values, damping)
-        found: Tensor = vectors @ (rates[:, None] * (vectors.T @ right.double()))
-        return found.to(right.dtype)
+        found = torch.empty_like(right)
+        for layer, (values, vectors) in zip(self.layers, self._eigen, strict=True):
+            rates = reciprocal(values, damping)
+            found[layer] = (vectors @ (rates[:, None] * (vectors.T @ right[layer].double()))).to(
+                right.dtype
+            )
+        return found
 
     def leading(self, rank: int) -> Sketch:
         """Return the leading eigenvectors."""
-        values, vectors = self._eigen
-        return Sketch(vectors[:, :rank].to(self.matrix.layout.dtype), values[:rank])
+        layout = self.matrix.layout
+        blocks = [Sketch(vectors.to(layout.dtype), values) for values, vectors in self._eigen]
+        return _leading(blocks, self.layers, rank)
 
 
 @dataclass(frozen=True)
 class ByFisher:
-    """Exactly, in the space of one drawn gradient or a few for each row."""
+    """Exactly, in the space of one drawn gradient or a few for each row; layer by layer."""
 
     make: Callable[[], Fisher]
+    layers: Sequence[slice]
     rank_bound: int
     name: str = "fisher"
 
     @cached_property
-    def _fisher(self) -> Fisher:
-        return self.make()
+    def _fishers(self) -> list[Fisher]:
+        gradients = self.make().gradients
+        return [Fisher(gradients[:, layer]) for layer in self.layers]
 
     def mean_eigenvalue(self) -> float:
         """Return the trace over the number of eigenvalues that can be positive."""
-        return self._fisher.trace / self.rank_bound
+        return sum(block.trace for block in self._fishers) / self.rank_bound
 
     def solve(self, damping: float, right: Tensor) -> Tensor:
         """Return ``(F + damping I)^-1 right``."""
-        return self._fisher.solve(damping, right)
+        blocks = zip(self._fishers, self.layers, strict=True)
+        return torch.cat([block.solve(damping, right[layer]) for block, layer in blocks])
 
     def leading(self, rank: int) -> Sketch:
         """Return the leading eigenvectors of F."""
-        return self._fisher.sketch(rank)
+        return _leading([block.sketch(rank) for block in self._fishers], self.layers, rank)
+
+
+def _leading(blocks: Sequence[Sketch], layers: Sequence[slice], rank: int) -> Sketch:
+    """Put the eigenvectors of diagonal blocks together and return the leading ones."""
+    values = torch.cat([block.values for block in blocks])
+    order = values.argsort(descending=True, stable=True)[:rank]
+    vectors = blocks[0].vectors.new_zeros(layers[-1].stop, len(order))
+    owners = [(b, i) for b, block in enumerate(blocks) for i in range(len(block.values))]
+    for column, position in enumerate(order.tolist()):
+        b, i = owners[position]
+        vectors[layers[b], column] = blocks[b].vectors[:, i]
+    return Sketch(vectors, values[order])
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,21 @@ class Layout:
         """Return where the parameters are."""
         return next(iter(self.like.values())).device
 
+    @property
+    def layers(self) -> list[slice]:
+        """Return where each layer's own parameters lie: those whose names differ in the last part
+        only, such as a weight and its bias.
+        """
+        found: list[slice] = []
+        previous, start, stop = None, 0, 0
+        for name, p in self.like.items():
+            layer = name.rpartition(".")[0]
+            if layer != previous and stop:
+                found.append(slice(start, stop))
+                start = stop
+            previous, stop = layer, stop + p.numel()
+        return [*found, slice(start, stop)]
+
     def join(self, parameters: Parameters) -> Tensor:
         """Return the parameters as one vector ``(P,)``."""
         return torch.cat([parameters[name].reshape(-1) for name in self.like])
