@@ -53,7 +53,7 @@ ARTIFACTS = {
     *("policy.yaml", "report.html", "scores.parquet"),
 }
 #: Seconds; far beyond what is needed, so that only what hangs reaches it.
-PATIENCE = 240
+PATIENCE = 600
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 *("--artifacts-destination", str(folder / "artifacts")),
                 *("--allowed-hosts", f"127.0.0.1:{port}"),
             ],
+            env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")},
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,

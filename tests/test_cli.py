@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import BIN, PATIENCE, one_line, points, register_points, run_tool
+from conftest import BIN, PATIENCE, one_line, points, register_points, run_here, run_tool
 from mlflow import MlflowClient
 
+from forward_inf_mlflow.cli import common
 from forward_inf_mlflow.cli.common import Console
 from forward_inf_mlflow.demo import digits, register
 
@@ -123,24 +125,37 @@ def test_a_terminal_gets_bars_and_colours_and_no_line_beyond_its_width(small: st
     assert too_long == []
 
 
-def test_no_color_is_obeyed_on_a_terminal(small: str) -> None:
-    code, written = on_terminal(FORWARD_INF, "gate", small, NO_COLOR="1")
-    assert code in (1, 2)
-    assert "\x1b[3" not in written
-    assert "\x1b[1m" not in written
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
-def test_what_other_libraries_log_is_shown_with_verbose_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("obeyed", [False, True])
+def test_no_color_is_obeyed_on_a_terminal(obeyed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    if not obeyed:
+        monkeypatch.delenv("NO_COLOR")
+    Console(json=False, quiet=False, verbose=False).verdict("fail", ["why"], "models:/m/1")
+    assert ("\x1b" in terminal.getvalue()) is not obeyed
+
+
+def test_what_other_libraries_log_is_silent_while_a_store_is_made(tmp_path: Path) -> None:
+    words = ["forward-inf", "gate", "models:/nobody/1"]
+    done = run_tool(*words, tracking_uri=f"sqlite:///{tmp_path}/new.db", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "It knows no models." in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("mode", ["", "-v", "--debug"])
+def test_other_libraries_are_silenced_unless_their_words_are_wished_for(
+    mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("MLFLOW_LOGGING_LEVEL", raising=False)  # a command of this process set it
-    for mode in ([], ["-v"]):
-        store = f"sqlite:///{tmp_path}/new{len(mode)}.db"
-        words = ["forward-inf", "gate", "models:/nobody/1", *mode]
-        done = run_tool(*words, tracking_uri=store, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "It knows no models." in done.stderr.splitlines()[-1]
-        assert (len(done.stderr.splitlines()) > 1) == bool(mode)
+    silenced: list[bool] = []
+    monkeypatch.setattr(common, "hush", lambda: silenced.append(True))
+    assert (
+        run_here("policy", "init", str(tmp_path / "p.yaml"), *filter(None, [mode])).returncode == 0
+    )
+    assert bool(silenced) is not bool(mode)
 
 
 def test_a_reader_that_left_reads_neither_allowed_nor_refused(tmp_path: Path) -> None:
@@ -174,9 +189,9 @@ def test_help_and_policies_load_neither_torch_nor_mlflow(tmp_path: Path) -> None
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 0
 
 
-def test_bare_use_shows_the_help_and_decides_nothing(tmp_path: Path) -> None:
-    for words in (["forward-inf"], ["forward-inf", "policy"]):
-        done = run_tool(*words, tracking_uri="", cwd=tmp_path)
+def test_bare_use_shows_the_help_and_decides_nothing() -> None:
+    for words in ([], ["policy"]):
+        done = run_here(*words)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Example:" in done.stderr
 

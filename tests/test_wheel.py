@@ -11,9 +11,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import mlflow
 import pytest
+from conftest import ROOT, points, register_points, sqlite_store, tracking
 
-ROOT = Path(__file__).parent.parent
 #: Print where the package and the class behind MLflow's entry point come from.
 WHERE = """
 import inspect
@@ -24,12 +25,16 @@ print(inspect.getfile(type(registry.get_evaluator("forward_inf"))))
 """
 
 
-def run(command: Sequence[str | Path], cwd: Path) -> str:
+def run(command: Sequence[str | Path], cwd: Path, **more: str) -> str:
     """Run a command as somebody would who has no checkout; return what it prints."""
     ours = ("PYTHON", "MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "COVERAGE", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment | more,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -98,6 +103,10 @@ def test_package_and_plugin_are_those_of_the_wheel(binaries: Path, tmp_path: Pat
     assert Path(plugin).is_relative_to(binaries.parent)
 
 
-def test_the_installed_command_runs_the_demo(binaries: Path, tmp_path: Path) -> None:
-    run([binaries / "forward-inf", "demo", "-q"], tmp_path)
-    assert (tmp_path / "mlflow.db").exists()
+def test_the_installed_command_audits_and_writes_its_report(binaries: Path, tmp_path: Path) -> None:
+    with tracking(sqlite_store(tmp_path)) as store:
+        mlflow.set_experiment("tests")
+        uri = register_points(points())
+    audit = [binaries / "forward-inf", "audit", uri, "--out", "out"]
+    assert f"PASS  {uri}" in run(audit, tmp_path, MLFLOW_TRACKING_URI=store)
+    assert "<style" in (tmp_path / "out" / "report.html").read_text("utf-8")
