@@ -30,7 +30,7 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.decision import Facts, decide
 from forward_inf_mlflow.detect.leakage import leaked
 from forward_inf_mlflow.detect.measure import binomial_interval
-from forward_inf_mlflow.examine import Settings, examine
+from forward_inf_mlflow.examine import Settings, examine, plan_influence
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.estimator import audited_estimator
 from forward_inf_mlflow.models.torch_module import audited_module
@@ -86,7 +86,9 @@ def judge(
     problem = prepare(
         model, train, queries, task="auto", device=choose_device("cpu"), batch_size=None
     )
-    found = examine(model, problem, Settings(seed=seed), lambda *_: None)
+    settings = Settings(seed=seed)
+    planned = plan_influence(model, problem, settings)
+    found = examine(model, problem, planned, settings, lambda *_: None)
     flags, measure = found.mislabeled.flags, found.mislabeled.measure
     decision = decide(found.measures, Facts(), Policy(max_leakage_rate=None))
     figures = {

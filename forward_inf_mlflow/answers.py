@@ -16,7 +16,7 @@ from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.portraits import as_table, picture, telling_columns
 from forward_inf_mlflow.posing import Posed
 from forward_inf_mlflow.preparation import Problem
-from forward_inf_mlflow.record import _tools, data_as_dict
+from forward_inf_mlflow.record import data_as_dict, tools
 from forward_inf_mlflow.report.influence import MAX_ANSWERS, MAX_ROWS, SIDES
 from forward_inf_mlflow.sweep import outputs, read
 from forward_inf_mlflow.tracking import AuditRun
@@ -79,7 +79,7 @@ def make_record(
         "format": FORMAT,
         "kind": "influence",
         "finished_at": int(time.time() * 1000),
-        "tool": _tools(str(problem.train.device)),
+        "tool": tools(str(problem.train.device)),
         "model": {**asdict(posed.version), "uri": posed.version.uri, "kind": posed.model.kind},
         "notes": notes,
         "run": asdict(run),

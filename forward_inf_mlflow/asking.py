@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from forward_inf_mlflow.auditing import _require_positive
+from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.examine import Settings, _require_numbers
+from forward_inf_mlflow.examine import Settings, require_numbers
 from forward_inf_mlflow.influence import QueryGroups
 from forward_inf_mlflow.planner import Plan, plan
 from forward_inf_mlflow.posing import Posed, pose
@@ -72,7 +72,7 @@ def ask(
         ForwardInfError: That cannot be asked; the message says what to do.
     """
     most = {name: where.get(name) for name in ("batch_size", "max_rows")}
-    _require_positive(**most)
+    require_positive(**most)
     if isinstance(query_rows, str) or not len(query_rows):
         raise DataError("no query rows are named: give a list of ids (--query-rows 3,17)")
     seed = where.get("seed", 0)
@@ -86,7 +86,7 @@ def ask(
     problem = posed.problem
     index = _positions(query_rows, problem.query_rows.ids, problem.query_rows.uri)
     ids, rows = problem.query_rows.ids[index], problem.queries.take(index)
-    _require_numbers(read(problem.module, problem.task, rows).loss.numpy(), ids, "query")
+    require_numbers(read(problem.module, problem.task, rows).loss.numpy(), ids, "query")
     groups = QueryGroups.each(rows, ids)
     if together and len(ids) > 1:
         groups = QueryGroups.together(rows, f"{len(ids)} rows together")

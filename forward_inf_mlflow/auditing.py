@@ -7,7 +7,7 @@ import hashlib
 import shlex
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import Progress, Settings, examine, halves_cost, plan_influence
+from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.posing import pose
 from forward_inf_mlflow.preparation import choose_device
@@ -96,6 +97,7 @@ def audit(
     work_dir: str | Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> AuditResult:
     """Audit a registered model version, log everything to MLflow, and decide.
 
@@ -128,12 +130,13 @@ def audit(
             goes on; None for the user's cache folder.
         fresh: Begin again even if there are such pieces.
         progress: Called as ``progress(stage, done, total)``.
+        on_plan: Called with the plan of the influence before it is carried out.
 
     Raises:
         ForwardInfError: The audit cannot be made; the message says what to do.
     """
     began = time.monotonic()
-    _require_positive(batch_size=batch_size, max_rows=max_rows, influence_queries=influence_queries)
+    require_positive(batch_size=batch_size, max_rows=max_rows, influence_queries=influence_queries)
     bounds = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
     options = {
         # A signed URL is a password, and the report is for everybody.
@@ -180,7 +183,10 @@ def audit(
 
     with tracking.audit_run(version, experiment=experiment, run_id=run_id) as run:
         work = open_work(work_dir, work_key(version, problem, settings), fresh=fresh)
-        found = examine(model, problem, settings, progress or _silent, work)
+        planned = plan_influence(model, problem, settings)
+        if on_plan is not None:
+            on_plan(planned)
+        found = examine(model, problem, planned, settings, progress or silent, work)
         scores = tables.scores_table(problem, found)
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
@@ -199,7 +205,7 @@ def audit(
             sources=tables.sources_table(problem, scores),
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,
-            influence={**found.planned.as_dict(), **found.facts},
+            influence={**planned.as_dict(), **found.facts},
             resumed=work.done,
             policy=bounds,
             decision=decision,
@@ -246,7 +252,7 @@ def plan_audit(
         ForwardInfError: The audit could not be made; the message says what to do.
     """
     most = {name: where.get(name) for name in ("batch_size", "max_rows")}
-    _require_positive(influence_queries=influence_queries, **most)
+    require_positive(influence_queries=influence_queries, **most)
     settings = _settings(where.get("seed", 0), influence_queries, direction, readout, weight_decay)
     posed = pose(model_uri, **where)
     problem = posed.problem
@@ -331,11 +337,12 @@ def _command(version: Version, options: Mapping[str, object]) -> str:
     return shlex.join(words)
 
 
-def _require_positive(**numbers: int | None) -> None:
+def require_positive(**numbers: int | None) -> None:
+    """Raise a `ForwardInfError` that names the first number below 1."""
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ForwardInfError(f"{name.replace('_', ' ')} is {value}: it must be at least 1")
 
 
-def _silent(stage: str, done: int, total: int) -> None:
+def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""

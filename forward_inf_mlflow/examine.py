@@ -88,7 +88,6 @@ class Findings:
         single: Influence on the queries that were asked about one by one, ``(p, n)``.
         mislabeled, leaked, memorized: The verdicts.
         forward_passes: Rows passed forward without training on them.
-        planned: How the influence was to be computed, and at what cost.
         facts: What was found on the way: damping, reliability, how rows were read and why.
     """
 
@@ -100,7 +99,6 @@ class Findings:
     leaked: Leaked
     memorized: Memorized
     forward_passes: int
-    planned: Plan
     facts: Mapping[str, object]
 
     @property
@@ -144,6 +142,7 @@ def halves_cost(model: AuditedModel, problem: Problem, settings: Settings) -> in
 def examine(
     model: AuditedModel,
     problem: Problem,
+    planned: Plan,
     settings: Settings,
     progress: Progress,
     work: Work = KEEP_NOTHING,
@@ -159,14 +158,13 @@ def examine(
 
     # The model as it stands: the queries' losses, and which rows its features confuse.
     query_loss = read(problem.module, problem.task, problem.queries).loss.numpy()
-    _require_numbers(query_loss, problem.query_rows.ids, "query")
+    require_numbers(query_loss, problem.query_rows.ids, "query")
     suspects = _feature_copies(model, problem)
 
     # Mirrored influence: of all queries together, and of some one by one.
     asked = _whom_to_ask(suspects, query_loss, settings.influence_queries)
     each = [problem.queries.take(np.array([i])) for i in asked]
     ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
-    planned = plan_influence(model, problem, settings)
     engine = ForwardInfluence(
         task=problem.task, direction=planned.direction, readout=planned.readout
     )
@@ -176,10 +174,10 @@ def examine(
         problem.train,
         ids,
         work=work,
-        progress=_stage(progress, "influence of the training rows", planned.costs["sweep"]),
+        progress=stage(progress, "influence of the training rows", planned.costs["sweep"]),
     )
     loss, scores = found.loss, found.scores
-    _require_numbers(loss, ids, "training")
+    require_numbers(loss, ids, "training")
     together = scores.values[0]
     single = InfluenceScores(scores.values[1:], query_ids[asked], ids, scores.provenance)
 
@@ -196,7 +194,7 @@ def examine(
         repeats=settings.repeats,
         seed=settings.seed,
         groups=row_keys(problem.train.inputs.numpy()),
-        progress=_stage(progress, "models trained on half of the rows", 2 * settings.repeats),
+        progress=stage(progress, "models trained on half of the rows", 2 * settings.repeats),
     )
     labels, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
     trusted = ~leaks.flags
@@ -223,12 +221,11 @@ def examine(
             + (n + m) * (model.features is not None)
             + (n + m) * 2 * settings.repeats
         ),
-        planned=planned,
         facts={**found.facts, "read_by": found.choice.method, "read_why": found.choice.note},
     )
 
 
-def _stage(progress: Progress, name: str, total: int) -> Callable[[int], None]:
+def stage(progress: Progress, name: str, total: int) -> Callable[[int], None]:
     """Return a counter of steps done that reports them under one name."""
     done = 0
 
@@ -241,7 +238,8 @@ def _stage(progress: Progress, name: str, total: int) -> Callable[[int], None]:
     return advance
 
 
-def _require_numbers(loss: np.ndarray, ids: np.ndarray, what: str) -> None:
+def require_numbers(loss: np.ndarray, ids: np.ndarray, what: str) -> None:
+    """Raise a `ModelError` that names the first row whose loss is not a number."""
     bad = np.flatnonzero(~np.isfinite(loss))
     if len(bad):
         raise ModelError(

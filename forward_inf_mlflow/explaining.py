@@ -18,10 +18,10 @@ from mlflow import MlflowClient
 
 from forward_inf_mlflow import answers, output, tracking
 from forward_inf_mlflow.asking import DirectionName, ReadoutName, ask
-from forward_inf_mlflow.auditing import _require_positive, _silent
+from forward_inf_mlflow.auditing import require_positive, silent
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.examine import Progress, _stage
+from forward_inf_mlflow.examine import Progress, stage
 from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.mlflow_errors import translate_errors
 from forward_inf_mlflow.posing import Posed
@@ -137,7 +137,7 @@ def explain(
         ForwardInfError: There is no answer; the message says what to do.
     """
     began = time.monotonic()
-    _require_positive(top=top)
+    require_positive(top=top)
     if out is not None:
         output.require_writable(Path(out))
     asked: dict[str, Any] = {
@@ -175,8 +175,8 @@ def explain(
             top,
             sources=sources,
             work=work,
-            progress=_stage(
-                progress or _silent, "influence of the training rows", planned.costs["sweep"]
+            progress=stage(
+                progress or silent, "influence of the training rows", planned.costs["sweep"]
             ),
         )
         rows = answers.rows_table(problem, found.rows)

@@ -57,7 +57,7 @@ def make_record(
         "format": FORMAT,
         "finished": True,
         "finished_at": int(time.time() * 1000),
-        "tool": _tools(str(problem.train.device)),
+        "tool": tools(str(problem.train.device)),
         "model": {**asdict(version), "uri": version.uri, "kind": model.kind},
         "notes": list(problem.notes),
         "run": asdict(run),
@@ -219,7 +219,7 @@ def policy_of(record: Mapping[str, Any]) -> Policy:
         raise _malformed("policy") from error
 
 
-def _tools(device: str) -> dict[str, str]:
+def tools(device: str) -> dict[str, str]:
     """Return the versions that a repetition needs, and where it ran."""
     packages = ("mlflow", "torch", "scikit-learn", "numpy", "pandas")
     return {

@@ -42,23 +42,6 @@ _KEY = "key.json"
 _DAY = 86400.0
 
 
-class NoFolder:
-    """Keeps nothing; used like a ``WorkFolder``, and returns exactly what that returns."""
-
-    done = 0
-
-    def once(self, name: str, make: Make) -> dict[str, np.ndarray]:
-        """Make the piece."""
-        return _unpack(_pack(name, make()))
-
-    def finished(self, name: str) -> bool:
-        """Return False."""
-        return False
-
-    def remove(self) -> None:
-        """Do nothing."""
-
-
 class WorkFolder:
     """Finished pieces of one computation, each a whole file, in a folder named by what it computes.
 

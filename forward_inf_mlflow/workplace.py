@@ -70,6 +70,8 @@ def open_work(root: str | Path | None, key: dict[str, object], *, fresh: bool) -
 
 
 def _cache() -> Path:
+    if named := os.environ.get("FORWARD_INF_WORK_DIR"):
+        return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forward-inf"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before anything imports MLflow, and for every process that the tests start.
 os.environ.update(
@@ -10,6 +11,7 @@ os.environ.update(
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     NO_COLOR="1",
+    FORWARD_INF_WORK_DIR=tempfile.mkdtemp(prefix="forward-inf-tests-"),  # not the user's own
 )
 
 import functools
@@ -18,7 +20,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request

@@ -13,7 +13,6 @@ from torch.func import functional_call
 from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.directions.moves import Point, at_rest
 from forward_inf_mlflow.influence import ForwardInfluence, Influence, QueryGroups
-from forward_inf_mlflow.shards import NoFolder, WorkFolder
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import (
     CausalLM,
@@ -23,6 +22,7 @@ from forward_inf_mlflow.tasks import (
     cosine_schedule,
 )
 from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 CPU = torch.device("cpu")
 D, K, V, L = 4, 3, 6, 4
@@ -174,7 +174,7 @@ def influence(
     method: str = "auto",
     readout: str = "loss",
     shard_rows: int = 8192,
-    work: WorkFolder | NoFolder | None = None,
+    work: Work | None = None,
 ) -> Influence:
     """Ask about every query alone."""
     engine = ForwardInfluence(
@@ -186,7 +186,7 @@ def influence(
     )
     groups = QueryGroups.each(found.queries, names(len(found.queries)))
     return engine.influence(
-        found.module, groups, found.rows, names(len(found.rows)), work=work or NoFolder()
+        found.module, groups, found.rows, names(len(found.rows)), work=work or KEEP_NOTHING
     )
 
 

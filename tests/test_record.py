@@ -77,6 +77,8 @@ def made(**changes: Any) -> dict[str, Any]:
         "sources": pd.DataFrame({"source": ["a"], "influence_low": [math.nan]}),
         "seconds": 1.23456,
         "forward_passes": 99,
+        "influence": {"direction": "curvature", "why": "few parameters"},
+        "resumed": 3,
         "policy": POLICY,
         "decision": decide(MEASURES, Facts(), POLICY),
     }

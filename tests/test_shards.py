@@ -22,7 +22,8 @@ from torch import nn
 
 from forward_inf_mlflow import shards
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.shards import NoFolder, WorkFolder, digest_arrays, digest_module
+from forward_inf_mlflow.shards import WorkFolder, digest_arrays, digest_module
+from forward_inf_mlflow.work import KEEP_NOTHING
 
 KEY: dict[str, object] = {"model": "models:/größe/3", "settings": {"damping": 0.1}, "rows": [1, 2]}
 ARRAYS: dict[str, np.ndarray] = {
@@ -81,7 +82,7 @@ def die(*_: object, **__: object) -> None:
 def test_a_piece_is_the_same_made_read_and_without_a_folder(tmp_path: Path) -> None:
     made = WorkFolder.open(tmp_path, KEY).once("all", lambda: ARRAYS)
     read = WorkFolder.open(tmp_path, KEY).once("all", never)
-    bare = NoFolder().once("all", lambda: ARRAYS)
+    bare = KEEP_NOTHING.once("all", lambda: ARRAYS)
     assert same(made, read)
     assert same(made, bare)
     for name, array in ARRAYS.items():
@@ -89,7 +90,9 @@ def test_a_piece_is_the_same_made_read_and_without_a_folder(tmp_path: Path) -> N
     for one in (made, read, bare):
         for array in one.values():
             assert array.flags.writeable, "callers may go on with it"
-    assert WorkFolder.open(tmp_path, KEY).once("none", dict) == {} == NoFolder().once("none", dict)
+    assert (
+        WorkFolder.open(tmp_path, KEY).once("none", dict) == {} == KEEP_NOTHING.once("none", dict)
+    )
 
 
 def test_pieces_that_were_there_are_counted_and_not_made_again(tmp_path: Path) -> None:
@@ -113,11 +116,8 @@ def test_another_key_has_another_folder(tmp_path: Path) -> None:
     assert not other.finished("a")
 
 
-@pytest.mark.parametrize("work", ["folder", "none"])
-def test_both_kinds_are_used_alike_and_pass_the_makers_errors(tmp_path: Path, work: str) -> None:
-    place: WorkFolder | NoFolder = (
-        WorkFolder.open(tmp_path, KEY) if work == "folder" else NoFolder()
-    )
+def test_the_makers_errors_pass_and_leave_nothing(tmp_path: Path) -> None:
+    place = WorkFolder.open(tmp_path, KEY)
 
     def fails() -> Mapping[str, np.ndarray]:
         raise FileNotFoundError("a matter of the maker")
@@ -159,8 +159,8 @@ def test_a_truncated_piece_is_made_again(tmp_path: Path, keep: float) -> None:
     work.once("a", lambda: ARRAYS)
     (path,) = pieces(work)
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    assert same(work.once("a", lambda: ARRAYS), NoFolder().once("a", lambda: ARRAYS))
-    assert same(work.once("a", never), NoFolder().once("a", lambda: ARRAYS))
+    assert same(work.once("a", lambda: ARRAYS), KEEP_NOTHING.once("a", lambda: ARRAYS))
+    assert same(work.once("a", never), KEEP_NOTHING.once("a", lambda: ARRAYS))
 
 
 def test_no_flipped_bit_of_a_piece_is_believed(tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def test_a_write_that_fails_leaves_no_half_file_and_the_finished_pieces(
         assert "\n" not in str(error.value)
     assert not work.finished("b")
     assert temporary(tmp_path) == []
-    assert same(work.once("a", never), NoFolder().once("a", lambda: ARRAYS))
-    assert same(work.once("b", lambda: ARRAYS), NoFolder().once("a", lambda: ARRAYS))
+    assert same(work.once("a", never), KEEP_NOTHING.once("a", lambda: ARRAYS))
+    assert same(work.once("b", lambda: ARRAYS), KEEP_NOTHING.once("a", lambda: ARRAYS))
 
 
 def test_a_file_that_the_system_cuts_short_leaves_nothing(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_work_goes_on_when_another_process_has_finished_and_removed_it(tmp_path:
     work, other = WorkFolder.open(tmp_path, KEY), WorkFolder.open(tmp_path, KEY)
     work.once("a", lambda: ARRAYS)
     other.remove()
-    assert same(work.once("b", lambda: ARRAYS), NoFolder().once("b", lambda: ARRAYS))
+    assert same(work.once("b", lambda: ARRAYS), KEEP_NOTHING.once("b", lambda: ARRAYS))
     assert list(tmp_path.iterdir()) == []
 
 

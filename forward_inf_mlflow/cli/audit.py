@@ -110,7 +110,12 @@ def audit_command(
         from forward_inf_mlflow.auditing import audit
 
         result = audit(
-            model_uri, id=id_column, features=names or None, progress=progress, **_given(options)
+            model_uri,
+            id=id_column,
+            features=names or None,
+            progress=progress,
+            on_plan=lambda planned: progress.say(f"plan: {planned.why}"),
+            **_given(options),
         )
     console.verdict(result.decision.outcome, result.decision.reasons, result.version.uri)
     _say_where(console, result)

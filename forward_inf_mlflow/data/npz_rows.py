@@ -11,7 +11,7 @@ from typing import IO, Literal
 
 import numpy as np
 
-from forward_inf_mlflow.data.reading import _readable, listing
+from forward_inf_mlflow.data.reading import listing, readable
 from forward_inf_mlflow.errors import DataError
 
 #: Bytes that are skipped at a time.
@@ -38,7 +38,7 @@ class NpzArray:
             DataError: The file cannot be read, or holds no such array of numbers or text.
         """
         self._path, self._uri = path, f"{uri}: array {name!r}"
-        with _readable(uri, "npz"), zipfile.ZipFile(path) as archive:
+        with readable(uri, "npz"), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             names = [n.removesuffix(".npy") for n in members if n.endswith(".npy")]
             if name not in names:
@@ -80,7 +80,7 @@ class NpzArray:
         Raises:
             DataError: The file is damaged or was changed.
         """
-        with _readable(self._uri, "an array"):
+        with readable(self._uri, "an array"):
             some = self._mapped(start, stop) if self._stored else self._unpacked(start, stop)
             return np.array(some, dtype=self._dtype.newbyteorder("="), order="C")
 

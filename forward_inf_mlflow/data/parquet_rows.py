@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from forward_inf_mlflow.data.acceptance import check_named_once
-from forward_inf_mlflow.data.reading import _readable, listing
+from forward_inf_mlflow.data.reading import listing, readable
 from forward_inf_mlflow.errors import DataError
 
 #: Bytes of each column that are read at a time; a row group may be larger than memory.
@@ -52,14 +52,14 @@ class ParquetRows:
         if not features:
             raise DataError(f"{uri}: no feature column is named; name at least one")
         self._features, self._label = list(features), label
-        with _readable(uri, "parquet"):
+        with readable(uri, "parquet"):
             self._files = {path: uri}
             if path.is_dir():
                 parts = sorted(p for p in path.iterdir() if p.suffix in {".parquet", ".pq"})
                 self._files = {part: f"{uri}/{part.name}" for part in parts}
         self._count = 0
         for part, name in self._files.items():
-            with _readable(name, "parquet"), pq.ParquetFile(part) as file:
+            with readable(name, "parquet"), pq.ParquetFile(part) as file:
                 self._check(file.schema_arrow, name)
                 self._count += file.metadata.num_rows
 
@@ -74,7 +74,7 @@ class ParquetRows:
         """
         first = 0
         for path, name in self._files.items():
-            with _readable(name, "parquet"), _opened(path) as file:
+            with readable(name, "parquet"), _opened(path) as file:
                 group, groups = 0, file.num_row_groups
                 while group < groups and first + file.metadata.row_group(group).num_rows <= row:
                     first += file.metadata.row_group(group).num_rows

@@ -96,7 +96,7 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     """
     if _format(path, uri) == "parquet":
         return _parquet(path, uri)
-    with _readable(uri, "csv"):
+    with readable(uri, "csv"):
         frame = pd.read_csv(
             path,
             dtype={name: str for name in as_text if name is not None},
@@ -108,7 +108,7 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
 
 
 def _format(path: Path, uri: str) -> str:
-    with _readable(uri, "a file"):
+    with readable(uri, "a file"):
         if path.is_dir():
             return "parquet"
         if not path.exists():
@@ -140,7 +140,7 @@ def _parquet(path: Path, uri: str) -> pd.DataFrame:
     for part in parts:
         name = uri if part == path else f"{uri}/{part.name}"
         _format(part, name)
-        with _readable(name, "parquet"), pq.ParquetFile(part) as file:
+        with readable(name, "parquet"), pq.ParquetFile(part) as file:
             frame = file.read().to_pandas()
         indices = [index for index in frame.index.names if index is not None]
         frame = frame.reset_index(indices).reset_index(drop=True)  # named ones are columns
@@ -179,7 +179,7 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
     features = columns.features or ("x",)
     if len(features) != 1:
         raise DataError(f"{uri}: --features of an npz file is one array, such as x")
-    with _readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
+    with readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
         names = list(arrays.files)
         columns = columns.among(names)
         label = _label(names, uri, columns.label)
@@ -241,7 +241,8 @@ def one_line(error: BaseException, most: int = 200) -> str:
 
 
 @contextmanager
-def _readable(uri: str, kind: str) -> Iterator[None]:
+def readable(uri: str, kind: str) -> Iterator[None]:
+    """Turn what readers raise for a damaged file into a `DataError` that names it."""
     try:
         yield
     except _UNREADABLE as error:

@@ -12,8 +12,8 @@ from typing import Any
 
 from jinja2 import Template
 
-from forward_inf_mlflow.report.render import _Album
-from forward_inf_mlflow.report.render import _template as _of_the_audit
+from forward_inf_mlflow.report.render import Album
+from forward_inf_mlflow.report.render import template as of_the_audit
 
 #: Answers, rows of each kind in an answer, and sources that are shown; the tables have them all.
 MAX_ANSWERS, MAX_ROWS, MAX_SOURCES = 20, 25, 25
@@ -36,7 +36,7 @@ def render_influence(
     Returns:
         A whole HTML document.
     """
-    album = _Album(pictures)
+    album = Album(pictures)
     answers = [
         _answer(answer, shown, album)
         for answer, shown in zip(record["answers"][:MAX_ANSWERS], values, strict=False)
@@ -54,7 +54,7 @@ def render_influence(
 def _answer(
     answer: Mapping[str, Any],
     shown: Mapping[str, Sequence[tuple[str, object]]],
-    album: _Album,
+    album: Album,
 ) -> dict[str, Any]:
     def with_portraits(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         found = []
@@ -83,4 +83,4 @@ def _answer(
 def _template() -> Template:
     text = (files("forward_inf_mlflow.report") / "influence.html.j2").read_text(encoding="utf-8")
     # Autoescape, what makes text visible, filters and style are the audit's own.
-    return _of_the_audit().environment.from_string(text)
+    return of_the_audit().environment.from_string(text)

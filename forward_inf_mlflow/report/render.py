@@ -112,7 +112,7 @@ def render(
         for name in ("model", "run", "tool", "settings", "costs", "policy", "decision", "data")
     }
     measures = _section(top["measures"], "measures")
-    album = _Album(thumbnails)
+    album = Album(thumbnails)
     verdicts = [
         _verdict(
             name,
@@ -128,7 +128,7 @@ def render(
     sources = _sources(top["sources"])
     outcome, reasons = _decision(top, parts["decision"])
     uri = str(parts["model"]["uri"] or "MODEL_URI")
-    return _template().render(
+    return template().render(
         audit=top,
         **parts,
         train=_section(parts["data"]["train"], "data.train"),
@@ -150,7 +150,7 @@ def render(
     )
 
 
-class _Album:
+class Album:
     """The thumbnails as data URIs, until the page would become too heavy."""
 
     def __init__(self, thumbnails: Mapping[str, bytes]) -> None:
@@ -233,7 +233,7 @@ def _verdict(
     flagged: pd.DataFrame,
     scores: pd.DataFrame,
     leaks: Any,
-    album: _Album,
+    album: Album,
 ) -> Verdict:
     threshold = number(measure["threshold"])
     if name == "leaked":
@@ -272,7 +272,7 @@ def _verdict(
     )
 
 
-def _row(record: Mapping[Any, Any], name: str, album: _Album) -> Section:
+def _row(record: Mapping[Any, Any], name: str, album: Album) -> Section:
     row = Section({str(key): value for key, value in record.items()})
     row["picture"] = album.find("train", row["row_id"])
     row["features"] = [] if row["picture"] else _features(row)
@@ -322,7 +322,8 @@ def _own_command(value: Any) -> str | None:
 
 
 @cache
-def _template() -> Template:
+def template() -> Template:
+    """Return the audit's page."""
     folder = files("forward_inf_mlflow.report")
     environment = Environment(
         autoescape=True,
