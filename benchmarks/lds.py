@@ -217,17 +217,21 @@ def _run(command: Sequence[Path]) -> float:
     return min(1.0, used / wall)
 
 
-def removal(setting: Setting, scores: dict[str, np.ndarray]) -> dict[str, Estimate]:
-    """Return by how many nats the first queries' losses rise without their top proponents."""
-    print(f"\nwithout the top {TOP}, {ASKED} queries, nats")
+def removal(setting: Setting, scores: dict[str, np.ndarray]) -> None:
+    """Print by how many nats the first queries' losses rise without their top proponents."""
     whole = retrain_without(setting, [], RETRAINED)[:, :ASKED]
-    found = {}
+    losses = {}
     for name, values in scores.items():
         tops = np.argsort(-values[:ASKED], axis=1)[:, :TOP]
         without = [retrain_without(setting, top, RETRAINED)[:, j] for j, top in enumerate(tops)]
-        found[name] = leave_top_k_out(whole, np.stack(without, 1))
-        print(f"{name:22} {_estimate(found[name])}", flush=True)
-    return found
+        losses[name] = np.stack(without, 1)
+        say(f"{setting.name}: retrained without the top of {name}")
+    print(f"\nwithout the top {TOP}, {ASKED} queries, {len(RETRAINED)} retrainings, nats")
+    for name, without_them in losses.items():
+        print(f"{name:22} {_estimate(leave_top_k_out(whole, without_them))}")
+    if "ekfac" in losses:
+        ahead = leave_top_k_out(losses["ekfac"], losses[OURS])
+        print(f"{OURS} - ekfac    {_estimate(ahead)}, query by query")
 
 
 def compare(setting: Setting, seeds: Sequence[int], *, peers: bool) -> dict[str, dict[str, float]]:
