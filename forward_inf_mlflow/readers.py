@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forward_inf_mlflow.directions.moves import Move, Parameters, Point, Tangent
+from forward_inf_mlflow.directions.moves import Move, Parameters, Point, Tangent, math_attention
 from forward_inf_mlflow.task import Batch, Forward, Readout, Task
 
 #: Moves whose derivatives are pushed through one pass together.
@@ -104,12 +102,6 @@ def by_derivative(
         )
 
     return read
-
-
-def math_attention() -> AbstractContextManager[None]:
-    """Return a context in which attention is plain products: the fused one has no forward mode."""
-    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return context
 
 
 def _stacked(tangents: Sequence[Tangent | None]) -> list[tuple[Point, list[int], Parameters]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from forward_inf_mlflow.directions.moves import Parameters, Point
+from forward_inf_mlflow.directions.moves import Parameters, Point, math_attention
 from forward_inf_mlflow.directions.products import Layout
 from forward_inf_mlflow.directions.spectrum import Sketch
 from forward_inf_mlflow.errors import ForwardInfError
@@ -117,8 +117,9 @@ def fisher(base: Point, task: Task, rows: Tensors, *, draws: int, seed: int) -> 
             answers = task.outputs(base, batch)
             rows_alone = zip(answers, batch.targets, strict=True)
             residuals = torch.stack([drawn(*row) for row in rows_alone])
-        pulled: Tensor = vmap(of_row, chunk_size=max(1, _TOGETHER // draws))(
-            batch.inputs, batch.targets, residuals
-        )
+        with math_attention():  # the fused one would take rows one by one
+            pulled: Tensor = vmap(of_row, chunk_size=max(1, _TOGETHER // draws))(
+                batch.inputs, batch.targets, residuals
+            )
         found.append(pulled.flatten(0, 1))
     return Fisher(torch.cat(found))

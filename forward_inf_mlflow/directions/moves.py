@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.task import Forward, Task
@@ -242,6 +244,12 @@ def loss_gradient(at: Point, task: Task, rows: Tensors, *, asked: bool = True) -
             if grad is not None:
                 total[name] += grad
     return {name: grad.detach() for name, grad in total.items()}
+
+
+def math_attention() -> AbstractContextManager[None]:
+    """Return a context in which attention is plain products: the fused one has no forward mode."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
 
 
 def norm(parameters: Parameters) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from forward_inf_mlflow.directions.moves import Parameters, Point
+from forward_inf_mlflow.directions.moves import Parameters, Point, math_attention
 from forward_inf_mlflow.task import Batch, Task
 from forward_inf_mlflow.tensors import Tensors
 
@@ -92,8 +92,9 @@ class GaussNewton:
         """Return ``G @ columns``, ``(P, k)``."""
         rows = columns.T.contiguous()
         total = torch.zeros_like(rows)
-        for batch in self._rows:
-            total += self._of_batch(batch, rows)
+        with math_attention():
+            for batch in self._rows:
+                total += self._of_batch(batch, rows)
         return (total / len(self._rows)).T
 
     def _of_batch(self, batch: Batch, vectors: Tensor) -> Tensor:
