@@ -276,6 +276,8 @@ def _settings(
     readout: Literal["auto", "loss", "margin"],
     weight_decay: float | None,
 ) -> Settings:
+    if readout not in ("auto", "loss", "margin"):
+        raise ForwardInfError(f"there is no readout '{readout}': use auto, loss or margin")
     return Settings(
         seed=seed,
         influence_queries=influence_queries,

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow.data.lineage import CONTEXT_TAG, DataSet
 from forward_inf_mlflow.errors import TrackingError
-from forward_inf_mlflow.mlflow_errors import is_missing, translate_errors
+from forward_inf_mlflow.mlflow_errors import environment, is_missing, translate_errors
 from forward_inf_mlflow.registry import Version
 
 #: Folder of all artifacts in the audit run.
@@ -103,7 +103,8 @@ def audit_run(
         raise
     finally:
         if not borrowed:
-            with translate_errors():
+            # MLflow would print the run's address, in the middle of what --json prints.
+            with translate_errors(), environment(MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true"):
                 client.set_terminated(run.info.run_id, status)
 
 

@@ -40,6 +40,11 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "max_rows": (int,),
     "influence_queries": (int,),
+    "direction": (str,),
+    "readout": (str,),
+    "weight_decay": (float, int),
+    "work_dir": (str, Path),
+    "fresh": (bool,),
     "allow_pickle": (bool,),
     "out": (str, Path),
 }

@@ -387,7 +387,9 @@ def test_what_cannot_be_audited_is_refused_with_a_remedy_and_the_run_failed() ->
 
 
 def test_the_keys_are_the_arguments_of_audit() -> None:
-    given_by_mlflow = {"model_uri", "queries", "experiment", "run_id", "log_metrics", "progress"}
+    given_by_mlflow = {"model_uri", "queries", "experiment", "run_id", "log_metrics"} | {
+        *("progress", "on_plan")
+    }
     arguments = set(inspect.signature(auditing.audit).parameters)
     assert set(MODULE._KEYS) - {"model_uri"} == arguments - given_by_mlflow
 

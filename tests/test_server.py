@@ -61,7 +61,6 @@ def test_the_exit_code_is_the_decision(story: Story) -> None:
     assert story.clean_audit.stderr == ""
 
 
-@pytest.mark.xfail(strict=True, reason="MLflow prints the addresses of run and experiment first")
 def test_json_is_one_object_on_stdout_and_nothing_else_anywhere(story: Story) -> None:
     assert story.spoiled_audit.stderr == ""
     result = json.loads(story.spoiled_audit.stdout)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from forward_inf_mlflow.directions import Curvature, GradientStep, OptimizerSteps, Replay
+from forward_inf_mlflow.planner import SATURATED, Job, plan
+
+JOB = Job(
+    rows=1000, groups=11, queries=110, parameters=20_000, outputs=10, saturates=False, known=0.0
+)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "solver", "why"),
+    [
+        (2_000, "dense", "few parameters"),
+        (20_000, "fisher", "drawn gradients"),
+        (50_000_000, "sketch", "many parameters"),
+    ],
+)
+def test_the_solver_follows_from_the_number_of_parameters(
+    parameters: int, solver: str, why: str
+) -> None:
+    job = replace(JOB, parameters=parameters, groups=2)
+    found = plan(job)
+    assert isinstance(found.direction, Curvature)
+    assert found.direction.outlook(parameters, job.rows, job.groups) == (solver, 2)
+    assert why in found.why
+
+
+def test_a_convex_objective_with_a_known_penalty_is_not_damped() -> None:
+    found = plan(replace(JOB, linear=True, penalty=0.01)).direction
+    assert (found.damping, found.penalty) == (0.0, 0.01)  # type: ignore[attr-defined]
+    for job in (replace(JOB, linear=True), replace(JOB, penalty=0.01)):
+        assert plan(job).direction.damping is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("named", [Curvature(), Replay()], ids=["curvature", "replay"])
+def test_a_direction_that_is_asked_for_takes_the_models_penalty_unless_it_has_its_own(
+    named: Curvature | Replay,
+) -> None:
+    job = replace(JOB, penalty=0.01)
+    assert plan(job, direction=named).direction == replace(named, penalty=0.01)
+    own = replace(named, penalty=0.5)
+    assert plan(job, direction=own).direction == own
+
+
+def test_margins_are_read_only_of_saturated_models_whose_task_gains_by_it() -> None:
+    full = replace(JOB, saturates=True, known=SATURATED)
+    assert plan(full).readout == "margin"
+    assert "saturated" in plan(full).why
+    assert plan(full, readout="loss").readout == "loss"
+    assert plan(replace(full, known=SATURATED - 0.01)).readout == "loss"
+    assert plan(replace(full, saturates=False)).readout == "loss"
+
+
+def test_costs_worked_by_hand() -> None:
+    sweep = (11 + 1) * 1000
+    step = plan(JOB, direction=GradientStep()).costs
+    assert step == {"direction": 3 * 110, "sweep": sweep, "total": 3 * 110 + sweep}
+    both = plan(JOB, direction=OptimizerSteps(steps=4, sign="both")).costs
+    assert both["direction"] == 3 * 110 * 4 * 2
+    assert both["sweep"] == (2 * 11 + 1) * 1000
+    # 4 draws of 1,000 rows: twice the rows for their outputs, twice the draws for their gradients
+    assert plan(JOB).costs["direction"] == 3 * 110 + 2 * 1000 + 2 * 4000
+    few = plan(replace(JOB, parameters=100)).costs
+    assert few["direction"] == 3 * 110 + round(3.5 * 100 * 1000)
+
+
+def test_many_groups_share_moves_along_eigenvectors() -> None:
+    found = plan(replace(JOB, groups=10_000, queries=10_000))
+    assert found.costs["sweep"] == (64 + 1) * 1000
+    assert "10,000 query groups share 64 moves" in found.why
+
+
+def test_a_plan_names_direction_readout_reason_and_costs() -> None:
+    found = plan(JOB).as_dict()
+    assert found["direction"] == "curvature"
+    assert found["readout"] == "loss"
+    assert found["why"]
+    assert set(found["forward_equivalents"]) == {"direction", "sweep", "total"}
