@@ -189,9 +189,16 @@ def _sweeps(case: Case) -> dict[str, Callable[[], object]]:
     }
 
 
-def swept(moves: MoveAlong, task: Task, rows: Stream, method: Method = "difference") -> None:
+def swept(
+    moves: MoveAlong,
+    task: Task,
+    rows: Stream,
+    method: Method = "difference",
+    *,
+    compiled: bool = False,
+) -> None:
     """Sweep all rows and keep nothing."""
-    for _ in sweep(moves, task, rows, method=method):
+    for _ in sweep(moves, task, rows, method=method, compiled=compiled):
         pass
 
 
@@ -265,14 +272,17 @@ def _resident(which: str) -> int:
 
 
 def cuda(quick: bool) -> dict[str, object]:
-    """Return the sweep's share of the bare forward rate; rows of the sweep come from the host."""
+    """Return the sweep's share of the bare forward rate, compiled passes of it also.
+
+    Rows of the sweep come from the host, those of the bare passes lie on the card.
+    """
     there = torch.cuda.is_available()
     if not (there or quick):
         print("\nCUDA: not measured (no card)")
         return {"cuda": "not measured"}
     device = torch.device("cuda" if there else "cpu")
     cases = {
-        "resnet18": resnet18(64, 224, 8192, 256) if there else resnet18(4, 32, 64, 32),
+        "resnet18": resnet18(64, 224, 4096, 256) if there else resnet18(4, 32, 64, 32),
         "gpt2": decoder(50257, 1024, 768, 12, 12, 64, 8)
         if there
         else decoder(50, 16, 24, 2, 2, 64, 32),
@@ -286,10 +296,13 @@ def cuda(quick: bool) -> dict[str, object]:
             {
                 "bare": partial(bare, Case(module, on_device, case.task)),
                 "sweep": partial(swept, moves, case.task, rows),
+                "compiled": partial(swept, moves, case.task, rows, compiled=True),
             }
         )
-        found[name] = round(ratio(seconds, "bare", "sweep"), 3)
-        print(f"{device.type}: {name}: {found[name]:.1%} of the bare forward rate", flush=True)
+        share, compiled = (round(ratio(seconds, "bare", of), 3) for of in ("sweep", "compiled"))
+        found[name] = {"share": share, "compiled": compiled}
+        print(f"{device.type}: {name}: {share:.1%} of the bare forward rate, {compiled:.1%} "
+              "compiled", flush=True)  # fmt: skip
     return {"cuda": found if there else "not measured"}
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from forward_inf_mlflow.directions import Direction, GradientStep, Moves
 from forward_inf_mlflow.directions.moves import at_rest
 from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.memory import first_that_fits
 from forward_inf_mlflow.models.modes import full_precision
 from forward_inf_mlflow.probe import Choice, Method, Which, check_loss, choose
 from forward_inf_mlflow.scores import InfluenceScores
@@ -104,6 +105,7 @@ class ForwardInfluence:
         method: "difference" of two models, exact "derivative", or "auto": the difference where a
             probe shows that it agrees with the derivative.
         shard_rows: Rows that are read, and kept, together.
+        compiled: Read differences through ``torch.compile``: pays for large models and many rows.
     """
 
     task: Task
@@ -111,6 +113,7 @@ class ForwardInfluence:
     readout: Which = "loss"
     method: Method = "auto"
     shard_rows: int = SHARD_ROWS
+    compiled: bool = False
 
     def influence(
         self,
@@ -197,22 +200,27 @@ class ForwardInfluence:
         if not len(train) or not len(queries.ids):
             raise DataError("there are no training rows or no queries: give at least one of each")
         module = full_precision(module)
-        some = train.part(0, min(len(train), train.batch_size)).batch(slice(None))
-        check_loss(at_rest(module), self.task, some)
+        some = train.part(0, min(len(train), train.batch_size))
+        base = at_rest(module)
+        first_that_fits(some, lambda batch: check_loss(base, self.task, batch))
         moves = self.direction.plan(module, self.task, queries.rows, train, work)
-        choice = choose(
-            list(islice(moves, _PROBED)),
-            moves.base,
-            self.task,
+        choice = first_that_fits(
             some,
-            method=self.method,
-            which=self.readout,
+            lambda batch: choose(
+                list(islice(moves, _PROBED)),
+                moves.base,
+                self.task,
+                batch,
+                method=self.method,
+                which=self.readout,
+            ),
         )
         parts = sweep(
             moves,
             self.task,
             train,
             method=choice.method,
+            compiled=self.compiled,
             shard_rows=self.shard_rows,
             work=work,
             progress=progress,
@@ -224,4 +232,9 @@ class ForwardInfluence:
 
     def describe(self) -> dict[str, object]:
         """Return the settings that repeat the scores."""
-        return {"task": self.task.name, "readout": self.readout, **self.direction.describe()}
+        return {
+            "task": self.task.describe(),
+            "readout": self.readout,
+            "compiled": self.compiled,
+            **self.direction.describe(),
+        }

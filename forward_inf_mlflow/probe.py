@@ -12,6 +12,7 @@ from torch import Tensor
 
 from forward_inf_mlflow.directions.moves import Move, Point
 from forward_inf_mlflow.errors import ForwardInfError, ModelError
+from forward_inf_mlflow.memory import is_out_of_memory
 from forward_inf_mlflow.readers import Read, Reader, by_derivative, by_difference
 from forward_inf_mlflow.task import Batch, Forward, Readout, Task
 
@@ -124,6 +125,8 @@ def _try(reader: Reader, batch: Batch) -> tuple[Read | None, str]:
     try:
         return reader(batch), ""
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise  # with fewer rows it may work
         return None, " ".join(str(error).split())[:120]
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import jvp, vmap
+from torch.func import functional_call, jvp, vmap
 
 from forward_inf_mlflow.directions.moves import Move, Parameters, Point, Tangent, math_attention
+from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.task import Batch, Forward, Readout, Task
 
 #: Moves whose derivatives are pushed through one pass together.
@@ -35,16 +36,26 @@ Reader = Callable[[Batch], Read]
 
 
 def by_difference(
-    moves: Sequence[Move], base: Forward, task: Task, *, with_outputs: bool = False
+    moves: Sequence[Move],
+    base: Forward,
+    task: Task,
+    *,
+    with_outputs: bool = False,
+    compiled: bool = False,
 ) -> Reader:
-    """Read rows at both ends of every move: one forward pass for each end that is not the base."""
+    """Read rows at both ends of every move: one forward pass for each end that is not the base.
+
+    ``compiled`` runs the passes through ``torch.compile``, one compilation for all points.
+    """
+    run = _compiled() if compiled else None
 
     def read(batch: Batch) -> Read:
         seen: dict[int, tuple[Readout, Tensor]] = {}
 
         def at(forward: Forward) -> tuple[Readout, Tensor]:
             if id(forward) not in seen:  # moves share their control
-                answers = task.outputs(forward, batch)
+                model = run(forward) if run is not None else forward
+                answers = task.outputs(model, batch)
                 seen[id(forward)] = task.readout_of(answers, batch), answers
             return seen[id(forward)]
 
@@ -68,6 +79,34 @@ def by_difference(
         )
 
     return read
+
+
+def _compiled() -> Callable[[Forward], Forward]:
+    """Return what turns a point into its compiled self; estimators are left as they are."""
+    from torch._dynamo.exc import TorchDynamoException  # a second, and few compile
+
+    def called(module: nn.Module, parameters: Parameters, inputs: tuple[Tensor, ...]) -> Tensor:
+        output: Tensor = functional_call(module, parameters, inputs)
+        return output
+
+    call = torch.compile(called)
+
+    def run(forward: Forward) -> Forward:
+        if not isinstance(forward, Point):
+            return forward
+
+        def passed(*inputs: Tensor) -> Tensor:
+            try:
+                return call(forward.module, forward.parameters, inputs)
+            except TorchDynamoException as error:
+                why = next(iter(str(error).splitlines()), "")
+                raise ForwardInfError(
+                    f"this model cannot be compiled here ({why[:200]}): leave compile out"
+                ) from error
+
+        return passed
+
+    return run
 
 
 def by_derivative(

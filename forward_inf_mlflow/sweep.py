@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from forward_inf_mlflow.directions.moves import Move, Moves, Point
-from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.readers import Read, Reader, by_derivative, by_difference
-from forward_inf_mlflow.task import Forward, Readout, Task
+from forward_inf_mlflow.task import Batch, Forward, Readout, Task
 from forward_inf_mlflow.tensors import Stream, Tensors
 from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 
@@ -56,6 +56,7 @@ def sweep(
     *,
     method: Literal["difference", "derivative"] = "difference",
     with_outputs: bool = False,
+    compiled: bool = False,
     shard_rows: int = SHARD_ROWS,
     work: Work = KEEP_NOTHING,
     progress: Progress | None = None,
@@ -63,12 +64,13 @@ def sweep(
     """Read every row under the model as it was and under every move, a shard at a time.
 
     Moves are read in blocks that fit into memory together; for each block the rows are read once
-    more under the model as it was. Every shard of a block is a piece of ``work``.
+    more under the model as it was. Every shard of a block is a piece of ``work``. ``compiled``
+    passes are faster and round otherwise; derivatives are not compiled.
 
     Raises:
         ForwardInfError: A single row does not fit into memory.
     """
-    reader = by_derivative if method == "derivative" else by_difference
+    reader = by_derivative if method == "derivative" else partial(by_difference, compiled=compiled)
     width = _block(moves)
     size = max(1, shard_rows // rows.batch_size) * rows.batch_size
     made = iter(moves)
@@ -94,30 +96,26 @@ def sweep(
 
 
 @torch.no_grad()
-def read(forward: Forward, task: Task, rows: Tensors, progress: Progress | None = None) -> Readout:
+def read(forward: Forward, task: Task, rows: Tensors) -> Readout:
     """Read every row once under one model.
 
     Returns:
         Loss and margin, each ``(n,)`` float64 on the host.
     """
-    parts = []
-    for batch in rows:
+
+    def of_batch(batch: Batch) -> Readout:
         readout = task.readout(forward, batch)
-        parts.append(Readout(readout.loss.cpu(), readout.margin.cpu()))
-        if progress is not None:
-            progress(len(batch.targets))
+        return Readout(readout.loss.cpu(), readout.margin.cpu())
+
+    parts = list(batches_that_fit(rows, of_batch))
     return Readout(torch.cat([p.loss for p in parts]), torch.cat([p.margin for p in parts]))
 
 
 @torch.no_grad()
-def outputs(forward: Forward, rows: Tensors, progress: Progress | None = None) -> Tensor:
+def outputs(forward: Forward, rows: Tensors) -> Tensor:
     """Return the model's output for every row, ``(n, ...)`` float32 on the host."""
-    parts = []
-    for batch in rows:
-        parts.append(forward(batch.inputs).to(torch.float32).cpu())
-        if progress is not None:
-            progress(len(batch.targets))
-    return torch.cat(parts)
+    parts = batches_that_fit(rows, lambda batch: forward(batch.inputs).to(torch.float32).cpu())
+    return torch.cat(list(parts))
 
 
 def passes(moves: Sequence[Move], base: Forward, method: str) -> int:
@@ -137,24 +135,8 @@ def _block(moves: Moves) -> int:
 
 def _read(read: Reader, stream: Stream, first: int, last: int) -> Arrays:
     """Read one shard; batches that do not fit into memory are halved."""
-    rows, parts = stream.part(first, last), list[Read]()
-    start, size = 0, rows.batch_size
-    while start < len(rows):
-        try:
-            parts.append(_on_host(read(rows.batch(slice(start, start + size)))))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if size == 1:
-                raise ForwardInfError(
-                    "one row at a time does not fit into memory: use a device with more of it "
-                    "(--device), or read fewer moves at once"
-                ) from error
-            size = max(1, min(size, len(rows) - start) // 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            continue
-        start += size
+    rows = stream.part(first, last)
+    parts = list(batches_that_fit(rows, lambda batch: _on_host(read(batch))))
     found = {
         "base_loss": torch.cat([p.base.loss for p in parts]).numpy(),
         "base_margin": torch.cat([p.base.margin for p in parts]).numpy(),
@@ -171,14 +153,4 @@ def _on_host(read: Read) -> Read:
         read.loss.to("cpu", torch.float32),
         read.margin.to("cpu", torch.float32),
         None if read.outputs is None else read.outputs.to("cpu", torch.float32),
-    )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an allocation failed; on the host torch raises a plain RuntimeError."""
-    text = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "out of memory" in text
-        or "can't allocate memory" in text
     )

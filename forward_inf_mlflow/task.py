@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,10 @@ class Task(ABC):
     name: str
     #: Whether the margin is the better thing to read of a model that knows its rows by heart.
     saturates: bool = False
+
+    def describe(self) -> dict[str, object]:
+        """Return what repeats this task: its name, and its fields if it is a dataclass."""
+        return {"name": self.name, **(asdict(self) if is_dataclass(self) else {})}
 
     def outputs(self, forward: Forward, batch: Batch) -> Tensor:
         """Return what the model answers for each row, ``(B, ...)``.

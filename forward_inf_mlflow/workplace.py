@@ -85,7 +85,7 @@ def work_key(version: Version, problem: Problem, settings: Settings) -> dict[str
         "model": [version.uri, version.creation_timestamp, digest_module(problem.module)],
         "train": digest_arrays(train.inputs, train.targets),
         "queries": digest_arrays(queries.inputs, queries.targets),
-        "task": problem.task.name,
+        "task": problem.task.describe(),
         "settings": settings.describe(),
         "direction": settings.direction.describe() if settings.direction else "auto",
         "readout": settings.readout or "auto",

@@ -15,6 +15,7 @@ from engine import (
     TASKS,
     D,
     K,
+    Narrow,
     Setting,
     assert_close,
     correlation,
@@ -137,6 +138,25 @@ def test_a_row_whose_loss_is_no_number_spoils_no_other(direction: Direction) -> 
 
 
 @each
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_model_that_only_fits_a_few_rows_gives_the_same_scores(
+    kind: str, direction: Direction
+) -> None:
+    found = cached(kind)
+    narrow = replace(found, module=Narrow(found.module, 3, torch.OutOfMemoryError))
+    assert_close(scores(narrow, direction), scores(found, direction))
+
+
+@each
+def test_a_model_that_fits_no_row_is_refused_in_one_line(direction: Direction) -> None:
+    found = cached("classification")
+    narrow = replace(found, module=Narrow(found.module, 0, torch.OutOfMemoryError))
+    with pytest.raises(ForwardInfError, match="one row at a time does not fit") as raised:
+        scores(narrow, direction)
+    assert "\n" not in str(raised.value)
+
+
+@each
 def test_a_half_precision_model_is_read_in_float32_and_left_as_it_was(
     direction: Direction,
 ) -> None:
@@ -182,9 +202,15 @@ def test_a_copy_of_the_query_is_a_proponent(kind: str, direction: Direction) -> 
 @each
 def test_scores_carry_the_settings_that_repeat_them(direction: Direction) -> None:
     provenance: dict[str, Any] = influence(cached("classification"), direction).scores.provenance
-    assert {**direction.describe(), "task": "classification", "readout": "loss"}.items() <= (
-        provenance.items()
-    )
+    expected = {**direction.describe(), "task": {"name": "classification"}, "readout": "loss"}
+    assert expected.items() <= provenance.items()
+
+
+def test_a_tasks_own_settings_are_among_them() -> None:
+    found = cached("denoising")
+    provenance: dict[str, Any] = influence(found, GradientStep()).scores.provenance
+    assert provenance["task"]["seed"] == 0
+    assert provenance["task"]["times"] == 2
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from forward_inf_mlflow.directions.moves import Parameters, Point, math_attentio
 from forward_inf_mlflow.directions.products import Layout
 from forward_inf_mlflow.directions.spectrum import Sketch
 from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.task import Batch, Task
 from forward_inf_mlflow.tensors import Tensors
 
 #: Gradients that are taken at once.
 _TOGETHER = 64
+#: Gradients whose inner products with all later ones are taken at once.
+_BLOCK = 256
 _TINY = 1e-30
 
 
@@ -42,8 +45,14 @@ class Fisher:
 
     @cached_property
     def _products(self) -> Tensor:
-        """Return the inner products of all gradients, ``(s, s)`` float64."""
-        return (self.gradients @ self.gradients.T).double()
+        """Return the inner products of all gradients, ``(s, s)`` float64; each pair once."""
+        a = self.gradients
+        found = a.new_empty(len(a), len(a), dtype=torch.float64)
+        for start in range(0, len(a), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            found[part, start:] = a[part] @ a[start:].T
+            found[start:, part] = found[part, start:].T
+        return found
 
     @cached_property
     def _factors(self) -> dict[float, Tensor]:
@@ -111,15 +120,20 @@ def fisher(base: Point, task: Task, rows: Tensors, *, draws: int, seed: int) -> 
             raise NotImplementedError(f"the task {task.name} draws no targets")
         return residuals.to(answer.dtype)
 
-    found: list[Tensor] = []
-    for batch in rows:
-        with torch.no_grad():
-            answers = task.outputs(base, batch)
-            rows_alone = zip(answers, batch.targets, strict=True)
-            residuals = torch.stack([drawn(*row) for row in rows_alone])
-        with math_attention():  # the fused one would take rows one by one
-            pulled: Tensor = vmap(of_row, chunk_size=max(1, _TOGETHER // draws))(
-                batch.inputs, batch.targets, residuals
-            )
-        found.append(pulled.flatten(0, 1))
-    return Fisher(torch.cat(found))
+    def of_batch(batch: Batch) -> Tensor:
+        before = generator.get_state()
+        try:
+            with torch.no_grad():
+                answers = task.outputs(base, batch)
+                rows_alone = zip(answers, batch.targets, strict=True)
+                residuals = torch.stack([drawn(*row) for row in rows_alone])
+            with math_attention():  # the fused one would take rows one by one
+                pulled: Tensor = vmap(of_row, chunk_size=max(1, _TOGETHER // draws))(
+                    batch.inputs, batch.targets, residuals
+                )
+        except BaseException:
+            generator.set_state(before)  # a batch that did not fit draws the same, in halves
+            raise
+        return pulled.flatten(0, 1)
+
+    return Fisher(torch.cat(list(batches_that_fit(rows, of_batch))))

@@ -15,7 +15,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
-from forward_inf_mlflow.task import Forward, Task
+from forward_inf_mlflow.memory import batches_that_fit
+from forward_inf_mlflow.task import Batch, Forward, Task
 from forward_inf_mlflow.tensors import Stream, Tensors, sample
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
@@ -216,7 +217,8 @@ def usable(base: Point, task: Task, train: Stream, most: int, seed: int) -> tupl
         DataError: There is none.
     """
     rows = sample(train, most, seed)
-    fine = torch.cat([torch.isfinite(task.readout(base, batch).loss).cpu() for batch in rows])
+    read = batches_that_fit(rows, lambda b: torch.isfinite(task.readout(base, b).loss).cpu())
+    fine = torch.cat(list(read))
     if not fine.any():
         raise DataError("no training row's loss is a number: log a model that is trained")
     if fine.all():
@@ -234,12 +236,18 @@ def loss_gradient(at: Point, task: Task, rows: Tensors, *, asked: bool = True) -
     leaves = {name: p.detach().requires_grad_() for name, p in at.parameters.items()}
     total = {name: torch.zeros_like(p) for name, p in leaves.items()}
     forward = Point(at.module, leaves)
-    for batch in rows:
-        with torch.enable_grad():
-            # Outputs in float64, as losses are read: in float32 the given class's 1 - p of a query
-            # that the model knows by heart is 0, which would turn the direction.
-            loss = of(task.outputs(forward, batch), batch.targets).sum() / len(rows)
-            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+
+    @torch.enable_grad()
+    def of_batch(batch: Batch) -> Sequence[Tensor | None]:
+        # Outputs in float64, as losses are read: in float32 the given class's 1 - p of a query
+        # that the model knows by heart is 0, which would turn the direction.
+        loss = of(task.outputs(forward, batch), batch.targets).sum() / len(rows)
+        found: Sequence[Tensor | None] = torch.autograd.grad(
+            loss, list(leaves.values()), allow_unused=True
+        )
+        return found
+
+    for grads in batches_that_fit(rows, of_batch):
         for name, grad in zip(leaves, grads, strict=True):
             if grad is not None:
                 total[name] += grad

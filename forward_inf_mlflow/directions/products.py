@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from forward_inf_mlflow.directions.moves import Parameters, Point, math_attention
+from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.task import Batch, Task
 from forward_inf_mlflow.tensors import Tensors
 
@@ -93,8 +94,8 @@ class GaussNewton:
         rows = columns.T.contiguous()
         total = torch.zeros_like(rows)
         with math_attention():
-            for batch in self._rows:
-                total += self._of_batch(batch, rows)
+            for part in batches_that_fit(self._rows, lambda b: self._of_batch(b, rows)):
+                total += part
         return (total / len(self._rows)).T
 
     def _of_batch(self, batch: Batch, vectors: Tensor) -> Tensor:

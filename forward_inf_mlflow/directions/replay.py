@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
 from forward_inf_mlflow.directions.moves import (
     MoveAlong,
@@ -29,6 +29,7 @@ from forward_inf_mlflow.directions.moves import (
 from forward_inf_mlflow.directions.products import GaussNewton, Layout
 from forward_inf_mlflow.directions.spectrum import largest_eigenvalue, mean_eigenvalue
 from forward_inf_mlflow.errors import ForwardInfError, ModelError
+from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.readers import by_difference
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Stream, Tensors, sample
@@ -244,8 +245,8 @@ def _read(tangents: Sequence[Tangent], task: Task, rows: Tensors, settings: Repl
     """Return the influences of some rows on every group, ``(m, rows)``."""
     moves = [small_step(t, settings.relative_size, settings.sign) for t in tangents]
     read = by_difference(moves, tangents[0].at, task)
-    parts: list[Tensor] = [read(batch).loss.cpu() for batch in rows]
-    return torch.cat(parts, 1).numpy()
+    parts = batches_that_fit(rows, lambda batch: read(batch).loss.cpu())
+    return torch.cat(list(parts), 1).numpy()
 
 
 def reliability_of(scores: np.ndarray) -> float:
