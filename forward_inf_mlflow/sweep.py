@@ -23,8 +23,9 @@ from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 Progress = Callable[[int], None]
 #: Rows of a shard, about: whole batches, so that a row is always read among the same others.
 SHARD_ROWS = 8192
-#: Bytes that the moved models of one pass over the rows may hold.
-_HELD = 2**30
+#: Bytes that the moved models of one pass over the rows may hold on the host, and the share of a
+#: card's memory; of all of it, not of what is free, so that a resumed sweep has the same blocks.
+_HELD, _SHARE = 2**30, 1 / 8
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def sweep(
         for start in range(0, len(rows), size):
             stop = min(start + size, len(rows))
             shard = partial(_read, read, rows, start, stop)
-            kept = work.once(f"shards/{first:05}-{start:09}", shard)
+            kept = work.once(f"shards/{first:05}-{len(block):05}-{start:09}", shard)
             if progress is not None:
                 progress((stop - start) * reads)
             yield Part(
@@ -129,8 +130,13 @@ def _block(moves: Moves) -> int:
     """Return how many moves are held at once."""
     if not isinstance(moves.base, Point):
         return len(moves)
-    held = 2 * sum(p.numel() * p.element_size() for p in moves.base.parameters.values())
-    return max(1, min(len(moves), _HELD // held))
+    parameters = moves.base.parameters.values()
+    held = 2 * sum(p.numel() * p.element_size() for p in parameters)
+    device = next(iter(parameters)).device
+    room = _HELD
+    if device.type == "cuda":
+        room = int(torch.cuda.get_device_properties(device).total_memory * _SHARE)
+    return max(1, min(len(moves), room // held))
 
 
 def _read(read: Reader, stream: Stream, first: int, last: int) -> Arrays:

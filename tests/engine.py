@@ -56,7 +56,7 @@ class Sequences(nn.Module):
         if self.fused:
             attended = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
-            later = torch.ones(L, L, dtype=torch.bool).triu(1)
+            later = torch.ones(L, L, dtype=torch.bool, device=h.device).triu(1)
             attended = (query @ key.mT).masked_fill(later, -torch.inf).softmax(-1) @ value
         return self.head(h + attended)
 

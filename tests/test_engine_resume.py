@@ -171,7 +171,7 @@ def test_a_shard_that_was_damaged_is_read_again(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-40] + bytes(40))
     again = Recording(tmp_path)
     assert same(ask(direction, again), whole)
-    assert again.made == ["shards/00000-000000006"]
+    assert again.made == ["shards/00000-00003-000000006"]
 
 
 def test_scores_for_many_groups_resume_with_the_same_bits(

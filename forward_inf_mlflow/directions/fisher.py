@@ -50,8 +50,8 @@ class Fisher:
         found = a.new_empty(len(a), len(a), dtype=torch.float64)
         for start in range(0, len(a), _BLOCK):
             part = slice(start, start + _BLOCK)
-            found[part, start:] = a[part] @ a[start:].T
-            found[start:, part] = found[part, start:].T
+            products = a[part] @ a[start:].T
+            found[part, start:], found[start:, part] = products, products.T
         return found
 
     @cached_property

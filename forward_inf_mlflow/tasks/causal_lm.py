@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import DataError, ModelError
-from forward_inf_mlflow.task import Batch, Forward, Task
+from forward_inf_mlflow.task import Batch, Forward, Readout, Task
 from forward_inf_mlflow.tasks.classification import drawn_classes
 
 #: The target of a token that does not count: padding, or a prompt that is only read.
@@ -19,6 +20,7 @@ _SURE = 0.99
 _LOG_ODDS_OF_SURE = math.log(_SURE / (1 - _SURE))
 
 
+@final  # loss and margin are read together: another loss is another task
 @dataclass(frozen=True, kw_only=True)
 class CausalLM(Task):
     """One sequence of tokens per row. Inputs: token ids ``(B, L)``. Outputs: logits ``(B, L, V)``.
@@ -61,7 +63,15 @@ class CausalLM(Task):
 
     def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the log-odds of each row's counted tokens together, ``(B,)`` float64."""
-        odds = _log_odds(outputs, targets)
+        return self._margin(_log_odds(outputs, targets), targets)
+
+    def readout_of(self, outputs: Tensor, batch: Batch) -> Readout:
+        """Read loss and margin from one pass over the vocabulary."""
+        odds = _log_odds(outputs, batch.targets)
+        losses = -nn.functional.logsigmoid(odds)
+        return Readout(self._of_row(losses, batch.targets), self._margin(odds, batch.targets))
+
+    def _margin(self, odds: Tensor, targets: Tensor) -> Tensor:
         log_p = nn.functional.logsigmoid(odds)
         beyond = _LOG_ODDS_OF_SURE + (log_p - math.log(_SURE)) / (1 - _SURE)
         return self._of_row(torch.where(odds < _LOG_ODDS_OF_SURE, odds, beyond), targets)
