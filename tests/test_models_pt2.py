@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import DataError, ModelError
 from forward_inf_mlflow.models import torch_module
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.modes import in_training, set_training
 from forward_inf_mlflow.models.parity import check_parity, half_tolerance
+from forward_inf_mlflow.models.placing import place
 from forward_inf_mlflow.models.torch_module import audited_module
 from forward_inf_mlflow.registry import load_folder
 
@@ -359,3 +360,23 @@ def test_a_difference_is_absolute_for_logits_and_relative_for_a_regression(
 def test_no_rows_is_a_data_error(plain: Path) -> None:
     with pytest.raises(DataError, match="no rows"):
         check_parity(load(plain), IMAGES[:0])
+
+
+class Positions(nn.Module):
+    """A module that makes a tensor, and holds one that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.shift = nn.Linear(4, 3), torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x + torch.arange(4, device=x.device) + self.shift)
+
+
+def test_an_exported_graph_runs_where_it_is_placed() -> None:
+    example = torch.zeros(2, 4)
+    graph = torch.export.export(Positions(), (example,)).module()
+    elsewhere = torch.device("meta")
+    with pytest.raises((RuntimeError, TypeError)):
+        graph.to(elsewhere)(example.to(elsewhere))
+    assert place(graph, elsewhere)(example.to(elsewhere)).device == elsewhere
