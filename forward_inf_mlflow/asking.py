@@ -11,12 +11,11 @@ import pandas as pd
 
 from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.examine import Settings, require_numbers
+from forward_inf_mlflow.examine import Settings
 from forward_inf_mlflow.influence import QueryGroups
 from forward_inf_mlflow.planner import Plan, plan
 from forward_inf_mlflow.posing import Posed, pose
 from forward_inf_mlflow.survey import survey
-from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.workplace import named_direction, work_key
 
 #: Ids that an error shows.
@@ -84,9 +83,9 @@ def ask(
     )
     posed = pose(model_uri, **where)
     problem = posed.problem
+    _require_readable(query_rows, posed)
     index = _positions(query_rows, problem.query_rows.ids, problem.query_rows.uri)
     ids, rows = problem.query_rows.ids[index], problem.queries.take(index)
-    require_numbers(read(problem.module, problem.task, rows).loss.numpy(), ids, "query")
     groups = QueryGroups.each(rows, ids)
     if together and len(ids) > 1:
         groups = QueryGroups.together(rows, f"{len(ids)} rows together")
@@ -99,6 +98,17 @@ def ask(
     )
     planned = plan(job, direction=settings.direction, readout=settings.readout)
     return Question(posed, index, groups, settings, planned)
+
+
+def _require_readable(wanted: Sequence[str | int], posed: Posed) -> None:
+    """Refuse to be asked about a row that could not be read."""
+    stored, kept = posed.queries.rows.ids, posed.problem.query_rows.ids
+    lost = set(stored.tolist()) - set(kept.tolist())
+    if named := [str(name) for name in wanted if str(name) in lost]:
+        raise DataError(
+            f"query row {named[0]} cannot be asked about: a value of it is missing or the model's "
+            "answer is no number; fill it, or name another with --query-rows"
+        )
 
 
 def _positions(wanted: Sequence[str | int], ids: np.ndarray, uri: str) -> np.ndarray:

@@ -8,12 +8,18 @@ from typing import Literal
 
 import numpy as np
 
+from forward_inf_mlflow.data.acceptance import has_gap
 from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
 from forward_inf_mlflow.data.reading import Columns
+from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.parity import check_parity
 from forward_inf_mlflow.preparation import Problem, choose_device, prepare
 from forward_inf_mlflow.registry import Version, load, resolve
+
+#: Rows that a note names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,49 @@ def pose(
     query_set = _read("queries", queries, version, replace(columns, lenient=True))
     train_set, partial = _at_most(train_set, max_rows, seed)
     model = load(version, allow_pickle=allow_pickle)
-    check_parity(model, train_set.rows.features)
-    problem = prepare(
-        model, train_set.rows, query_set.rows, task=task, device=on, batch_size=batch_size
+    train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
+    check_parity(model, train_rows.features)
+    problem = prepare(model, train_rows, query_rows, task=task, device=on, batch_size=batch_size)
+    lost = [
+        (kind, data.rows.ids[~np.isin(data.rows.ids, rows.ids)])
+        for kind, data, rows in (
+            ("training", train_set, problem.train_rows),
+            ("query", query_set, problem.query_rows),
+        )
+        if len(rows) < len(data.rows)
+    ]
+    notes = tuple(_left_out(kind, ids) for kind, ids in lost)
+    problem = replace(problem, notes=(*problem.notes, *notes))
+    return Posed(version, model, train_set, query_set, problem, partial or bool(lost))
+
+
+def _without_gaps(model: AuditedModel, rows: Rows) -> Rows:
+    """Leave out the rows with missing values, unless the model's own steps fill them.
+
+    Raises:
+        DataError: Every row has one, or the model cannot read the rows for another reason.
+    """
+    gaps = has_gap(rows.features)
+    if not gaps.any():
+        return rows
+    if not gaps.all():
+        try:
+            model.prepare(rows.features)
+        except DataError:
+            return rows.take(~gaps)
+    else:
+        model.prepare(rows.features)
+    return rows
+
+
+def _left_out(kind: str, ids: np.ndarray) -> str:
+    """Return the sentence that names rows that could not be read."""
+    named = ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
+    rows = f"{len(ids):,} {kind} row{'s' if len(ids) > 1 else ''}"
+    return (
+        f"{rows} {'were' if len(ids) > 1 else 'was'} left out, because a value is missing or the "
+        f"model's answer is no number ({named}): fill or drop them"
     )
-    return Posed(version, model, train_set, query_set, problem, partial)
 
 
 def _read(

@@ -16,6 +16,7 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
 from forward_inf_mlflow.models.parity import check_probabilities
 from forward_inf_mlflow.models.placing import place
+from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import Classification, Regression
 from forward_inf_mlflow.tensors import Tensors
@@ -35,7 +36,8 @@ class Problem:
         task: Its loss.
         train, queries: Inputs and targets (class indices, or numbers).
         classes: ``(K,)`` the label of each class index; None for regression.
-        train_rows, query_rows: The same rows as stored.
+        train_rows, query_rows: The same rows as stored; those whose loss is no number are in none
+            of these.
         notes: Sentences for the reader.
     """
 
@@ -119,16 +121,37 @@ def prepare(
             targets = targets.to(shape.dtype)
         return Tensors(torch.as_tensor(x), targets, device, batch_size)
 
+    (train_tensors, train), (query_tensors, queries) = (
+        _readable(module, loss, tensors(x, y), rows, what)
+        for x, y, rows, what in (
+            (x_train, y_train, train, "training"),
+            (x_queries, y_queries, queries, "query"),
+        )
+    )
     return Problem(
         module=module,
         task=loss,
-        train=tensors(x_train, y_train),
-        queries=tensors(x_queries, y_queries),
+        train=train_tensors,
+        queries=query_tensors,
         classes=classes,
         train_rows=train,
         query_rows=queries,
         notes=(*(f"the model {note}" for note in model.notes), *notes),
     )
+
+
+def _readable(
+    module: nn.Module, task: Task, tensors: Tensors, rows: Rows, what: str
+) -> tuple[Tensors, Rows]:
+    """Leave out the rows whose loss is not a number."""
+    fine = torch.isfinite(read(module, task, tensors).loss).numpy()
+    if fine.all():
+        return tensors, rows
+    if not fine.any():
+        raise ModelError(
+            f"the model's loss is not a number on any {what} row: log a model that is trained"
+        )
+    return tensors.take(np.flatnonzero(fine)), rows.take(fine)
 
 
 def _same_columns(train: Rows, queries: Rows) -> None:
@@ -155,8 +178,14 @@ def _same_columns(train: Rows, queries: Rows) -> None:
 
 @torch.no_grad()
 def _outputs(module: nn.Module, sample: Tensor, batch_size: int) -> Tensor:
-    answers = [_output(module, rows) for rows in torch.split(sample, batch_size)]
-    return torch.cat(answers)
+    """Return the answers that are numbers."""
+    answers = torch.cat([_output(module, rows) for rows in torch.split(sample, batch_size)])
+    fine = torch.isfinite(answers).reshape(len(answers), -1).all(1)
+    if not fine.any():
+        raise ModelError(
+            "the model answers NaN or infinity for the first training rows: log one that is trained"
+        )
+    return answers[fine]
 
 
 def _output(module: nn.Module, sample: Tensor) -> Tensor:
@@ -171,10 +200,6 @@ def _output(module: nn.Module, sample: Tensor) -> Tensor:
         raise ModelError(
             "the model's output is not one number or one vector per row: only classification "
             "and regression can be audited"
-        )
-    if not torch.isfinite(output).all():
-        raise ModelError(
-            "the model answers NaN or infinity for the first training rows: log one that is trained"
         )
     return output
 

@@ -19,7 +19,9 @@ import pandas as pd
 import pytest
 from conftest import points, register_points, sqlite_store, tracking
 from mlflow import MlflowClient
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from forward_inf_mlflow import auditing
 from forward_inf_mlflow.auditing import AuditResult, audit
@@ -159,3 +161,58 @@ def test_as_many_queries_are_asked_one_by_one_as_were_wished_for() -> None:
     assert few.influence["query_id"].nunique() == 3
     assert every.influence["query_id"].nunique() == every.record["data"]["queries"]["rows"]
     assert "--influence-queries 3" in few.record["repeat"]
+
+
+@pytest.mark.usefixtures("store")
+def test_rows_that_cannot_be_read_are_named_and_the_others_are_audited() -> None:
+    data = points()
+    uri = register_points(data)
+    train, queries = (x.assign(y=y) for x, y in ((data.x, data.y), (data.test_x, data.test_y)))
+    spoilt, holes = train.copy(), queries.copy()
+    spoilt.loc[[3, 8], "a"] = np.nan, np.inf
+    holes.loc[holes.index[0], "b"] = np.nan
+    folder = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///")).parent
+    for name, frame in {"train": spoilt, "queries": holes}.items():
+        frame.assign(id=[f"{name}-{i}" for i in range(len(frame))]).to_csv(
+            folder / f"{name}.csv", index=False
+        )
+    policy = Policy(data="declared")
+    result = audit(
+        uri,
+        train=str(folder / "train.csv"),
+        queries=str(folder / "queries.csv"),
+        label="y",
+        id="id",
+        policy=policy,
+    )
+    assert len(result.scores) == len(train) - 2
+    assert not set(result.scores["id"]) & {"train-3", "train-8"}
+    notes = " ".join(result.record["notes"])
+    assert "2 training rows were left out" in notes
+    assert "train-3, train-8" in notes
+    assert "1 query row was left out" in notes
+    assert "queries-0" in notes
+    assert result.record["partial"]
+    assert result.decision.outcome == "undecided"
+    assert "partial: true" in result.decision.reasons[0]
+
+
+@pytest.mark.usefixtures("store")
+def test_gaps_that_the_models_own_steps_fill_leave_nothing_out() -> None:
+    data = points()
+    x = data.x.copy()
+    x.loc[x.index[::7], "a"] = np.nan
+    pipeline = make_pipeline(SimpleImputer(), LogisticRegression()).fit(x, data.y)
+    with mlflow.start_run():
+        log_training_data((x, data.y), (data.test_x, data.test_y))
+        mlflow.sklearn.log_model(
+            pipeline,
+            name="model",
+            pip_requirements=["scikit-learn"],
+            registered_model_name="imputed",
+            skops_trusted_types=["numpy.dtype"],
+        )
+    result = audit("models:/imputed/1")
+    assert len(result.scores) == len(x)
+    assert not result.record["partial"]
+    assert not [note for note in result.record["notes"] if "left out" in note]

@@ -16,6 +16,8 @@ from forward_inf_mlflow.errors import DataError
 _MAX_TEXT = 512
 #: Values checked at a time.
 _BLOCK = 1 << 20
+#: What a column of Python objects is called when all that it holds are numbers.
+_NUMBERS = frozenset({"boolean", "integer", "floating", "mixed-integer-float"})
 
 
 def accept(
@@ -29,7 +31,8 @@ def accept(
     """Check stored rows and bring them into one plain form, the same from any file format.
 
     Nullable and categorical columns become plain numbers or text, numbers get the machine's byte
-    order, ``(n, 1)`` labels become ``(n,)``, ids and sources become text.
+    order, ``(n, 1)`` labels become ``(n,)``, ids and sources become text. Features may have gaps,
+    NaN among numbers and None among text: whether they can be read is the model's affair.
 
     Args:
         features: ``(n, d)`` frame, or ``(n, ...)`` array with at least two dimensions.
@@ -39,8 +42,8 @@ def accept(
         uri: Where the rows come from, without credentials; every message begins with it.
 
     Raises:
-        DataError: Fewer than two rows, lengths that differ, a missing, NaN or infinite value, a
-            type that is neither number nor text, or an id that occurs twice.
+        DataError: Fewer than two rows, lengths that differ, a label, id or source that is missing,
+            a type that is neither number nor text, or an id that occurs twice.
     """
     _check_lengths(features, labels, ids, sources, uri)
     plain_features: pd.DataFrame | np.ndarray
@@ -49,7 +52,6 @@ def accept(
         check_named_once(features.columns, uri)
         if not len(features.columns):
             raise DataError(f"{uri}: no feature column is left; name them with --features")
-        check_finite(features, uri)
         plain_features = pd.DataFrame(
             {name: _plain(features[name], f"column {name!r}", uri) for name in features.columns}
         )
@@ -59,7 +61,6 @@ def accept(
                 f"{uri}: features have shape {features.shape}; give them as (rows, features)"
             )
         plain_features = _native(features, "features", uri)
-        check_finite(plain_features, uri)
     plain_labels = _plain_labels(labels, uri)
     plain_ids = np.arange(len(plain_labels)).astype(str) if ids is None else _texts(ids, "id", uri)
     _check_unique(plain_ids, uri)
@@ -74,30 +75,22 @@ def accept(
     )
 
 
-def check_finite(features: pd.DataFrame | np.ndarray, what: str) -> None:
-    """Refuse NaN, infinite and missing values; names the first row and its column.
+def has_gap(features: pd.DataFrame | np.ndarray) -> np.ndarray:
+    """Return which rows hold a value that is missing, NaN or infinite, ``(n,)`` bool.
 
     Args:
-        features: ``(n, d)`` frame (text columns may not have gaps either) or ``(n, ...)`` numbers.
-        what: What the features are, for the message.
-
-    Raises:
-        DataError: A value is NaN, infinite or missing.
+        features: ``(n, d)`` frame or ``(n, ...)`` numbers, as `accept` returns them.
     """
     if isinstance(features, pd.DataFrame):
-        for name in features.columns:
-            column = features[name]
-            _refuse_first(column.isna(), "is missing or NaN", f"column {str(name)!r}", what)
-            if pd.api.types.is_float_dtype(column.dtype):
-                _refuse_first(np.isinf(column), "is infinite", f"column {str(name)!r}", what)
-    elif features.dtype.kind == "f":
-        step = max(1, _BLOCK * len(features) // max(1, features.size))
-        for start in range(0, len(features), step):
-            finite = np.isfinite(features[start : start + step])
-            if not finite.all():
-                row, *place = (int(index) for index in np.argwhere(~finite)[0])
-                column = place[0] if len(place) == 1 else tuple(place)
-                _refuse(start + row, "is NaN or infinite", f"column {column}", what)
+        gaps = features.isna().to_numpy().any(1)
+        numbers = features.select_dtypes("floating").to_numpy()
+        found: np.ndarray = gaps | np.isinf(numbers).any(1)
+        return found
+    if features.dtype.kind != "f":
+        return np.zeros(len(features), dtype=bool)
+    step = max(1, _BLOCK * len(features) // max(1, features.size))
+    blocks = (features[i : i + step] for i in range(0, len(features), step))
+    return np.concatenate([~np.isfinite(b.reshape(len(b), -1)).all(1) for b in blocks])
 
 
 def check_named_once(names: Iterable[str], what: str) -> None:
@@ -141,18 +134,33 @@ def _plain_labels(labels: Any, uri: str) -> np.ndarray:
 
 
 def _plain(column: pd.Series, name: str, uri: str) -> pd.Series:
-    """Return a column without gaps as plain numbers, booleans or text, numbered from 0."""
+    """Return a column as plain numbers, booleans or text, numbered from 0.
+
+    A gap makes numbers and booleans floating-point, and is None among text.
+    """
     column = column.reset_index(drop=True)
+    gaps = column.isna()
     if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
+        kind = column.cat.categories.dtype
+        column = column.astype(object if gaps.any() else kind)
     column = column.infer_objects()
     numbers = np.dtype(getattr(column.dtype, "numpy_dtype", object))  # of a nullable dtype
     if isinstance(column.dtype, np.dtype):
         numbers = column.dtype
+    held = pd.api.types.infer_dtype(column, skipna=True)
+    if gaps.any() and (numbers.kind in "biu" or (numbers.kind == "O" and held in _NUMBERS)):
+        return pd.Series(column.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan))
     if numbers.kind in "biuf":
-        return pd.Series(_native(column.to_numpy(dtype=numbers), name, uri))
-    if pd.api.types.infer_dtype(column, skipna=False) == "string":
-        return column.astype(str)
+        values = column.to_numpy(dtype=numbers, **({"na_value": np.nan} if gaps.any() else {}))
+        return pd.Series(_native(values, name, uri))
+    if held == "string":
+        return (
+            column.astype(str).astype(object).where(~gaps, None)
+            if gaps.any()
+            else (column.astype(str))
+        )
+    if gaps.all():
+        raise DataError(f"{uri}: {name} is empty; leave it out with --features")
     raise DataError(
         f"{uri}: {name} holds {pd.api.types.infer_dtype(column)} values; store numbers or text, "
         "or leave it out with --features"

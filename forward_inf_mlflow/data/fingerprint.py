@@ -22,7 +22,8 @@ def fingerprint(
 
     The digest depends on values, dtypes, shapes and feature names, in order. It does not depend on
     the file format, on compression, on how rows were split into files, on byte order or on memory
-    layout. Text is hashed as UTF-8 with its length in front, whatever the width of its array.
+    layout. Text is hashed as UTF-8 with its length in front, whatever the width of its array; any
+    NaN is hashed alike.
 
     Args:
         features: ``(n, d)`` frame of plain columns (numbers or text), or ``(n, ...)`` numbers.
@@ -61,9 +62,15 @@ def _add(digest: hashlib._Hash, name: tuple[str, ...], values: np.ndarray) -> No
         if is_text:
             digest.update(b"".join(map(_prefixed, block.tolist())))
         else:
-            digest.update(np.ascontiguousarray(block, dtype=little_endian).tobytes())
+            plain = np.ascontiguousarray(block, dtype=little_endian)
+            if plain.dtype.kind == "f" and (nan := np.isnan(plain)).any():
+                plain = plain.copy()
+                plain[nan] = np.nan  # there are many
+            digest.update(plain.tobytes())
 
 
-def _prefixed(text: str) -> bytes:
+def _prefixed(text: str | None) -> bytes:
+    if text is None:  # no text is so long
+        return b"\xff" * 8
     encoded = text.encode("utf-8", "surrogatepass")
     return len(encoded).to_bytes(8, "little") + encoded
