@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from forward_inf_mlflow.auditing import require_positive
-from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.errors import DataError, ForwardInfError
 from forward_inf_mlflow.examine import Settings
 from forward_inf_mlflow.influence import QueryGroups
 from forward_inf_mlflow.planner import Plan, plan
@@ -18,6 +18,8 @@ from forward_inf_mlflow.posing import Posed, pose
 from forward_inf_mlflow.survey import survey
 from forward_inf_mlflow.workplace import named_direction, work_key
 
+#: What names every query row, unless one is called so.
+ALL = "all"
 #: Ids that an error shows.
 _SHOWN = 5
 
@@ -35,6 +37,7 @@ class Question:
         groups: The same rows, alone or together.
         settings: What the user said about how.
         planned: What the planner made of it.
+        candidates: Rows of each kind that each query is swept over; None for all.
     """
 
     posed: Posed
@@ -42,6 +45,7 @@ class Question:
     groups: QueryGroups
     settings: Settings
     planned: Plan
+    candidates: int | None = None
 
     def key(self) -> dict[str, object]:
         """Return all that the pieces of the answer depend on, for their folder."""
@@ -50,6 +54,7 @@ class Question:
             "what": "influence",
             "asked": self.index.tolist(),
             "groups": len(self.groups.ids),
+            "candidates": self.candidates,
         }
 
 
@@ -61,6 +66,8 @@ def ask(
     direction: DirectionName = "auto",
     readout: ReadoutName = "auto",
     weight_decay: float | None = None,
+    candidates: int | None = None,
+    compiled: bool = False,
     **where: Any,
 ) -> Question:
     """Bring version, rows and question together, and plan.
@@ -71,7 +78,12 @@ def ask(
         ForwardInfError: That cannot be asked; the message says what to do.
     """
     most = {name: where.get(name) for name in ("batch_size", "max_rows")}
-    require_positive(**most)
+    require_positive(candidates=candidates, **most)
+    if candidates and (together or where.get("group_by")):
+        which = "together" if together else "group-by"
+        raise ForwardInfError(
+            f"candidates are rows for single queries: leave out --candidates or --{which}"
+        )
     if isinstance(query_rows, str) or not len(query_rows):
         raise DataError("no query rows are named: give a list of ids (--query-rows 3,17)")
     seed = where.get("seed", 0)
@@ -80,6 +92,7 @@ def ask(
         direction=named_direction(direction, weight_decay, seed),
         readout=None if readout == "auto" else readout,
         weight_decay=weight_decay,
+        compiled=compiled,
     )
     posed = pose(model_uri, **where)
     problem = posed.problem
@@ -96,8 +109,10 @@ def ask(
         queries=len(ids),
         weight_decay=weight_decay,
     )
-    planned = plan(job, direction=settings.direction, readout=settings.readout)
-    return Question(posed, index, groups, settings, planned)
+    planned = plan(
+        job, direction=settings.direction, readout=settings.readout, candidates=candidates
+    )
+    return Question(posed, index, groups, settings, planned, candidates)
 
 
 def _require_readable(wanted: Sequence[str | int], posed: Posed) -> None:
@@ -114,6 +129,8 @@ def _require_readable(wanted: Sequence[str | int], posed: Posed) -> None:
 def _positions(wanted: Sequence[str | int], ids: np.ndarray, uri: str) -> np.ndarray:
     """Return where the wanted ids are, each once, in the order in which they were named."""
     names = list(dict.fromkeys(str(name) for name in wanted))
+    if names == [ALL] and ALL not in ids:
+        return np.arange(len(ids))
     found: np.ndarray = pd.Index(ids).get_indexer(pd.Index(names))
     unknown = [repr(name) for name, at in zip(names, found, strict=True) if at < 0]
     if unknown:

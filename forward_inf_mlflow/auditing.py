@@ -96,6 +96,7 @@ def audit(
     weight_decay: float | None = None,
     work_dir: str | Path | None = None,
     fresh: bool = False,
+    compiled: bool = False,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
 ) -> AuditResult:
@@ -129,6 +130,7 @@ def audit(
         work_dir: Where finished pieces are kept until the audit ends, so that an interrupted one
             goes on; None for the user's cache folder.
         fresh: Begin again even if there are such pieces.
+        compiled: Run the sweep's passes through ``torch.compile``.
         progress: Called as ``progress(stage, done, total)``.
         on_plan: Called with the plan of the influence before it is carried out.
 
@@ -157,9 +159,10 @@ def audit(
         "direction": direction if direction != "auto" else None,
         "readout": readout if readout != "auto" else None,
         "weight-decay": weight_decay,
+        "compiled": compiled or None,
         "allow-pickle": allow_pickle or None,
     }
-    settings = _settings(seed, influence_queries, direction, readout, weight_decay)
+    settings = _settings(seed, influence_queries, direction, readout, weight_decay, compiled)
     choose_device(device)
     if out is not None:
         output.require_writable(Path(out))
@@ -242,6 +245,7 @@ def plan_audit(
     direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"] = "auto",
     readout: Literal["auto", "loss", "margin"] = "auto",
     weight_decay: float | None = None,
+    compiled: bool = False,
     **where: Any,
 ) -> dict[str, Any]:
     """Return what `audit` would do with the same arguments, and what it would cost; log nothing.
@@ -253,7 +257,8 @@ def plan_audit(
     """
     most = {name: where.get(name) for name in ("batch_size", "max_rows")}
     require_positive(influence_queries=influence_queries, **most)
-    settings = _settings(where.get("seed", 0), influence_queries, direction, readout, weight_decay)
+    seed = where.get("seed", 0)
+    settings = _settings(seed, influence_queries, direction, readout, weight_decay, compiled)
     posed = pose(model_uri, **where)
     problem = posed.problem
     planned = plan_influence(posed.model, problem, settings).as_dict()
@@ -275,6 +280,7 @@ def _settings(
     direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"],
     readout: Literal["auto", "loss", "margin"],
     weight_decay: float | None,
+    compiled: bool = False,
 ) -> Settings:
     if readout not in ("auto", "loss", "margin"):
         raise ForwardInfError(f"there is no readout '{readout}': use auto, loss or margin")
@@ -284,6 +290,7 @@ def _settings(
         direction=named_direction(direction, weight_decay, seed),
         readout=None if readout == "auto" else readout,
         weight_decay=weight_decay,
+        compiled=compiled,
     )
 
 

@@ -50,6 +50,7 @@ class Settings:
         direction: How queries move the model; None leaves it to the planner.
         readout: What is read of a training row; None leaves it to the planner.
         weight_decay: The training objective's penalty; None for the model's own, or none.
+        compiled: Whether a sweep's passes run through ``torch.compile``.
         recipe: How half-models are trained.
     """
 
@@ -61,6 +62,7 @@ class Settings:
     direction: Direction | None = None
     readout: Which | None = None
     weight_decay: float | None = None
+    compiled: bool = False
     recipe: trainers.Recipe = field(default_factory=trainers.Recipe)
 
     def describe(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class Settings:
             "influence_queries": self.influence_queries,
             "top": self.top,
             "weight_decay": self.weight_decay,
+            "compiled": self.compiled,
             "halves": trainers.describe(self.recipe),
         }
 
@@ -166,7 +169,10 @@ def examine(
     each = [problem.queries.take(np.array([i])) for i in asked]
     ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
     engine = ForwardInfluence(
-        task=problem.task, direction=planned.direction, readout=planned.readout
+        task=problem.task,
+        direction=planned.direction,
+        readout=planned.readout,
+        compiled=settings.compiled,
     )
     found = engine.influence(
         problem.module,

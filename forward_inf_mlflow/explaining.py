@@ -28,6 +28,7 @@ from forward_inf_mlflow.posing import Posed
 from forward_inf_mlflow.record import write_record
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report.influence import render_influence
+from forward_inf_mlflow.screened import screened_top
 from forward_inf_mlflow.workplace import open_work
 
 #: Folder of the artifacts in the run; not an audit's, which may be in the same run.
@@ -92,9 +93,11 @@ def explain(
     direction: DirectionName = "auto",
     readout: ReadoutName = "auto",
     weight_decay: float | None = None,
+    candidates: int | None = None,
     max_rows: int | None = None,
     work_dir: str | Path | None = None,
     fresh: bool = False,
+    compiled: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
     seed: int = 0,
@@ -107,7 +110,7 @@ def explain(
 
     Args:
         model_uri: ``models:/name/3`` or ``models:/name@alias``.
-        query_rows: Ids of the query rows to ask about.
+        query_rows: Ids of the query rows to ask about; ``["all"]`` for every one.
         queries: Path or URI of the query rows; None for the version's own logged data.
         train: Path or URI of the training rows; None as above.
         label: Column of the label; None for what was logged, or a usual name.
@@ -121,10 +124,13 @@ def explain(
         readout: What is read of a training row; "auto" leaves it to the planner.
         weight_decay: The training objective's penalty in nats per row; None takes an estimator's
             own, and none for other models.
+        candidates: Sweep each query only over so many training rows of each kind, those that the
+            model's last layer points to; None for all rows. No sums by source then.
         max_rows: Look at so many training rows only, drawn at random.
         work_dir: Where finished pieces are kept until the end, so that an interrupted explanation
             goes on; None for the user's cache folder.
         fresh: Begin again even if there are such pieces.
+        compiled: Run the sweep's passes through ``torch.compile``.
         device: "auto", "cpu", "cuda" ...
         batch_size: Rows read at once; None chooses.
         seed: Of what is drawn at random.
@@ -153,6 +159,8 @@ def explain(
         "direction": direction,
         "readout": readout,
         "weight_decay": weight_decay,
+        "candidates": candidates,
+        "compiled": compiled,
         "max_rows": max_rows,
         "device": device,
         "batch_size": batch_size,
@@ -165,20 +173,23 @@ def explain(
 
     with _run(posed.version, experiment) as run:
         work = open_work(work_dir, question.key(), fresh=fresh)
-        found = ForwardInfluence(
-            task=problem.task, direction=planned.direction, readout=planned.readout
-        ).top(
-            problem.module,
-            question.groups,
-            problem.train,
-            problem.train_rows.ids,
-            top,
-            sources=sources,
-            work=work,
-            progress=stage(
+        engine = ForwardInfluence(
+            task=problem.task,
+            direction=planned.direction,
+            readout=planned.readout,
+            compiled=compiled,
+        )
+        reads: dict[str, Any] = {
+            "work": work,
+            "progress": stage(
                 progress or silent, "influence of the training rows", planned.costs["sweep"]
             ),
-        )
+        }
+        rows_ids = (problem.module, question.groups, problem.train, problem.train_rows.ids, top)
+        if candidates is None:
+            found = engine.top(*rows_ids, sources=sources, **reads)
+        else:
+            found = screened_top(engine, *rows_ids, count=candidates, **reads)
         rows = answers.rows_table(problem, found.rows)
         record = answers.make_record(
             posed=posed,

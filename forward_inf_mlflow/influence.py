@@ -28,7 +28,7 @@ from forward_inf_mlflow.probe import Choice, Method, Which, check_loss, choose
 from forward_inf_mlflow.scores import InfluenceScores
 from forward_inf_mlflow.summaries import Merged, SourceSums, TopRows
 from forward_inf_mlflow.sweep import SHARD_ROWS, Part, Progress, sweep
-from forward_inf_mlflow.task import Task
+from forward_inf_mlflow.task import Batch, Task
 from forward_inf_mlflow.tensors import Stream, Tensors
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
@@ -139,7 +139,7 @@ class ForwardInfluence:
         loss, margin = np.empty(n), np.empty(n)
         passed = 0
         for part in parts:
-            values[:, part.rows] += moves.coefficients[:, part.moves] @ self._changes(part)
+            values[:, part.rows] += moves.coefficients[:, part.moves] @ self.changes(part)
             loss[part.rows], margin[part.rows] = part.base
             passed += part.passes
         scores = InfluenceScores(values, queries.ids, train_ids, {**self.describe(), **moves.facts})
@@ -181,12 +181,36 @@ class ForwardInfluence:
         merged = Merged(moves.coefficients, len(train), [rows] if sums is None else [rows, sums])
         loss, passed = np.empty(len(train)), 0
         for part in parts:
-            merged.add(part.moves, part.rows, self._changes(part))
+            merged.add(part.moves, part.rows, self.changes(part))
             loss[part.rows] = part.base.loss
             passed += part.passes
         merged.finish()
         by_source = None if sums is None else sums.table()
         return Top(rows.table(), by_source, loss, choice, moves.facts, passed)
+
+    def plan_moves(
+        self, module: nn.Module, queries: QueryGroups, train: Stream, work: Work = KEEP_NOTHING
+    ) -> tuple[Moves, Choice]:
+        """Return the moves of the queries, and how rows are read under them.
+
+        Raises:
+            ModelError, ForwardInfError: As `influence`.
+        """
+        if not len(train) or not len(queries.ids):
+            raise DataError("there are no training rows or no queries: give at least one of each")
+        module = full_precision(module)
+        some = train.part(0, min(len(train), train.batch_size))
+        base = at_rest(module)
+        first_that_fits(some, lambda batch: check_loss(base, self.task, batch))
+        moves = self.direction.plan(module, self.task, queries.rows, train, work)
+        first = list(islice(moves, _PROBED))
+
+        def chosen(batch: Batch) -> Choice:
+            return choose(
+                first, moves.base, self.task, batch, method=self.method, which=self.readout
+            )
+
+        return moves, first_that_fits(some, chosen)
 
     def _swept(
         self,
@@ -197,24 +221,7 @@ class ForwardInfluence:
         progress: Progress | None,
     ) -> tuple[Moves, Choice, Iterator[Part]]:
         """Return the moves, how rows are read under them, and the parts as they are read."""
-        if not len(train) or not len(queries.ids):
-            raise DataError("there are no training rows or no queries: give at least one of each")
-        module = full_precision(module)
-        some = train.part(0, min(len(train), train.batch_size))
-        base = at_rest(module)
-        first_that_fits(some, lambda batch: check_loss(base, self.task, batch))
-        moves = self.direction.plan(module, self.task, queries.rows, train, work)
-        choice = first_that_fits(
-            some,
-            lambda batch: choose(
-                list(islice(moves, _PROBED)),
-                moves.base,
-                self.task,
-                batch,
-                method=self.method,
-                which=self.readout,
-            ),
-        )
+        moves, choice = self.plan_moves(module, queries, train, work)
         parts = sweep(
             moves,
             self.task,
@@ -227,7 +234,8 @@ class ForwardInfluence:
         )
         return moves, choice, parts
 
-    def _changes(self, part: Part) -> np.ndarray:
+    def changes(self, part: Part) -> np.ndarray:
+        """Return the readout of a part of a sweep, ``(k, rows)``."""
         return part.loss if self.readout == "loss" else part.margin
 
     def describe(self) -> dict[str, object]:

@@ -11,6 +11,10 @@ from forward_inf_mlflow.probe import Which
 
 #: A model is saturated where so many of its training rows have a probability above .99.
 SATURATED = 0.5
+#: Passes of one row beyond which a sweep is long.
+_LONG = 10**8
+#: Queries that are swept over all rows where there are candidates, to see what these miss.
+CHECKED = 4
 #: Query groups that are few, and the fewest gradients drawn for them.
 _FEW, _FEWEST_GRADIENTS = 8, 1000
 
@@ -74,6 +78,7 @@ def plan(
     direction: Direction | None = None,
     readout: Which | None = None,
     gradients: int | None = None,
+    candidates: int | None = None,
 ) -> Plan:
     """Choose what nobody has chosen.
 
@@ -87,6 +92,8 @@ def plan(
         readout: What the user chose.
         gradients: How many gradients the curvature may be drawn from; None follows the number of
             groups. See `Curvature`.
+        candidates: Rows of each kind that each query is swept over; None sweeps all. See
+            `screened`.
     """
     reasons = []
     if gradients is None:
@@ -117,6 +124,15 @@ def plan(
             )
     made = direction_cost(direction, job)
     swept = (moves + 1) * job.rows
+    if candidates is not None:
+        checked = min(CHECKED, job.groups)
+        swept = 2 * (checked * job.rows + (moves - checked) * min(2 * candidates, job.rows))
+        reasons.append(
+            f"each query is swept over its {candidates:,} likeliest proponents and opponents, "
+            f"{checked} of them over all rows to see what that misses"
+        )
+    elif moves == job.groups and swept > _LONG:
+        reasons.append("a sweep over candidates alone would be much shorter (--candidates 1000)")
     costs = {"direction": made, "sweep": swept, "total": made + swept}
     return Plan(direction, readout, "; ".join(reasons), costs)
 

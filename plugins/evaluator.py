@@ -45,6 +45,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "weight_decay": (float, int),
     "work_dir": (str, Path),
     "fresh": (bool,),
+    "compiled": (bool,),
     "allow_pickle": (bool,),
     "out": (str, Path),
 }

@@ -77,6 +77,7 @@ _REMEMBERS = "may still remember wrong labels"
 )
 @click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the audit ends.")
 @click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted audit has left.")
+@click.option("--compiled", is_flag=True, help="Compile the passes (torch.compile).")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be done and what it costs.")
 @click.option("--allow-pickle", is_flag=True, help="Permit models whose loading runs their code.")
 @click.option("--experiment", metavar="NAME", help="Experiment of the audit run.")

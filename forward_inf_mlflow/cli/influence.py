@@ -13,6 +13,8 @@ from forward_inf_mlflow.cli.common import Console, common_options
 if TYPE_CHECKING:  # the help must not wait for torch
     from forward_inf_mlflow.explaining import Explanation
 
+#: Queries whose rows are printed.
+_ANSWERS = 10
 #: Sources that are printed of a query, the largest sums first and last.
 _SOURCES = 10
 #: What is read of training rows, in the plural.
@@ -23,7 +25,9 @@ _LOGGING = ("top", "work_dir", "fresh", "experiment", "out")
 
 @click.command("influence", short_help="Say which training rows made the model say this.")
 @click.argument("model_uri")
-@click.option("--query-rows", metavar="ID,ID,...", required=True, help="Query rows to ask about.")
+@click.option(
+    "--query-rows", metavar="ID,ID,...|all", required=True, help="Query rows to ask about."
+)
 @click.option("--queries", metavar="URI", help="Query rows; default: the version's logged data.")
 @click.option("--train", metavar="URI", help="Training rows; as above.")
 @click.option("--label", metavar="COLUMN", help="Column of the label.")
@@ -64,10 +68,16 @@ _LOGGING = ("top", "work_dir", "fresh", "experiment", "out")
     type=click.FloatRange(min=0),
     help="The training objective's penalty; default: an estimator's own, else 0.",
 )
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=1),
+    help="Sweep each query over so many rows of each kind that the last layer points to.",
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be done and what it costs.")
 @click.option("--max-rows", type=click.IntRange(min=1), help="Read only so many training rows.")
 @click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the end.")
 @click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted run has left.")
+@click.option("--compiled", is_flag=True, help="Compile the passes (torch.compile).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Rows read at once.")
 @click.option(
@@ -109,8 +119,11 @@ def influence_command(
         from forward_inf_mlflow.explaining import explain
 
         result = explain(model_uri, progress=progress, **asked)
-    for answer in result.record["answers"]:
+    answers = result.record["answers"]
+    for answer in answers[:_ANSWERS]:
         _say_answer(console, answer, result.record)
+    if len(answers) > _ANSWERS:
+        console.say(f"\nand {len(answers) - _ANSWERS:,} more, see influence.parquet")
     _say_rest(console, result, asked.get("out"))
     console.result(result.as_dict())
     return 0
@@ -219,6 +232,11 @@ def _say_rest(console: Console, result: Explanation, out: str | None) -> None:
     console.say(f"  plan: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
     if math.isfinite(how.get("reliability", math.nan)):
         console.say(f"  reliability over {how['seeds']} seeds: {how['reliability']:.2f} of 1")
+    if "candidates" in how:
+        console.say(
+            f"  candidates: {how['candidates']:,} of each kind a query hold {how['recall']:.0%} of "
+            f"the top rows (measured on {how['recall_queries']} queries)"
+        )
     if record["resumed_pieces"]:
         console.say(
             "  went on where an interrupted run stopped "
