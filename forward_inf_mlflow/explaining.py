@@ -144,6 +144,10 @@ def explain(
     """
     began = time.monotonic()
     require_positive(top=top)
+    if candidates is not None and candidates < top:
+        raise ForwardInfError(
+            f"{candidates} candidates cannot hold the top {top}: take more (--candidates)"
+        )
     if out is not None:
         output.require_writable(Path(out))
     asked: dict[str, Any] = {
@@ -186,10 +190,10 @@ def explain(
             ),
         }
         rows_ids = (problem.module, question.groups, problem.train, problem.train_rows.ids, top)
-        if candidates is None:
+        if planned.candidates is None:
             found = engine.top(*rows_ids, sources=sources, **reads)
         else:
-            found = screened_top(engine, *rows_ids, count=candidates, **reads)
+            found = screened_top(engine, *rows_ids, count=planned.candidates, **reads)
         rows = answers.rows_table(problem, found.rows)
         record = answers.make_record(
             posed=posed,

@@ -55,12 +55,14 @@ class Plan:
         readout: What is read of a training row.
         why: One sentence.
         costs: Predicted forward-equivalents of one row: "direction", "sweep" and "total".
+        candidates: Rows of each kind that each query is swept over; None for all rows.
     """
 
     direction: Direction
     readout: Which
     why: str
     costs: Mapping[str, int]
+    candidates: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as ``audit.json`` keeps it."""
@@ -68,6 +70,7 @@ class Plan:
             **self.direction.describe(),
             "readout": self.readout,
             "why": self.why,
+            **({"candidates": self.candidates} if self.candidates else {}),
             "forward_equivalents": dict(self.costs),
         }
 
@@ -124,6 +127,9 @@ def plan(
             )
     made = direction_cost(direction, job)
     swept = (moves + 1) * job.rows
+    if candidates is not None and moves < job.groups:
+        candidates = None
+        reasons.append("these are read of all rows, so that no candidates are needed")
     if candidates is not None:
         checked = min(CHECKED, job.groups)
         swept = 2 * (checked * job.rows + (moves - checked) * min(2 * candidates, job.rows))
@@ -134,7 +140,7 @@ def plan(
     elif moves == job.groups and swept > _LONG:
         reasons.append("a sweep over candidates alone would be much shorter (--candidates 1000)")
     costs = {"direction": made, "sweep": swept, "total": made + swept}
-    return Plan(direction, readout, "; ".join(reasons), costs)
+    return Plan(direction, readout, "; ".join(reasons), costs, candidates)
 
 
 _SOLVERS = {

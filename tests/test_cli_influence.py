@@ -45,6 +45,15 @@ def test_a_person_reads_answer_rows_plan_and_where_the_page_is(uri: str, tmp_pat
     assert files == {"influence.html", "influence.json", "influence.parquet"}
 
 
+def test_of_all_queries_some_are_printed_and_recall_is_said(uri: str) -> None:
+    done = run_here("influence", uri, "--query-rows", "all", "--candidates", "40", *FAST)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("opponents, influence in nats") == 10
+    assert "and 110 more queries, see influence.parquet" in done.stdout
+    assert "candidates: 40 of each kind a query hold " in done.stdout
+    assert "% of the top rows (measured on 4 queries)" in done.stdout
+
+
 def test_sources_are_summed_where_a_column_names_them(uri: str, tmp_path: Path) -> None:
     data = points()
     rows = data.x.assign(y=data.y, shop=["<a>", "b"] * 120)

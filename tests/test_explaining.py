@@ -182,6 +182,10 @@ def test_an_unknown_id_is_named_with_what_ids_look_like(names: list[str], uri: s
         ({"top": 0}, "top is 0"),
         ({"direction": "up"}, "no direction 'up'"),
         ({"batch_size": 0}, "batch size is 0"),
+        ({"candidates": 0}, "candidates is 0|0 candidates"),
+        ({"candidates": 9}, "9 candidates cannot hold the top 10"),
+        ({"candidates": 10, "together": True}, "--candidates or --together"),
+        ({"candidates": 10, "group_by": "town"}, "--candidates or --group-by"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused_in_one_line(
@@ -190,6 +194,17 @@ def test_a_question_that_cannot_be_asked_is_refused_in_one_line(
     with pytest.raises(ForwardInfError, match=said) as caught:
         explain(uri, **{"query_rows": ["0"], **wrong})
     assert "\n" not in str(caught.value)
+
+
+def test_all_query_rows_may_be_asked_about_over_candidates(uri: str, work: Path) -> None:
+    options: dict[str, Any] = {"query_rows": ["all"], "direction": "gradient", "top": 3}
+    whole = explain(uri, work_dir=work, **options)
+    some = explain(uri, work_dir=work, candidates=N, **options)
+    assert len(whole.record["answers"]) == len(pose(uri).problem.queries)
+    assert some.influence.equals(whole.influence)
+    assert (some.record["influence"]["candidates"], some.record["influence"]["recall"]) == (N, 1)
+    assert some.sources is None
+    assert "--candidates" in some.record["repeat"]
 
 
 def test_a_plan_logs_nothing_and_counts_one_sweep_a_query(uri: str) -> None:

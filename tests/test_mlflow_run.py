@@ -100,3 +100,12 @@ def test_a_parameter_is_one_word_whatever_it_holds(
     assert not project_run("gate", model_uri=model_uri)
     assert said in capfd.readouterr().err
     assert not (ROOT / "ran.txt").exists()
+
+
+def test_an_explanation_is_the_projects_run() -> None:
+    uri = register_points(points(), "explained")
+    assert project_run("influence", model_uri=uri, query_rows="3,17", direction="gradient")
+    record = mlflow.artifacts.load_dict(
+        f"runs:/{newest_run().info.run_id}/forward_inf_influence/influence.json"
+    )
+    assert [answer["query_id"] for answer in record["answers"]] == ["3", "17"]

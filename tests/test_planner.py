@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from forward_inf_mlflow.directions import Curvature, GradientStep, OptimizerSteps, Replay
-from forward_inf_mlflow.planner import SATURATED, Job, plan
+from forward_inf_mlflow.planner import SATURATED, Job, gradients_for, plan
 
 JOB = Job(
     rows=1000, groups=11, queries=110, parameters=20_000, outputs=10, saturates=False, known=0.0
@@ -81,3 +81,36 @@ def test_a_plan_names_direction_readout_reason_and_costs() -> None:
     assert found["readout"] == "loss"
     assert found["why"]
     assert set(found["forward_equivalents"]) == {"direction", "sweep", "total"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "parameters", "drawn"),
+    [(1, 3_000, 1000), (8, 60_000, 3000), (8, 10**6, 4000), (9, 3_000, 4000)],
+)
+def test_few_groups_take_fewer_gradients(groups: int, parameters: int, drawn: int) -> None:
+    assert gradients_for(groups, parameters) == drawn
+    job = replace(JOB, groups=groups, parameters=parameters)
+    assert plan(job).direction.gradients == drawn  # type: ignore[attr-defined]
+    assert plan(job, gradients=7).direction.gradients == 7  # type: ignore[attr-defined]
+
+
+def test_candidates_cost_two_passes_each_beside_the_checked_queries() -> None:
+    found = plan(JOB, candidates=50)
+    assert found.candidates == 50
+    assert found.costs["sweep"] == 2 * (4 * 1000 + 7 * 100)
+    assert "over its 50 likeliest" in found.why
+    assert plan(JOB, candidates=800).costs["sweep"] == 2 * 11 * 1000
+    assert found.as_dict()["candidates"] == 50
+    assert "candidates" not in plan(JOB).as_dict()
+
+
+def test_moves_that_all_queries_share_need_no_candidates() -> None:
+    many = replace(JOB, groups=10_000, queries=10_000)
+    found = plan(many, candidates=50)
+    assert found.candidates is None
+    assert found.costs == plan(many).costs
+
+
+def test_a_long_sweep_names_the_shorter_way() -> None:
+    assert "--candidates" in plan(replace(JOB, rows=10**8)).why
+    assert "--candidates" not in plan(JOB).why

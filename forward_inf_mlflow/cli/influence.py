@@ -123,7 +123,8 @@ def influence_command(
     for answer in answers[:_ANSWERS]:
         _say_answer(console, answer, result.record)
     if len(answers) > _ANSWERS:
-        console.say(f"\nand {len(answers) - _ANSWERS:,} more, see influence.parquet")
+        console.say()
+        console.say(f"and {len(answers) - _ANSWERS:,} more queries, see influence.parquet")
     _say_rest(console, result, asked.get("out"))
     console.result(result.as_dict())
     return 0
@@ -232,7 +233,7 @@ def _say_rest(console: Console, result: Explanation, out: str | None) -> None:
     console.say(f"  plan: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
     if math.isfinite(how.get("reliability", math.nan)):
         console.say(f"  reliability over {how['seeds']} seeds: {how['reliability']:.2f} of 1")
-    if "candidates" in how:
+    if "recall" in how:
         console.say(
             f"  candidates: {how['candidates']:,} of each kind a query hold {how['recall']:.0%} of "
             f"the top rows (measured on {how['recall_queries']} queries)"
