@@ -20,6 +20,10 @@ BOUNDS = (
     ("memorized", "max_memorized_rate", "memorized rows", "training rows"),
 )
 
+#: How far above a bound the upper end of a rate may lie in a version that passes. A few hundred
+#: query rows and a useful model bring it below; models that are mostly wrong do not.
+DOUBT = 0.10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -65,8 +69,9 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
     """Hold an audit against a policy.
 
     Doubt about *what* was audited comes first: a verdict on other rows is no verdict. Then a
-    bound that is surely exceeded refuses; then a detector that had to abstain leaves the version
-    undecided; else it passes.
+    bound that is surely exceeded refuses. Undecided is a version where a detector had to abstain,
+    where the bound is exceeded by the estimate but not surely, or where so little is known that the
+    rate could lie far beyond it. Else it passes.
     """
     doubts = list(facts.mismatches)
     if policy.data == "verified":
@@ -94,14 +99,24 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
             abstained.append(f"{rows}: no verdict, because the audit has no such measure")
             continue
         found = (
-            f"{rows}: {measure.count:,} of {measure.total:,} {total} ({measure.rate:.1%}), at "
-            f"least {measure.rate_low:.1%} allowing for doubt"
+            f"{rows}: about {measure.rate:.1%} of {measure.total:,} {total} "
+            f"({measure.rate_low:.1%} to {measure.rate_high:.1%}), {measure.count:,} named"
         )
         if measure.rate_low > bound:
             # What was found is enough, even where the detector could not find it all.
             exceeded.append(f"{found}; the policy allows {bound:.1%}")
         elif measure.abstained is not None:
             abstained.append(f"{rows}: no verdict, because {measure.abstained}")
+        elif measure.rate > bound:
+            abstained.append(
+                f"{found}; the policy allows {bound:.1%}, and whether that is exceeded is not "
+                "certain: look at the named rows, or give more query rows"
+            )
+        elif measure.rate_high > bound + DOUBT:
+            abstained.append(
+                f"{found}; the policy allows {bound:.1%}, and this audit cannot tell: give more "
+                "query rows, or a model that is right more often"
+            )
         else:
             within.append(f"{found}; within the policy's {bound:.1%}")
     if exceeded:

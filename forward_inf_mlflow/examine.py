@@ -42,8 +42,7 @@ class Settings:
     Attributes:
         seed: Of the halves and their training.
         repeats: How often the training rows are halved.
-        fdr: Largest expected share of false accusations among rows called mislabeled. At .1, a
-            few odd query rows are enough that nothing could be named at all.
+        fdr: Largest expected share of innocent rows among those that are certainly mislabeled.
         influence_queries: How many queries are asked about one by one: suspected copies first,
             then those with the largest loss. All queries are asked about together anyway.
         top: Proponents and opponents that are kept of each of them.
@@ -56,7 +55,7 @@ class Settings:
 
     seed: int = 0
     repeats: int = 3
-    fdr: float = 0.2
+    fdr: float = 0.1
     influence_queries: int = 100
     top: int = 10
     direction: Direction | None = None

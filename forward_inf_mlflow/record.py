@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the gate reads records without torch
     from forward_inf_mlflow.tracking import AuditRun
 
 #: Raised when a reader of this version could no longer judge an older record.
-FORMAT = 1
+FORMAT = 2
 
 
 def make_record(
@@ -135,16 +135,16 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, Measure]:
         if not isinstance(stored, dict):
             raise _malformed(f"measures.{name}")
         count, total = (_count(stored, name, key) for key in ("count", "total"))
-        low = stored.get("rate_low")
-        if isinstance(low, bool) or not isinstance(low, int | float) or not 0 <= low <= 1:
-            raise _malformed(f"measures.{name}.rate_low")
+        low, rate, high = (_share(stored, name, key) for key in ("rate_low", "rate", "rate_high"))
         if count > total:
             raise _malformed(f"measures.{name}.count")
         abstained, threshold = stored.get("abstained"), stored.get("threshold")
         measures[name] = Measure(
             count=count,
             total=total,
-            rate_low=float(low),
+            rate_low=low,
+            rate_high=high,
+            estimate=rate,
             threshold=threshold if isinstance(threshold, float) else None,
             note=str(stored.get("note", "")),
             abstained=None if abstained is None else str(abstained),
@@ -163,7 +163,12 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
         stored = record["measures"][measure]
         if stored["abstained"] is not None:
             return {}
-        return {rate: float(stored["rate"]), count: float(stored["count"])}
+        return {
+            rate: float(stored["rate"]),
+            f"{rate}_low": float(stored["rate_low"]),
+            f"{rate}_high": float(stored["rate_high"]),
+            count: float(stored["count"]),
+        }
 
     return {
         "train": {
@@ -235,6 +240,13 @@ def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise _malformed(key)
     return value
+
+
+def _share(stored: Mapping[str, Any], name: str, key: str) -> float:
+    value = stored.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise _malformed(f"measures.{name}.{key}")
+    return float(value)
 
 
 def _count(stored: Mapping[str, Any], name: str, key: str) -> int:

@@ -34,7 +34,9 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
 
     Columns: id, label, source, loss (nats or half squared units), given_probability,
     held_out_probability, likelier_label, mislabeled_score, memorized_score, influence (on all
-    queries together), and the flags mislabeled, leaked, memorized.
+    queries together), the flags mislabeled, leaked and memorized; mislabeled_certain, the flags at
+    the promised error rate; and mislabeled_surely, the share of the rows down to this one by
+    mislabeled_score that are wrong at least.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
     likelier = found.mislabeled.likelier
@@ -51,6 +53,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "memorized_score": found.memorized.score,
             "influence": found.influence,
             "mislabeled": found.mislabeled.flags,
+            "mislabeled_certain": found.mislabeled.certain,
+            "mislabeled_surely": found.mislabeled.surely,
             "leaked": found.leaked.train_flags,
             "memorized": found.memorized.flags,
         }
@@ -125,6 +129,7 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
         said = [f"predict {value:.4g}" for value in rows["likelier_label"]]
     else:
         said = [f"give its label {value:.1%}" for value in rows["held_out_probability"]]
+    table["kind"] = np.where(rows["mislabeled_certain"], "certain", "likely")
     table["evidence"] = [
         f"models that never saw the row {what}; its own loss ranks {rank[i]:,} of {len(scores):,}"
         for i, what in zip(rows.index, said, strict=True)

@@ -208,8 +208,17 @@ def _say_rest(console: Console, record: Any) -> None:
         if measure["abstained"]:
             measures.append((name, f"no verdict, because {measure['abstained']}"))
         else:
-            count = f"{measure['count']:,} of {measure['total']:,} {rows} rows"
-            measures.append((name, f"{count} ({measure['rate']:.1%})"))
+            low, high = measure["rate_low"], measure["rate_high"]
+            doubt = f" ({low:.1%} to {high:.1%})" if low < high else ""
+            sure = measure["certain"]
+            certain = "" if sure is None else f", {sure:,} of them certain"
+            measures.append(
+                (
+                    name,
+                    f"about {measure['rate']:.1%} of {measure['total']:,} {rows} rows{doubt}; "
+                    f"{measure['count']:,} named{certain}",
+                )
+            )
     console.say()
     for name, found in measures:
         console.say(f"  {name:<11} {found}")

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from forward_inf_mlflow.detect import neighbours as nb
-from forward_inf_mlflow.detect.measure import Measure, binomial_low
+from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
 
 #: How many robust standard deviations below the median the log gap of a copy lies. Look-alikes of
 #: clean data reach 5 (benchmarks/RESULTS.md, "Leaks").
@@ -134,8 +134,9 @@ def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Le
             count=count,
             total=m,
             rate_low=binomial_low(count, m),
+            rate_high=binomial_high(count, m),
             threshold=THRESHOLD,
-            note=f"{'; '.join(notes)}; the bound is Clopper-Pearson's at 95 %",
+            note=f"{'; '.join(notes)}; the bounds are Clopper-Pearson's at 95 %",
         ),
     )
 

@@ -9,34 +9,50 @@ from scipy import stats
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """How many rows a detector accuses.
+    """How many rows a detector names, and how many there are.
 
     Attributes:
-        count: Accused rows.
+        count: Named rows.
         total: Rows that were judged.
-        rate_low: Lower bound of the true rate, what a policy is held against: doubt about the
-            estimate never refuses a version.
-        threshold: The score from which rows are accused, for the reader.
-        note: How count and bound came to be, one sentence.
+        rate_low: Lower 95 % bound of the true rate. Only this refuses a version: doubt about the
+            estimate never does.
+        rate_high: Upper 95 % bound of it.
+        estimate: The rate itself, named or not; None takes the share of the named rows.
+        certain: How many of the named ones stand at the promised error rate; None for all.
+        threshold: The score from which rows are named, for the reader.
+        note: How these came to be, one sentence.
         abstained: Why the detector gives no verdict, one sentence; None if it gives one.
     """
 
     count: int
     total: int
     rate_low: float
+    rate_high: float
+    estimate: float | None = None
+    certain: int | None = None
     threshold: float | None
     note: str
     abstained: str | None = None
 
     @property
     def rate(self) -> float:
-        """Return the share of accused rows, 0 to 1."""
+        """Return the best guess of the rate, 0 to 1."""
+        if self.estimate is not None:
+            return self.estimate
         return self.count / self.total if self.total else 0.0
 
     @classmethod
     def none(cls, total: int, why: str) -> Measure:
         """Return the measure of a detector that cannot judge these rows."""
-        return cls(count=0, total=total, rate_low=0.0, threshold=None, note="", abstained=why)
+        return cls(
+            count=0,
+            total=total,
+            rate_low=0.0,
+            rate_high=1.0,
+            threshold=None,
+            note="",
+            abstained=why,
+        )
 
 
 def binomial_low(count: int, total: int, *, confidence: float = 0.95) -> float:
@@ -44,6 +60,13 @@ def binomial_low(count: int, total: int, *, confidence: float = 0.95) -> float:
     if count == 0:
         return 0.0
     return float(stats.beta.ppf(1 - confidence, count, total - count + 1))
+
+
+def binomial_high(count: int, total: int, *, confidence: float = 0.95) -> float:
+    """Return the one-sided Clopper-Pearson upper bound of a share; 1 without rows."""
+    if count >= total:
+        return 1.0
+    return float(stats.beta.ppf(confidence, count + 1, total - count))
 
 
 def binomial_interval(count: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:

@@ -56,6 +56,7 @@ def memorized_classes(
             # The rows are all there are, so the share is exact as a count of what was seen; that
             # one model is one draw is why the default policy does not bound it.
             rate_low=count / n,
+            rate_high=count / n,
             threshold=THRESHOLD,
             note=(
                 f"the label's probability falls by {THRESHOLD} or more in models that did not "

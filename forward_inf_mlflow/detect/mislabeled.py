@@ -1,16 +1,21 @@
 """Mislabeled rows: whose given label do models that never saw the row find hard to believe?
 
+Three tiers. **Certain**: so suspicious beside the query rows, whose labels are trusted, that at
+most a share ``fdr`` of them is expected to be innocent, whatever the suspicion means
+(`error_control`). **Likely**: more probably wrong than right, if what follows holds. **The rest**
+is ranked, with the share that is surely wrong down to each row.
+
 Classification, from held-out logits of training and query rows:
 
-1. Calibrate on the queries, whose labels are trusted: a temperature, and a floor for what the
-   half-models never expect.
+1. Calibrate on the queries: a temperature, and a floor for what the half-models never expect.
 2. A row's label is wrong with prior probability eta, then any other label is equally likely.
    eta and each row's posterior probability of being wrong follow by expectation-maximisation.
-3. Accuse from the most probable row down, while the mean posterior of being *right* among the
-   accused stays under ``fdr``: the expected share of false accusations if the posterior holds.
+   Errors that follow a rule (one class for another) look less wrong: eta is then too low.
 
-Regression: residuals of held-out predictions, a Student t distribution fitted to those of the
-queries, and Benjamini-Hochberg at ``fdr``.
+The gate's bound is the envelope's, which needs no model of the errors.
+
+Regression: how far held-out predictions are off, beside how far they are on the queries; likely are
+the rows that a Student t distribution fitted to these accuses (Benjamini-Hochberg at ``fdr``).
 """
 
 from __future__ import annotations
@@ -20,12 +25,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
-from forward_inf_mlflow.detect.measure import Measure, binomial_low
+from forward_inf_mlflow.detect.error_control import Envelope, certain
+from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
 from forward_inf_mlflow.halves import HeldOut
 
-#: The share of labels that may look wrong for no reason that the detector can name. Beyond it, half
-#: of what looks wrong must be named, else "few rows were accused" would sound like clean data.
-UNNAMED = 0.02
+#: How much more the half-models may disagree with the training labels than wrong ones explain.
+UNEXPLAINED = 0.02
 #: Fewer trusted rows than this cannot calibrate a posterior, or show how far residuals reach.
 MIN_QUERIES, MIN_RESIDUALS = 20, 100
 
@@ -37,7 +42,10 @@ class Mislabeled:
     Attributes:
         score: Classification: posterior probability that the given label is wrong. Regression:
             one minus the adjusted p-value of the residual.
-        flags: Accused rows.
+        certain: Rows accused at the promised false discovery rate.
+        flags: Named rows: the certain and the likely ones.
+        surely: Share of the rows down to this one, by suspicion, that are wrong at least; with
+            95 % confidence for all rows at once.
         likelier: Class index that the half-models prefer (regression: predicted value).
         held_out_probability: Calibrated probability of the given label by models that did not see
             the row; NaN for regression.
@@ -45,7 +53,9 @@ class Mislabeled:
     """
 
     score: np.ndarray
+    certain: np.ndarray
     flags: np.ndarray
+    surely: np.ndarray
     likelier: np.ndarray
     held_out_probability: np.ndarray
     measure: Measure
@@ -107,54 +117,46 @@ def posterior_wrong(given: np.ndarray, classes: int) -> tuple[np.ndarray, float]
     return wrong, eta
 
 
-def accuse(wrong: np.ndarray, fdr: float) -> np.ndarray:
-    """Return the largest set of most probable rows whose mean chance of being right is <= fdr.
+@dataclass(frozen=True)
+class _Beside:
+    """What suspicion beside the trusted rows' shows, whatever it means: all that is certain."""
 
-    No row is accused that is more likely right than wrong, however sure the others are.
-    """
-    order = np.argsort(-wrong, kind="stable")
-    mean_right = np.cumsum(1 - wrong[order]) / np.arange(1, len(wrong) + 1)
-    within = np.flatnonzero((mean_right <= fdr) & (wrong[order] >= 0.5))
-    flags = np.zeros(len(wrong), dtype=bool)
-    if len(within):
-        flags[order[: within[-1] + 1]] = True
-    return flags
+    certain: np.ndarray
+    surely: np.ndarray
+    guilty: int
 
-
-def _surely(wrong: np.ndarray, fdr: float) -> float:
-    """Return a lower bound of how many of the accused are wrong.
-
-    A sum of independent yes/no questions: its mean less 1.645 standard deviations is its lower
-    5 %. That holds as far as the probabilities do; on data with known errors the share of false
-    accusations reached the largest that is expected (benchmarks/RESULTS.md), which is allowed for.
-
-    Args:
-        wrong: ``(accused,)`` probability of being wrong.
-        fdr: The expected share of false accusations.
-    """
-    mean, variance = wrong.sum(), (wrong * (1 - wrong)).sum()
-    return float(max(0.0, min(mean - 1.645 * np.sqrt(variance), (1 - fdr) * len(wrong))))
+    @classmethod
+    def of(cls, tested: np.ndarray, trusted: np.ndarray, fdr: float) -> _Beside:
+        """Compare ``(n,)`` suspicions with those of ``(m,)`` trusted rows."""
+        envelope = Envelope.of(tested, trusted)
+        # Equally suspicious rows stand together.
+        depth = len(tested) - np.searchsorted(np.sort(tested), tested, side="left")
+        surely = 1 - envelope.false_at_most(depth) / depth
+        return cls(certain(tested, trusted, fdr), surely, envelope.guilty)
 
 
-def noise_low(right: int, queries: int, agree: int, rows: int, classes: int) -> float:
-    """Return a lower 99.9 % bound of the share of wrong labels, from two accuracies alone.
+def disagreement(
+    right: int, queries: int, agree: int, rows: int, classes: int, *, deviations: float
+) -> float:
+    """Return the share of wrong labels that two accuracies show, moved by standard deviations.
 
     Models that never saw a row are right on a share b of the queries. Were no training label
     wrong, they would agree with as many; with a share eta wrong they agree with
-    ``(1 - eta) b + eta c``, where c is the chance to agree with a wrong one. What this exceeds
-    the posterior's eta by is not explained by wrong labels.
+    ``(1 - eta) b + eta c``, where c is the chance to agree with a wrong one. Unlike the posterior
+    it needs no row to stand out.
 
     Args:
         right, queries: Correct answers among the queries, and how many those are.
         agree, rows: Answers that equal the given label among the training rows.
         classes: K; a wrong answer is taken to hit a wrong label with chance ``1 / (K - 1)``.
+        deviations: 0 for the estimate, -1.645 and 1.645 for its lower and upper 95 % bounds.
     """
     b, a = right / queries, agree / rows
     c = (1 - b) / (classes - 1)
     if b <= c:
-        return 0.0
+        return 0.0 if deviations <= 0 else 1.0
     deviation = np.sqrt(b * (1 - b) / queries + a * (1 - a) / rows)
-    return float(np.clip((b - a - 3.09 * deviation) / (b - c), 0, 1))
+    return float(np.clip((b - a + deviations * deviation) / (b - c), 0, 1))
 
 
 def mislabeled_classes(
@@ -163,7 +165,7 @@ def mislabeled_classes(
     query_labels: np.ndarray,
     trusted: np.ndarray,
     *,
-    fdr: float = 0.2,
+    fdr: float = 0.1,
 ) -> Mislabeled:
     """Judge class labels.
 
@@ -172,7 +174,7 @@ def mislabeled_classes(
         labels: ``(n,)`` given class indices of the training rows.
         query_labels: ``(m,)`` class indices of the queries.
         trusted: ``(m,)`` bool, queries that may calibrate (not leaked ones).
-        fdr: Expected share of false accusations among the accused.
+        fdr: Largest expected share of innocent rows among the certain ones.
     """
     n, classes = held_out.train_out.shape[1:]
     logits, truth = held_out.queries[:, trusted], query_labels[trusted]
@@ -181,7 +183,9 @@ def mislabeled_classes(
         probability = special.softmax(np.nan_to_num(held_out.train_out), axis=-1).mean(0)
         return Mislabeled(
             score=np.full(n, np.nan),
+            certain=np.zeros(n, dtype=bool),
             flags=np.zeros(n, dtype=bool),
+            surely=np.zeros(n),
             likelier=probability.argmax(1),
             held_out_probability=probability[np.arange(n), labels],
             measure=Measure.none(n, why),
@@ -203,44 +207,52 @@ def mislabeled_classes(
             "nothing"
         )
 
-    probability = calibrate(logits, truth)(held_out.train_out)
+    calibration = calibrate(logits, truth)
+    probability = calibration(held_out.train_out)
     given = probability[np.arange(n), labels]
+    expected = calibration(logits)[np.arange(len(truth)), truth]
     wrong, eta = posterior_wrong(given, classes)
-    flags = accuse(wrong, fdr)
-    found = wrong[flags]
-    low = _surely(found, fdr)
+    beside = _Beside.of(-given, -expected, fdr)
+    flags = beside.certain | (wrong > 0.5)
     masked = probability.copy()
     masked[np.arange(n), labels] = -1
-    abstained = None
+
     agree = int((special.softmax(held_out.train_out, axis=-1).mean(0).argmax(1) == labels).sum())
-    disagreement = noise_low(right, len(truth), agree, n, classes)
-    if disagreement > UNNAMED + eta:
+    surely_apart, apart, at_most_apart = (
+        disagreement(right, len(truth), agree, n, classes, deviations=z)
+        for z in (-3.09, -1.645, 1.645)
+    )
+    low, abstained = beside.guilty / n, None
+    if surely_apart > UNEXPLAINED + eta:
+        low = 0.0
         abstained = (
             f"models that never saw a row are right on {right / len(truth):.1%} of the queries, "
-            f"but agree with only {agree / n:.1%} of the training labels, fewer than wrong labels "
-            "explain: the training rows seem to be of another kind than the queries"
+            f"but agree with only {agree / n:.1%} of the training labels, fewer than random errors "
+            "explain: the training rows are of another kind than the queries, or many labels are "
+            "wrong by a rule"
         )
-    elif eta > UNNAMED and low / n < eta / 2:
-        abstained = (
-            f"about {eta:.1%} of the labels look wrong, but only {flags.sum()} of {n:,} can be "
-            f"named with {len(truth)} query rows and models that are right on "
-            f"{right / len(truth):.1%} of them: give more query rows, and look at the rows with "
-            "the highest mislabeled_score in scores.parquet"
-        )
+    estimate = max(eta, apart, low)
+    named, sure = int(flags.sum()), int(beside.certain.sum())
     return Mislabeled(
         score=wrong,
+        certain=beside.certain,
         flags=flags,
+        surely=beside.surely,
         # For an accused row the best *other* label: calibration may still prefer the given one.
         likelier=np.where(flags, masked.argmax(1), probability.argmax(1)),
         held_out_probability=given,
         measure=Measure(
-            count=int(flags.sum()),
+            count=named,
             total=n,
-            rate_low=float(low / n),
-            threshold=float(found.min()) if len(found) else None,
+            certain=sure,
+            estimate=estimate,
+            rate_low=low,
+            rate_high=max(at_most_apart, estimate),
+            threshold=float(wrong[flags].min()) if named else None,
             note=(
-                f"rows are accused while the expected share of false accusations stays within "
-                f"{fdr:.0%}; of all rows about {eta:.1%} look wrong; {held_out.note}"
+                f"{sure:,} rows are certain at a false discovery rate of {fdr:.0%} beside "
+                f"{len(truth):,} query rows, {named - sure:,} more are likelier wrong than right; "
+                f"{held_out.note}"
             ),
             abstained=abstained,
         ),
@@ -253,7 +265,7 @@ def mislabeled_targets(
     query_targets: np.ndarray,
     trusted: np.ndarray,
     *,
-    fdr: float = 0.2,
+    fdr: float = 0.1,
 ) -> Mislabeled:
     """Judge regression targets: gross errors, beyond what held-out residuals explain.
 
@@ -266,24 +278,23 @@ def mislabeled_targets(
     residual = targets - predicted
     reference = (query_targets - query_predicted)[trusted]
 
-    def result(score: np.ndarray, flags: np.ndarray, measure: Measure) -> Mislabeled:
-        return Mislabeled(score, flags, predicted, np.full(n, np.nan), measure)
+    def nothing(why: str) -> Mislabeled:
+        nobody, unknown = np.zeros(n, dtype=bool), np.full(n, np.nan)
+        none = Measure.none(n, why)
+        return Mislabeled(unknown, nobody, nobody, np.zeros(n), predicted, unknown, none)
 
-    nobody = np.zeros(n, dtype=bool)
     if held_out.diverged is not None:
-        return result(np.full(n, np.nan), nobody, Measure.none(n, held_out.diverged))
+        return nothing(held_out.diverged)
     if len(reference) < MIN_RESIDUALS:
-        why = (
+        return nothing(
             f"only {len(reference)} query rows that are not leaked, {MIN_RESIDUALS} are needed to "
             "know which residuals are usual"
         )
-        return result(np.full(n, np.nan), nobody, Measure.none(n, why))
     if np.mean(reference**2) >= np.var(query_targets[trusted]):
-        why = (
+        return nothing(
             "models trained on half of the rows predict the queries no better than their mean: "
             "their opinion of a target says nothing"
         )
-        return result(np.full(n, np.nan), nobody, Measure.none(n, why))
 
     freedom, centre, scale = stats.t.fit(reference, floc=np.median(reference))
     # The scale is an estimate too: its standard error is at most about 1 / sqrt(m) of it here, and
@@ -291,21 +302,30 @@ def mislabeled_targets(
     scale *= 1 + 2 / np.sqrt(len(reference))
     p = 2 * stats.t.sf(np.abs(residual - centre) / scale, freedom)
     adjusted = stats.false_discovery_control(np.clip(p, 0, 1))
-    flags = adjusted <= fdr
-    count = int(flags.sum())
-    low = _surely(np.full(count, 1 - fdr), fdr)
-    return result(
-        1 - adjusted,
-        flags,
-        Measure(
-            count=count,
+    beside = _Beside.of(np.abs(residual - centre), np.abs(reference - centre), fdr)
+    flags = beside.certain | (adjusted <= fdr)
+    named, sure = int(flags.sum()), int(beside.certain.sum())
+    low, share = beside.guilty / n, float((1 - fdr) * named / n)
+    return Mislabeled(
+        score=1 - adjusted,
+        certain=beside.certain,
+        flags=flags,
+        surely=beside.surely,
+        likelier=predicted,
+        held_out_probability=np.full(n, np.nan),
+        measure=Measure(
+            count=named,
             total=n,
-            rate_low=low / n,
+            certain=sure,
+            estimate=max(low, share),
+            rate_low=low,
+            rate_high=binomial_high(named, n),
             threshold=1 - fdr,
             note=(
-                f"targets are accused at a false discovery rate of {fdr:.0%} (Benjamini-Hochberg) "
-                f"against a Student t with {freedom:.1f} degrees of freedom fitted to the "
-                f"queries' residuals; {held_out.note}"
+                f"{sure:,} targets are certain at a false discovery rate of {fdr:.0%} beside "
+                f"{len(reference):,} query rows, {named - sure:,} more by a Student t with "
+                f"{freedom:.1f} degrees of freedom fitted to the queries' residuals; only gross "
+                f"errors are counted; {held_out.note}"
             ),
         ),
     )
