@@ -58,7 +58,6 @@ from forward_inf_mlflow.evaluate import (
     reliability,
 )
 from forward_inf_mlflow.influence import ForwardInfluence, Influence, QueryGroups
-from forward_inf_mlflow.planner import gradients_for
 from forward_inf_mlflow.tasks import CausalLM, Classification
 from forward_inf_mlflow.tensors import Tensors
 
@@ -89,13 +88,12 @@ class Found(NamedTuple):
     cost: float
 
 
-def directions(setting: Setting, module: nn.Module) -> dict[str, Direction]:
+def directions(setting: Setting) -> dict[str, Direction]:
     """Return ours, by name; the first is the default."""
     penalty = setting.weight_decay
-    few = gradients_for(1, sum(p.numel() for p in module.parameters()))
     return {
         OURS: Curvature(penalty=penalty),
-        "curvature_few": Curvature(penalty=penalty, gradients=few),
+        "curvature_1000": Curvature(penalty=penalty, gradients=1000),
         "curvature_joint": Curvature(penalty=penalty, by_layer=False),
         "curvature_sketch": Curvature(penalty=penalty, solver="sketch"),
         "replay": Replay(penalty=penalty),
@@ -123,7 +121,7 @@ def methods(
     def ours(direction: Direction) -> np.ndarray:
         return influence(setting, module, direction).scores.values
 
-    for name, direction in directions(setting, module).items():
+    for name, direction in directions(setting).items():
         if number < FEWER.get((setting.name, name), number + 1):
             yield name, partial(ours, direction)
     yield "last_layer", partial(last_layer, setting, module)

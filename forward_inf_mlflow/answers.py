@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.influence import QueryGroups, Top
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.portraits import as_table, picture, telling_columns
@@ -87,6 +88,8 @@ def make_record(
         "partial": posed.partial,
         "task": problem.task.name,
         "unit": "half squared units" if problem.classes is None else "nats",
+        # A plain step adds no copy of anything.
+        "per": "unit of step" if isinstance(planned.direction, GradientStep) else "added copy",
         "settings": {**settings, "batch_size": problem.train.batch_size},
         "influence": {
             **planned.as_dict(),

@@ -110,7 +110,11 @@ def ask(
         weight_decay=weight_decay,
     )
     planned = plan(
-        job, direction=settings.direction, readout=settings.readout, candidates=candidates
+        job,
+        direction=settings.direction,
+        readout=settings.readout,
+        candidates=candidates,
+        seed=seed,
     )
     return Question(posed, index, groups, settings, planned, candidates)
 

@@ -28,7 +28,7 @@ from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.ui_table import PICTURES
-from forward_inf_mlflow.workplace import named_direction, open_work, work_key
+from forward_inf_mlflow.workplace import earlier_runs, named_direction, open_work, work_key
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,7 @@ def audit(
 
     with tracking.audit_run(version, experiment=experiment, run_id=run_id) as run:
         work = open_work(work_dir, work_key(version, problem, settings), fresh=fresh)
+        tracking.end_killed(earlier_runs(work, run.run_id))
         planned = plan_influence(model, problem, settings)
         if on_plan is not None:
             on_plan(planned)

@@ -18,6 +18,7 @@ from forward_inf_mlflow.detect.neighbours import row_keys
 from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
+from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.planner import Plan, plan
 from forward_inf_mlflow.preparation import Problem
@@ -128,6 +129,7 @@ def plan_influence(model: AuditedModel, problem: Problem, settings: Settings) ->
         direction=settings.direction,
         readout=settings.readout,
         gradients=_GRADIENTS,
+        seed=settings.seed,
     )
 
 
@@ -261,7 +263,8 @@ def _feature_copies(model: AuditedModel, problem: Problem) -> np.ndarray:
         return np.full(len(problem.queries), -1)
 
     def read_features(rows: Tensors) -> np.ndarray:
-        return torch.cat([features(b.inputs).float().cpu() for b in rows]).numpy()
+        found = batches_that_fit(rows, lambda b: features(b.inputs).float().cpu())
+        return torch.cat(list(found)).numpy()
 
     return feature_copies(read_features(problem.queries), read_features(problem.train))
 

@@ -29,7 +29,7 @@ from forward_inf_mlflow.record import write_record
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report.influence import render_influence
 from forward_inf_mlflow.screened import screened_top
-from forward_inf_mlflow.workplace import open_work
+from forward_inf_mlflow.workplace import earlier_runs, open_work
 
 #: Folder of the artifacts in the run; not an audit's, which may be in the same run.
 FOLDER = "forward_inf_influence"
@@ -68,7 +68,17 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for ``--json``."""
-        keys = ("answers", "influence", "unit", "costs", "data", "partial", "notes", "repeat")
+        keys = (
+            "answers",
+            "influence",
+            "unit",
+            "per",
+            "costs",
+            "data",
+            "partial",
+            "notes",
+            "repeat",
+        )
         return {
             "model": self.version.uri,
             "run_id": self.run_id,
@@ -177,6 +187,7 @@ def explain(
 
     with _run(posed.version, experiment) as run:
         work = open_work(work_dir, question.key(), fresh=fresh)
+        tracking.end_killed(earlier_runs(work, run.run_id))
         engine = ForwardInfluence(
             task=problem.task,
             direction=planned.direction,

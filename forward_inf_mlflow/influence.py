@@ -17,12 +17,13 @@ from itertools import islice
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
-from forward_inf_mlflow.directions import Direction, GradientStep, Moves
-from forward_inf_mlflow.directions.moves import at_rest
+from forward_inf_mlflow.directions import Curvature, Direction, Moves
+from forward_inf_mlflow.directions.moves import Point, at_rest
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.memory import first_that_fits
+from forward_inf_mlflow.memory import batches_that_fit, first_that_fits
 from forward_inf_mlflow.models.modes import full_precision
 from forward_inf_mlflow.probe import Choice, Method, Which, check_loss, choose
 from forward_inf_mlflow.scores import InfluenceScores
@@ -34,6 +35,8 @@ from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: Moves that are read in both ways to see whether a finite difference is true.
 _PROBED = 4
+#: Rows that this is seen on, at least.
+_PROBED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class ForwardInfluence:
     """
 
     task: Task
-    direction: Direction = field(default_factory=GradientStep)
+    direction: Direction = field(default_factory=Curvature)
     readout: Which = "loss"
     method: Method = "auto"
     shard_rows: int = SHARD_ROWS
@@ -134,6 +137,7 @@ class ForwardInfluence:
             ForwardInfError: The move is lost in rounding, or memory does not hold a row.
         """
         n = len(train)
+        _require_ids(train, train_ids)
         moves, choice, parts = self._swept(module, queries, train, work, progress)
         values = np.zeros((len(queries.ids), n), dtype=np.float32)
         loss, margin = np.empty(n), np.empty(n)
@@ -175,6 +179,7 @@ class ForwardInfluence:
         Raises:
             ModelError, ForwardInfError: As `influence`.
         """
+        _require_ids(train, train_ids)
         moves, choice, parts = self._swept(module, queries, train, work, progress)
         rows = TopRows(queries.ids, train_ids, k)
         sums = None if sources is None else SourceSums(queries.ids, sources)
@@ -196,21 +201,39 @@ class ForwardInfluence:
         Raises:
             ModelError, ForwardInfError: As `influence`.
         """
+        if not isinstance(self.task, Task):
+            raise DataError(f"task is {self.task!r}: give an object, such as Classification()")
         if not len(train) or not len(queries.ids):
             raise DataError("there are no training rows or no queries: give at least one of each")
+        if len(queries.rows) != len(queries.ids):
+            raise DataError(f"{len(queries.rows)} query groups have {len(queries.ids)} ids")
         module = full_precision(module)
-        some = train.part(0, min(len(train), train.batch_size))
+        some = train.part(0, min(len(train), max(train.batch_size, _PROBED_ROWS)))
         base = at_rest(module)
         first_that_fits(some, lambda batch: check_loss(base, self.task, batch))
+        self._require_numbers(base, queries)
         moves = self.direction.plan(module, self.task, queries.rows, train, work)
-        first = list(islice(moves, _PROBED))
+        choice = choose(
+            list(islice(moves, _PROBED)),
+            moves.base,
+            self.task,
+            some,
+            method=self.method,
+            which=self.readout,
+        )
+        return moves, choice
 
-        def chosen(batch: Batch) -> Choice:
-            return choose(
-                first, moves.base, self.task, batch, method=self.method, which=self.readout
-            )
+    @torch.no_grad()
+    def _require_numbers(self, base: Point, queries: QueryGroups) -> None:
+        """Refuse queries whose loss is no number: they could move the model anywhere."""
 
-        return moves, first_that_fits(some, chosen)
+        def fine(batch: Batch) -> bool:
+            loss = self.task.query_loss(self.task.outputs(base, batch), batch.targets)
+            return bool(torch.isfinite(loss).all())
+
+        for name, rows in zip(queries.ids, queries.rows, strict=True):
+            if not all(batches_that_fit(rows, fine)):
+                raise DataError(f"the model's loss on query {name} is not a number: leave it out")
 
     def _swept(
         self,
@@ -243,6 +266,13 @@ class ForwardInfluence:
         return {
             "task": self.task.describe(),
             "readout": self.readout,
+            "method": self.method,
             "compiled": self.compiled,
+            "shard_rows": self.shard_rows,
             **self.direction.describe(),
         }
+
+
+def _require_ids(train: Stream, ids: np.ndarray) -> None:
+    if len(ids) != len(train):
+        raise DataError(f"{len(train):,} training rows have {len(ids):,} ids: give one for each")

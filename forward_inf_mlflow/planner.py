@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, OptimizerSteps, Replay
+from forward_inf_mlflow.directions.curvature import DENSE
 from forward_inf_mlflow.probe import Which
 
 #: A model is saturated where so many of its training rows have a probability above .99.
@@ -15,8 +16,6 @@ SATURATED = 0.5
 _LONG = 10**8
 #: Queries that are swept over all rows where there are candidates, to see what these miss.
 CHECKED = 4
-#: Query groups that are few, and the fewest gradients drawn for them.
-_FEW, _FEWEST_GRADIENTS = 8, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,6 @@ class Job:
         groups: Query groups, m.
         queries: Rows of all groups together.
         parameters: Trainable ones, P.
-        outputs: Numbers that the model answers for a row.
         saturates: Whether the task's loss does.
         known: Share of sampled training rows whose target the model gives a probability above .99.
         penalty: Weight decay of the training objective, in nats per row; None if nobody knows.
@@ -39,7 +37,6 @@ class Job:
     groups: int
     queries: int
     parameters: int
-    outputs: int
     saturates: bool
     known: float
     penalty: float | None = None
@@ -80,40 +77,38 @@ def plan(
     *,
     direction: Direction | None = None,
     readout: Which | None = None,
-    gradients: int | None = None,
+    gradients: int = Curvature.gradients,
     candidates: int | None = None,
+    seed: int = 0,
 ) -> Plan:
     """Choose what nobody has chosen.
 
     The direction is the inverse curvature: on every model that was measured it comes before a plain
-    step, and it needs no learning rate. Where outputs are linear in the parameters and the
-    penalty is known, it is exact and undamped.
+    step, and it needs no learning rate. Where outputs are linear in few parameters and the
+    penalty is known, it is undamped.
 
     Args:
         job: What is to be done.
         direction: What the user chose.
         readout: What the user chose.
-        gradients: How many gradients the curvature may be drawn from; None follows the number of
-            groups. See `Curvature`.
+        gradients: How many gradients the curvature may be drawn from; see `Curvature`.
         candidates: Rows of each kind that each query is swept over; None sweeps all. See
             `screened`.
+        seed: Of what the direction draws.
     """
     reasons = []
-    if gradients is None:
-        gradients = gradients_for(job.groups, job.parameters)
     if direction is None:
-        if job.linear and job.penalty:
-            direction = Curvature(penalty=job.penalty, damping=0.0, gradients=gradients)
+        direction = Curvature(penalty=job.penalty or 0.0, gradients=gradients, seed=seed)
+        if job.linear and job.penalty and job.parameters <= DENSE:
+            direction = replace(direction, damping=0.0)
             reasons.append("the objective is convex and its penalty known, so no damping is added")
-        else:
-            direction = Curvature(penalty=job.penalty or 0.0, gradients=gradients)
     elif isinstance(direction, Curvature | Replay) and not direction.penalty:
         direction = replace(direction, penalty=job.penalty or 0.0)
     if isinstance(direction, Curvature):
         solver, moves = direction.outlook(job.parameters, job.rows, job.groups)
         reasons.insert(0, _SOLVERS[solver])
         if moves != job.groups:
-            reasons.append(f"{job.groups:,} query groups share {moves} moves along eigenvectors")
+            reasons.append(f"{job.groups:,} query groups share {moves:,} moves along eigenvectors")
     else:
         moves = _moves(direction, job.groups)
         reasons.insert(0, "the direction was asked for")
@@ -149,18 +144,6 @@ _SOLVERS = {
     "sketch": "curvature by its leading eigenvectors, because there are many parameters",
     "cg": "curvature by conjugate gradients, as asked for",
 }
-
-
-def gradients_for(groups: int, parameters: int) -> int:
-    """Return from how many gradients the curvature is drawn, at most.
-
-    For a few query groups the inverse of all 4,000 would cost more than all else. A twentieth of
-    the parameters, at least 1,000, loses little: on the CNN of the benchmarks LDS .42 for .44, in a
-    sixth of the time.
-    """
-    if groups > _FEW:
-        return Curvature.gradients
-    return min(Curvature.gradients, max(_FEWEST_GRADIENTS, parameters // 20))
 
 
 def _moves(direction: Direction, groups: int) -> int:

@@ -45,9 +45,13 @@ def telling_columns(train: pd.DataFrame, queries: pd.DataFrame, most: int = _VAL
 def _unlikeness(train: pd.Series, queries: pd.Series) -> float:
     if pd.api.types.is_numeric_dtype(train):
         column = train.to_numpy(np.float64)
+        column, asked = (
+            values[np.isfinite(values)] for values in (column, queries.to_numpy(float))
+        )
+        if not len(column) or not len(asked):
+            return 0.0
         spread = float(column.std())
-        distance = np.abs(queries.to_numpy(np.float64) - column.mean()).mean()
-        return float(distance / spread) if 0 < spread < np.inf else 0.0
+        return float(np.abs(asked - column.mean()).mean() / spread) if spread > 0 else 0.0
     texts = train.astype(str)
     shares = [max((texts == str(value)).mean(), 1 / len(texts)) for value in queries]
     return float(np.mean([((1 - share) / share) ** 0.5 for share in shares]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
+from forward_inf_mlflow.memory import batches_that_fit, first_that_fits, is_out_of_memory
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
 from forward_inf_mlflow.models.parity import check_probabilities
@@ -101,7 +102,9 @@ def prepare(
         check_probabilities(model, module, train.features)
     module = place(module, device)
     if device.type != "cpu":  # not everything that runs on the host runs there
-        _output(module, sample[:batch_size].to(device))
+        first = Tensors(sample, sample, device, batch_size)
+        with torch.no_grad():
+            first_that_fits(first, lambda batch: _output(module, batch.inputs))
     if kind == "classification":
         classes = model.classes if model.classes is not None else np.arange(max(2, _width(shape)))
         y_train = _class_indices(train, classes, "training")
@@ -179,7 +182,8 @@ def _same_columns(train: Rows, queries: Rows) -> None:
 @torch.no_grad()
 def _outputs(module: nn.Module, sample: Tensor, batch_size: int) -> Tensor:
     """Return the answers that are numbers."""
-    answers = torch.cat([_output(module, rows) for rows in torch.split(sample, batch_size)])
+    rows = Tensors(sample, sample, sample.device, batch_size)
+    answers = torch.cat(list(batches_that_fit(rows, lambda batch: _output(module, batch.inputs))))
     fine = torch.isfinite(answers).reshape(len(answers), -1).all(1)
     if not fine.any():
         raise ModelError(
@@ -192,6 +196,8 @@ def _output(module: nn.Module, sample: Tensor) -> Tensor:
     try:
         output = module(sample)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise  # fewer rows may fit
         raise DataError(
             f"the model cannot read these rows, each of shape {tuple(sample.shape[1:])}: "
             f"{str(error).splitlines()[0]}"

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from forward_inf_mlflow.directions.moves import Move, Point
 from forward_inf_mlflow.errors import ForwardInfError, ModelError
-from forward_inf_mlflow.memory import is_out_of_memory
+from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.readers import Read, Reader, by_derivative, by_difference
 from forward_inf_mlflow.task import Batch, Forward, Readout, Task
+from forward_inf_mlflow.tensors import Tensors
 
 Method = Literal["auto", "difference", "derivative"]
 Which = Literal["loss", "margin"]
 
-#: A finite difference is taken where it correlates with the exact derivative at least so much.
+#: A finite difference is taken where it agrees with the exact derivative at least so much.
 AGREEMENT = 0.99
 #: A change must be so many times larger than the rounding of what it is the difference of.
 _ABOVE_ROUNDING = 20
@@ -33,7 +34,7 @@ class Choice:
 
     Attributes:
         method: "difference" or "derivative".
-        agreement: The lowest correlation between both over the probed moves; NaN if not compared.
+        agreement: The lowest concordance of both over the probed moves; NaN if not compared.
         note: Why, one sentence; None where there is nothing to say.
     """
 
@@ -76,19 +77,19 @@ def choose(
     moves: Sequence[Move],
     base: Forward,
     task: Task,
-    batch: Batch,
+    rows: Tensors,
     *,
     method: Method = "auto",
     which: Which = "loss",
 ) -> Choice:
-    """Decide how to read moves, by reading a few of them on one batch in both ways.
+    """Decide how to read moves, by reading a few of them on some rows in both ways.
 
     Raises:
         ForwardInfError: Only a finite difference can be read, and it drowns in rounding.
     """
     difference, exact = by_difference(moves, base, task), None
     if method != "difference" and all(move.tangent is not None for move in moves):
-        exact, why = _try(by_derivative(moves, base, task), batch)
+        exact, why = _try(by_derivative(moves, base, task), rows)
         if exact is not None and method == "derivative":
             return Choice("derivative")
     else:
@@ -98,7 +99,7 @@ def choose(
             f"exact derivatives cannot be read here ({why}): leave the method out"
         )
 
-    read = difference(batch)
+    read = _read(difference, rows)
     if exact is not None:
         agreement = _agreement(getattr(read, which), getattr(exact, which))
         if agreement >= AGREEMENT:
@@ -120,25 +121,34 @@ def choose(
     return Choice("difference", note=note)
 
 
-def _try(reader: Reader, batch: Batch) -> tuple[Read | None, str]:
+def _read(reader: Reader, rows: Tensors) -> Read:
+    parts = list(batches_that_fit(rows, reader))
+    base = Readout(*(torch.cat(values) for values in zip(*(p.base for p in parts), strict=True)))
+    loss, margin = (torch.cat([getattr(p, kind) for p in parts], 1) for kind in ("loss", "margin"))
+    return Read(base, loss, margin)
+
+
+def _try(reader: Reader, rows: Tensors) -> tuple[Read | None, str]:
     """Read by derivatives; where an operator has none, return what it said in one line."""
     try:
-        return reader(batch), ""
+        return _read(reader, rows), ""
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        if is_out_of_memory(error):
-            raise  # with fewer rows it may work
         return None, " ".join(str(error).split())[:120]
 
 
 def _agreement(a: Tensor, b: Tensor) -> float:
-    """Return the lowest correlation of two readings ``(k, B)`` over the moves."""
+    """Return the lowest concordance (Lin, 1989) of two readings ``(k, rows)`` over the moves.
+
+    Unlike a correlation it sees another scale.
+    """
     lowest = 1.0
     for x, y in zip(a.cpu().numpy(), b.cpu().numpy(), strict=True):
         fine = np.isfinite(x) & np.isfinite(y)
         x, y = x[fine], y[fine]
-        if len(x) < 2 or np.ptp(y) == 0:
+        if len(x) < 2 or np.array_equal(x, y):
             continue
-        lowest = min(lowest, float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) else 0.0)
+        apart = x.var() + y.var() + (x.mean() - y.mean()) ** 2
+        lowest = min(lowest, float(2 * np.cov(x, y, ddof=0)[0, 1] / apart))
     return lowest
 
 
@@ -165,6 +175,3 @@ def _precision(move: Move) -> float | None:
             return None  # nothing was to move
         return float("inf")  # a tangent that is not zero was rounded away
     return float(torch.finfo(next(iter(ends[0].parameters.values())).dtype).eps)
-
-
-__all__ = ["AGREEMENT", "Choice", "Method", "Readout", "Which", "check_loss", "choose"]

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vmap
 
-from forward_inf_mlflow.directions.moves import Move, Parameters, Point, Tangent, math_attention
+from forward_inf_mlflow.directions.moves import (
+    Move,
+    Parameters,
+    Point,
+    Tangent,
+    math_attention,
+    whole_float32,
+)
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.task import Batch, Forward, Readout, Task
 
@@ -49,6 +56,7 @@ def by_difference(
     """
     run = _compiled() if compiled else None
 
+    @whole_float32()
     def read(batch: Batch) -> Read:
         seen: dict[int, tuple[Readout, Tensor]] = {}
 
@@ -118,6 +126,7 @@ def by_derivative(
     """
     stacks = _stacked([move.tangent for move in moves])
 
+    @whole_float32()
     def read(batch: Batch) -> Read:
         loss: dict[int, Tensor] = {}
         margin: dict[int, Tensor] = {}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import DataError, ModelError
+from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.features import penultimate
 from forward_inf_mlflow.task import Batch, Task
 from forward_inf_mlflow.tensors import Tensors
@@ -136,7 +137,7 @@ def last_layer(
     if features is None:
         raise ModelError("the model has no linear layer to find candidates by: sweep all rows")
     loss = task.query_loss if queries else task.loss
-    read = [_read(module, features, task, loss, batch) for batch in rows]
+    read = list(batches_that_fit(rows, lambda b: _read(module, features, task, loss, b)))
     return torch.cat([r.features for r in read]), torch.cat([r.residuals for r in read])
 
 

@@ -19,7 +19,7 @@ from forward_inf_mlflow.directions.moves import Move
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups, Top
 from forward_inf_mlflow.planner import CHECKED
-from forward_inf_mlflow.screen import candidates, last_layer
+from forward_inf_mlflow.screen import candidates, last_layer, recall
 from forward_inf_mlflow.summaries import TopRows
 from forward_inf_mlflow.sweep import Progress, sweep
 from forward_inf_mlflow.task import Forward
@@ -107,7 +107,7 @@ def screened_top(
     facts = {
         **moves.facts,
         "candidates": count,
-        "recall": _recall([found[g] for g in checked], [values[g] for g in checked], k),
+        "recall": recall(torch.as_tensor(found[checked]), _first_and_last(values, checked, k)),
         "recall_queries": len(checked),
     }
     return Top(table, None, loss, choice, facts, passed)
@@ -128,13 +128,10 @@ def _candidates(
     return torch.cat(both, 1).numpy()
 
 
-def _recall(found: Sequence[np.ndarray], values: Sequence[np.ndarray], k: int) -> float:
-    """Return the share of the k first and the k last of all rows that are among the candidates."""
-    shares = []
-    for rows, influence in zip(found, values, strict=True):
-        order = np.argsort(-influence, kind="stable")
-        shares.append(np.isin(np.concatenate([order[:k], order[-k:]]), rows).mean())
-    return float(np.mean(shares))
+def _first_and_last(values: Sequence[np.ndarray], groups: np.ndarray, k: int) -> torch.Tensor:
+    """Return the k first and the k last of all rows, ``(groups, 2 k)``."""
+    order = np.stack([np.argsort(-values[group], kind="stable") for group in groups.tolist()])
+    return torch.as_tensor(np.concatenate([order[:, :k], order[:, -k:]], 1))
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ class Merged:
     """Puts influences together from what a sweep reads, and hands them on to summaries.
 
     A group is handed on a shard at a time if all moves that it needs are read together. Of others,
-    whose moves come in several blocks, the rows are held until `finish`.
+    whose moves come in several blocks, the rows are held until `finish`: n numbers for each such
+    group, or for each move where these are fewer.
     """
 
     def __init__(self, coefficients: np.ndarray, n: int, summaries: Sequence[Summary]) -> None:
@@ -142,6 +143,8 @@ class Merged:
         backwards = needed[:, ::-1].argmax(axis=1)
         self._last = np.where(needed.any(axis=1), needed.shape[1] - 1 - backwards, 0)
         self._held: dict[int, np.ndarray] = {}
+        self._moves: np.ndarray | None = None
+        self._waiting = np.zeros(len(coefficients), dtype=bool)
 
     def add(self, moves: slice, rows: slice, changes: np.ndarray) -> None:
         """Take what was read of some rows under some moves, ``(moves, rows)``."""
@@ -150,6 +153,12 @@ class Merged:
         partly = ~whole & (self._first < moves.stop) & (self._last >= moves.start)
         for groups in _some(np.flatnonzero(whole)):
             self._hand_on(groups, rows.start, coefficients[groups] @ changes)
+        if partly.sum() > self._coefficients.shape[1]:
+            if self._moves is None:
+                self._moves = np.zeros((self._coefficients.shape[1], self._n), np.float32)
+            self._moves[moves, rows] = changes
+            self._waiting |= partly
+            return
         for group in np.flatnonzero(partly).tolist():
             held = self._held.setdefault(group, np.zeros(self._n, np.float32))
             held[rows] += coefficients[group] @ changes
@@ -159,6 +168,10 @@ class Merged:
         for group, values in self._held.items():
             self._hand_on(np.array([group]), 0, values[None])
         self._held.clear()
+        if self._moves is not None:
+            for groups in _some(np.flatnonzero(self._waiting)):
+                self._hand_on(groups, 0, self._coefficients[groups] @ self._moves)
+            self._moves = None
 
     def _hand_on(self, groups: np.ndarray, start: int, values: np.ndarray) -> None:
         for summary in self._summaries:

@@ -7,6 +7,7 @@ import math
 import torch
 
 from forward_inf_mlflow.directions.moves import at_rest
+from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.penalty import is_linear, penalty_of
 from forward_inf_mlflow.planner import Job
@@ -37,12 +38,8 @@ def survey(
     """
     base = at_rest(problem.module)
     rows = sample(problem.train, _SAMPLE, 0)
-    known, outputs = 0, 1
-    for batch in rows:
-        answers = problem.task.outputs(base, batch)
-        outputs = answers[0].numel()
-        loss = problem.task.loss(answers, batch.targets)
-        known += int((loss < -math.log(0.99)).sum())
+    losses = batches_that_fit(rows, lambda batch: problem.task.readout(base, batch).loss)
+    known = sum(int((loss < -math.log(0.99)).sum()) for loss in losses)
     penalty = weight_decay
     if penalty is None and model.estimator is not None:
         penalty = penalty_of(model.estimator, len(problem.train))
@@ -51,7 +48,6 @@ def survey(
         groups=groups,
         queries=queries,
         parameters=sum(p.numel() for p in base.parameters.values()),
-        outputs=outputs,
         saturates=problem.task.saturates,
         known=known / len(rows),
         penalty=penalty,

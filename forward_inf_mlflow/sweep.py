@@ -82,7 +82,7 @@ def sweep(
         for start in range(0, len(rows), size):
             stop = min(start + size, len(rows))
             shard = partial(_read, read, rows, start, stop)
-            kept = work.once(f"shards/{first:05}-{len(block):05}-{start:09}", shard)
+            kept = work.once(f"shards/{method}/{first:05}+{len(block)}/{start:09}-{stop:09}", shard)
             if progress is not None:
                 progress((stop - start) * reads)
             yield Part(

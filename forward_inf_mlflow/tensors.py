@@ -12,6 +12,9 @@ from torch import Tensor
 
 from forward_inf_mlflow.task import Batch
 
+#: Parts that a sample of a stream is made of.
+_PARTS = 32
+
 
 class Stream(Protocol):
     """Training rows that need not fit into memory; reading their parts in order is fastest."""
@@ -76,15 +79,15 @@ class Tensors:
 def sample(rows: Stream, most: int, seed: int) -> Tensors:
     """Return at most ``most`` rows, in the stream's order.
 
-    Rows in memory are drawn at random one by one; those that are read from elsewhere in whole
-    batches, evenly spread, so that they are read in order once.
+    Rows in memory are drawn at random one by one; of those that are read from elsewhere, 32 parts
+    evenly spread, so that they are read in order once.
     """
     n = len(rows)
     if n <= most:
         return rows.part(0, n)
     if isinstance(rows, Tensors):
         return rows.take(np.sort(np.random.default_rng(seed).choice(n, most, replace=False)))
-    width = min(rows.batch_size, most)
+    width = max(1, most // _PARTS)
     starts = np.linspace(0, n - width, most // width).astype(int)
     parts = [rows.part(start, start + width) for start in starts.tolist()]
     return replace(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,6 +106,17 @@ def audit_run(
             # MLflow would print the run's address, in the middle of what --json prints.
             with translate_errors(), environment(MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true"):
                 client.set_terminated(run.info.run_id, status)
+
+
+def end_killed(run_ids: Sequence[str]) -> None:
+    """End runs whose process was killed before it could; those that ended are left alone."""
+    client = MlflowClient()
+    for run_id in run_ids:
+        try:
+            if client.get_run(run_id).info.status == "RUNNING":
+                client.set_terminated(run_id, "KILLED")
+        except MlflowException:  # deleted, or of another server
+            continue
 
 
 def _require_inside(client: MlflowClient, run: Run, experiment: str | None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 
 from forward_inf_mlflow.directions import (
-    Curvature,
     Direction,
     GradientStep,
     OptimizerSteps,
@@ -69,6 +70,17 @@ def open_work(root: str | Path | None, key: dict[str, object], *, fresh: bool) -
         raise
 
 
+def earlier_runs(work: Work, run_id: str) -> list[str]:
+    """Return the MLflow runs that worked in this folder before this one, and note this one."""
+    found: list[str] = []
+    for number in count():
+        kept = work.once(f"run/{number}", lambda: {"id": np.array(run_id)})
+        if (name := str(kept["id"])) == run_id:
+            break
+        found.append(name)
+    return found
+
+
 def _cache() -> Path:
     if named := os.environ.get("FORWARD_INF_WORK_DIR"):
         return Path(named)
@@ -97,7 +109,7 @@ def work_key(version: Version, problem: Problem, settings: Settings) -> dict[str
 
 
 def named_direction(name: str, weight_decay: float | None, seed: int) -> Direction | None:
-    """Return the direction that a user names, with its usual settings; None for "auto".
+    """Return the direction that a user names, with its usual settings; None for the planner's.
 
     Raises:
         ForwardInfError: There is none of that name.
@@ -108,7 +120,7 @@ def named_direction(name: str, weight_decay: float | None, seed: int) -> Directi
         "gradient": GradientStep,
         "optimizer": OptimizerSteps,
         "replay": lambda: Replay(penalty=penalty, seed=seed),
-        "curvature": lambda: Curvature(penalty=penalty, seed=seed),
+        "curvature": lambda: None,  # what the planner takes, with its settings
     }
     if name not in known:
         raise ForwardInfError(f"there is no direction '{name}': use {', '.join(known)}")

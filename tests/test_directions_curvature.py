@@ -124,24 +124,28 @@ def test_moves_for_many_groups_give_what_a_move_for_each_gives(
 ) -> None:
     found = cached("regression")
     each = scores(found, SOLVERS[solver], method="derivative")
-    monkeypatch.setattr(curvature, "_MANY", 0)
+    monkeypatch.setattr(curvature, "_OWN", 0)
     full = replace(SOLVERS[solver], rank=10**6)
     # Drawn gradients leave out eigenvectors that float32 could not tell from rounding.
     share = 1e-2 if solver == "fisher" else 1e-4
     assert_close(scores(found, full, method="derivative"), each, share)
 
 
-def test_a_thousand_queries_share_a_few_moves() -> None:
+def test_many_queries_share_moves_and_the_facts_say_what_these_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = setting("classification", n=12, m=130)
-    direction = replace(EXACT, rank=16)
-    moves = direction.plan(
-        found.module,
-        found.task,
-        [found.queries.part(i, i + 1) for i in range(130)],
-        found.rows,
-    )
-    assert len(moves) == moves.facts["rank"] == 16
-    assert moves.coefficients.shape == (130, 16)
+    groups = [found.queries.part(i, i + 1) for i in range(130)]
+    monkeypatch.setattr(curvature, "_OWN", 100)
+    held = []
+    for rank in (8, 16, 32):
+        monkeypatch.setattr(curvature, "_SHARED", rank)
+        moves = EXACT.plan(found.module, found.task, groups, found.rows)
+        assert len(moves) == moves.facts["rank"] == rank
+        assert moves.coefficients.shape == (130, rank)
+        assert EXACT.outlook(1000, 12, 130)[1] == rank
+        held.append(moves.facts["held"])
+    assert 0 < held[0] < held[1] < held[2] <= 1 + 1e-9
 
 
 # Settings and refusals
@@ -169,7 +173,7 @@ def test_auto_takes_the_matrix_for_few_parameters_and_drawn_gradients_for_more(
         return Curvature().plan(some.module, some.task, [some.queries], some.rows).facts["solver"]
 
     assert solver(found) == "dense"
-    monkeypatch.setattr(curvature, "_DENSE", 10)
+    monkeypatch.setattr(curvature, "DENSE", 10)
     assert solver(found) == "fisher"
     monkeypatch.setattr(curvature, "_HELD", len(dense("classification")) * 10)
     assert solver(found) == "sketch"
@@ -187,7 +191,7 @@ class Undrawn(Regression):
 def test_where_rows_cannot_be_differentiated_alone_products_are_taken_and_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(curvature, "_DENSE", 10)
+    monkeypatch.setattr(curvature, "DENSE", 10)
     found = replace(cached("regression"), task=Undrawn())
     moves = Curvature().plan(found.module, found.task, [found.queries], found.rows)
     assert moves.facts["solver"] == "sketch"
@@ -233,7 +237,7 @@ def test_a_model_that_nothing_moves_has_no_influence(
     solver: str, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if many:
-        monkeypatch.setattr(curvature, "_MANY", 0)
+        monkeypatch.setattr(curvature, "_OWN", 0)
     found = replace(cached("regression"), module=Dead(4, 1).double())
     assert (scores(found, replace(SOLVERS[solver], rank=3)) == 0).all()
 

@@ -20,7 +20,7 @@ from engine import (
 from torch import nn
 
 from forward_inf_mlflow.directions import Curvature, Replay
-from forward_inf_mlflow.directions.replay import reliability_of
+from forward_inf_mlflow.directions.reliability import reliability_of
 from forward_inf_mlflow.errors import ForwardInfError, ModelError
 from forward_inf_mlflow.tasks import Regression
 from forward_inf_mlflow.tensors import Tensors

@@ -171,14 +171,15 @@ def test_a_shard_that_was_damaged_is_read_again(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-40] + bytes(40))
     again = Recording(tmp_path)
     assert same(ask(direction, again), whole)
-    assert again.made == ["shards/00000-00003-000000006"]
+    assert again.made == ["shards/difference/00000+3/000000006-000000012"]
 
 
 def test_scores_for_many_groups_resume_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forward_inf_mlflow.directions.curvature._MANY", 0)
-    direction = Curvature(solver="fisher", rank=4)
+    monkeypatch.setattr("forward_inf_mlflow.directions.curvature._OWN", 0)
+    monkeypatch.setattr("forward_inf_mlflow.directions.curvature._SHARED", 4)
+    direction = Curvature(solver="fisher")
     whole, names = ask(direction, None), pieces(direction, tmp_path / "whole")
     assert names[:2] == ["spectrum", "sketch"]
     with pytest.raises(Interrupted):

@@ -281,8 +281,11 @@ def test_scores_carry_what_repeats_them() -> None:
     scores = engine.influence(linear(), groups, train, np.arange(N).astype(str)).scores
     assert list(scores.query_ids) == list("abcdef")
     assert scores.provenance == {
-        "task": "classification",
+        "task": {"name": "classification"},
         "readout": "loss",
+        "method": "auto",
+        "compiled": False,
+        "shard_rows": 8192,
         "direction": "optimizer",
         "lr": 5e-3,
         "steps": 2,

@@ -5,11 +5,9 @@ from dataclasses import replace
 import pytest
 
 from forward_inf_mlflow.directions import Curvature, GradientStep, OptimizerSteps, Replay
-from forward_inf_mlflow.planner import SATURATED, Job, gradients_for, plan
+from forward_inf_mlflow.planner import SATURATED, Job, plan
 
-JOB = Job(
-    rows=1000, groups=11, queries=110, parameters=20_000, outputs=10, saturates=False, known=0.0
-)
+JOB = Job(rows=1000, groups=11, queries=110, parameters=20_000, saturates=False, known=0.0)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +29,11 @@ def test_the_solver_follows_from_the_number_of_parameters(
 
 
 def test_a_convex_objective_with_a_known_penalty_is_not_damped() -> None:
-    found = plan(replace(JOB, linear=True, penalty=0.01)).direction
+    small = replace(JOB, parameters=2_000)
+    found = plan(replace(small, linear=True, penalty=0.01)).direction
     assert (found.damping, found.penalty) == (0.0, 0.01)  # type: ignore[attr-defined]
-    for job in (replace(JOB, linear=True), replace(JOB, penalty=0.01)):
+    large = replace(JOB, linear=True, penalty=0.01)
+    for job in (replace(small, linear=True), replace(small, penalty=0.01), large):
         assert plan(job).direction.damping is None  # type: ignore[attr-defined]
 
 
@@ -71,8 +71,8 @@ def test_costs_worked_by_hand() -> None:
 
 def test_many_groups_share_moves_along_eigenvectors() -> None:
     found = plan(replace(JOB, groups=10_000, queries=10_000))
-    assert found.costs["sweep"] == (64 + 1) * 1000
-    assert "10,000 query groups share 64 moves" in found.why
+    assert found.costs["sweep"] == (1024 + 1) * 1000
+    assert "10,000 query groups share 1,024 moves" in found.why
 
 
 def test_a_plan_names_direction_readout_reason_and_costs() -> None:
@@ -81,17 +81,6 @@ def test_a_plan_names_direction_readout_reason_and_costs() -> None:
     assert found["readout"] == "loss"
     assert found["why"]
     assert set(found["forward_equivalents"]) == {"direction", "sweep", "total"}
-
-
-@pytest.mark.parametrize(
-    ("groups", "parameters", "drawn"),
-    [(1, 3_000, 1000), (8, 60_000, 3000), (8, 10**6, 4000), (9, 3_000, 4000)],
-)
-def test_few_groups_take_fewer_gradients(groups: int, parameters: int, drawn: int) -> None:
-    assert gradients_for(groups, parameters) == drawn
-    job = replace(JOB, groups=groups, parameters=parameters)
-    assert plan(job).direction.gradients == drawn  # type: ignore[attr-defined]
-    assert plan(job, gradients=7).direction.gradients == 7  # type: ignore[attr-defined]
 
 
 def test_candidates_cost_two_passes_each_beside_the_checked_queries() -> None:

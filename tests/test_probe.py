@@ -30,8 +30,7 @@ def single(found: Setting) -> Setting:
 def chosen(found: Setting, direction: Direction, **options: Any) -> Choice:
     groups = [found.queries.part(i, i + 1) for i in range(len(found.queries))]
     moves = direction.plan(found.module, found.task, groups, found.rows)
-    batch = found.rows.batch(WHOLE)
-    return choose(list(moves), moves.base, found.task, batch, **options)
+    return choose(list(moves), moves.base, found.task, found.rows, **options)
 
 
 def said(error: pytest.ExceptionInfo[ForwardInfError]) -> str:

@@ -78,7 +78,9 @@ def run(arguments: list[str]) -> int:
     try:
         code = cli.main(arguments, prog_name="forward-inf", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        return fail("interrupted", code=INTERRUPTED)
+        kept = "; finished pieces are kept, so the same command goes on"
+        long = {"audit", "influence"} & set(arguments)
+        return fail("interrupted" + (kept if long else ""), code=INTERRUPTED)
     except NoArgsIsHelpError as error:  # a stranger's first step
         click.echo(error.format_message(), err=True)
         return CANNOT_DECIDE

@@ -167,12 +167,14 @@ def _say_answer(console: Console, answer: Mapping[str, Any], record: Mapping[str
     queries = answer["queries"]
     if len(queries) > 1:
         console.say(f"{answer['query_id']}", bold=True)
-    for query in queries:
+    for query in queries[:_ANSWERS]:
         console.say(f"{query['id']}: {_said(query)}", bold=len(queries) == 1)
+    if len(queries) > _ANSWERS:
+        console.say(f"and {len(queries) - _ANSWERS:,} more query rows")
     for kind in ("proponents", "opponents"):
         sources = answer["sources"] is not None
         console.table(
-            f"{kind}, influence in {record['unit']} per added copy",
+            f"{kind}, influence in {record['unit']} per {record['per']}",
             ["row", "label", "influence", *(["source"] if sources else [])],
             [
                 (
@@ -232,7 +234,8 @@ def _say_rest(console: Console, result: Explanation, out: str | None) -> None:
         console.say(f"  note: {note}")
     console.say(f"  plan: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
     if math.isfinite(how.get("reliability", math.nan)):
-        console.say(f"  reliability over {how['seeds']} seeds: {how['reliability']:.2f} of 1")
+        drawn = f"{how['seeds']} seeds" if "seeds" in how else "two halves of what was drawn"
+        console.say(f"  reliability, from {drawn}: {how['reliability']:.2f} of 1")
     if "recall" in how:
         console.say(
             f"  candidates: {how['candidates']:,} of each kind a query hold {how['recall']:.0%} of "
@@ -245,7 +248,8 @@ def _say_rest(console: Console, result: Explanation, out: str | None) -> None:
         )
     console.say(
         f"  {costs['rows']:,} training rows read by {how['read_by']} of {_READ[how['readout']]}: "
-        f"{costs['forward_passes']:,} forward passes; {costs['seconds']:.0f} s in all"
+        f"{costs['forward_passes']:,} forward passes beside those that move the model; "
+        f"{costs['seconds']:.0f} s in all"
     )
     where = (
         f"{out}/influence.html"

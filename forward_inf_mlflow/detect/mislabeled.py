@@ -220,7 +220,7 @@ def mislabeled_classes(
     agree = int((special.softmax(held_out.train_out, axis=-1).mean(0).argmax(1) == labels).sum())
     surely_apart, apart, at_most_apart = (
         disagreement(right, len(truth), agree, n, classes, deviations=z)
-        for z in (-3.09, -1.645, 1.645)
+        for z in (-3.09, -2.33, 1.645)
     )
     low, abstained = beside.guilty / n, None
     if surely_apart > UNEXPLAINED + eta:

@@ -33,6 +33,12 @@ from forward_inf_mlflow.directions.moves import (
     usable,
 )
 from forward_inf_mlflow.directions.products import GaussNewton, Layout
+from forward_inf_mlflow.directions.reliability import (
+    COMPARED_GROUPS,
+    COMPARED_ROWS,
+    read_some,
+    reliability_of,
+)
 from forward_inf_mlflow.directions.spectrum import Sketch
 from forward_inf_mlflow.errors import ForwardInfError, ModelError
 from forward_inf_mlflow.task import Task
@@ -41,14 +47,14 @@ from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 
 #: Groups that are solved, and kept, at once.
 _BLOCK = 32
-#: With more groups than so many times the rank, moves along eigenvectors are read for all.
-_MANY = 8
+#: Groups that have moves of their own at most, and eigenvectors whose moves more groups share.
+_OWN, _SHARED = 1024, 1024
 #: Numbers that the moves of all groups, or the gradients of all rows, may hold together.
 _HELD = 2**28
 #: Multiplications that the inner products of all gradients may take.
 _PRODUCTS = 2**40
 #: Parameters whose whole matrix is cheaper than anything else.
-_DENSE = 2500
+DENSE = 2500
 #: Gradients drawn of one row, at most; and the fewest in all that are worth an inverse.
 _DRAWS, _FEWEST = 8, 256
 
@@ -79,10 +85,13 @@ class Curvature:
     which some thousand rows do not determine: it raises the LDS of an image network from .40 to
     .44, that of the digits network from .69 to .71, and makes both insensitive to the damping.
 
-    Each group has a move of its own, coefficient 1, while their vectors fit into memory and they
-    are not many more than the rank. Beyond, there are ``rank`` moves along the leading
-    eigenvectors u for all groups, with coefficients ``u . g / (eigenvalue + d)``; what lies outside
-    their span is left out. Then one sweep a move.
+    Each group has a move of its own, coefficient 1, up to 1,024 groups whose vectors fit into
+    memory. More share moves along as many leading eigenvectors u, with coefficients
+    ``u . g / (eigenvalue + d)``; what lies outside their span is left out, and the facts say which
+    share of the groups' ``g (G + d I)^-1 g`` is "held". Of a sketch there are ``rank`` only.
+
+    What is drawn for "fisher" is a part of all that could be: the facts say how reliable the scores
+    are, from two halves of the gradients (Spearman-Brown).
 
     Damping, where none is given: ``multiple`` times the mean eigenvalue of G, its trace over the
     number of eigenvalues that can be positive. Much less trusts directions that a few thousand rows
@@ -148,7 +157,7 @@ class Curvature:
         train: Stream,
         work: Work = KEEP_NOTHING,
     ) -> Moves:
-        """Return one move per group, or ``rank`` moves for all.
+        """Return one move per group, or fewer for all.
 
         Raises:
             ModelError: Nothing can be moved, or rows cannot be differentiated as "fisher" needs it.
@@ -186,13 +195,17 @@ class Curvature:
             vectors = inverse.solve(damping, gradients(some))
             return {"vectors": vectors.T.contiguous().cpu().numpy()}
 
-        if len(groups) > _MANY * self.rank or len(groups) * layout.size > _HELD:
-            found = _kept_sketch(work, layout, lambda: inverse.leading(self._rank(layout.size)))
+        if _shared(len(groups), layout.size):
+            rank = self._shared_rank(inverse.name, layout.size)
+            found = _kept_sketch(work, layout, lambda: inverse.leading(rank))
             u, rates = found.vectors, reciprocal(found.values, damping)
             products = [rates * (u.T @ gradients([group]))[:, 0].double() for group in groups]
             coefficients = torch.stack(products).cpu().numpy()
             tangents = [tangent(vector) for vector in u.T]
-            facts["rank"] = len(tangents)
+            some = gradients(groups[:: -(-len(groups) // _BLOCK)])
+            within = (rates[:, None] * (u.T @ some).double().square()).sum()
+            whole = (some * inverse.solve(damping, some)).double().sum()
+            facts |= {"rank": len(tangents), "held": float(within / whole)}
         else:
             coefficients, tangents = np.eye(len(groups)), []
             for start in range(0, len(groups), _BLOCK):
@@ -200,6 +213,24 @@ class Curvature:
                 vectors = work.once(f"moves/{start:05}", partial(solved, block))["vectors"]
                 on_device = torch.as_tensor(vectors).to(layout.device)
                 tangents += [tangent(vector) for vector in on_device]
+        if isinstance(inverse, ByFisher):
+
+            def drawn_anew() -> Arrays:
+                some = gradients(groups[:COMPARED_GROUPS])
+                seen = sample(rows, COMPARED_ROWS, self.seed)
+                halves = [
+                    read_some(
+                        [tangent(v) for v in inverse.half(which).solve(damping, some).T],
+                        task,
+                        seen,
+                        relative_size=self.relative_size,
+                        sign=self.sign,
+                    )
+                    for which in (0, 1)
+                ]
+                return {"reliability": np.array(reliability_of(np.stack(halves)))}
+
+            facts["reliability"] = float(work.once("reliability", drawn_anew)["reliability"])
         return MoveAlong(base, tangents, coefficients, self.relative_size, self.sign, facts)
 
     def describe(self) -> dict[str, object]:
@@ -211,9 +242,9 @@ class Curvature:
         solver, rows = self.solver, min(rows, self.rows)
         if solver == "auto":
             drawn = self._drawn(parameters) >= min(_FEWEST, rows)
-            solver = "dense" if parameters <= _DENSE else "fisher" if drawn else "sketch"
-        shared = groups > _MANY * self.rank or groups * parameters > _HELD
-        return solver, self._rank(parameters) if shared else groups
+            solver = "dense" if parameters <= DENSE else "fisher" if drawn else "sketch"
+        shared = _shared(groups, parameters)
+        return solver, self._shared_rank(solver, parameters) if shared else groups
 
     def cost(self, parameters: int, rows: int, groups: int) -> int:
         """Return the forward-equivalents that the inverse takes, without the queries' gradients."""
@@ -248,7 +279,7 @@ class Curvature:
             why = _refused(base, task, some)
             if why is None:
                 make = partial(fisher, base, task, some, draws=draws, seed=self.seed)
-                return ByFisher(make, layers, min(layout.size, matrix.rank_bound)), None
+                return ByFisher(make, layers, min(layout.size, matrix.rank_bound), draws), None
             if self.solver == "fisher":
                 raise ModelError(
                     f"this model cannot be differentiated row by row ({why}): take the solver "
@@ -263,8 +294,19 @@ class Curvature:
         return max(1, min(self.gradients, _HELD // parameters, isqrt(_PRODUCTS // parameters)))
 
     def _rank(self, parameters: int) -> int:
-        """Return the rank that fits into memory."""
+        """Return the rank of a sketch that fits into memory."""
         return min(self.rank, parameters, max(8, _HELD // parameters))
+
+    def _shared_rank(self, solver: str, parameters: int) -> int:
+        """Return how many eigenvectors many groups share."""
+        if solver in ("sketch", "cg"):
+            return self._rank(parameters)
+        return min(_SHARED, parameters, max(8, _HELD // parameters))
+
+
+def _shared(groups: int, parameters: int) -> bool:
+    """Say whether groups are too many for moves of their own."""
+    return groups > _OWN or groups * parameters > _HELD
 
 
 def _refused(base: Point, task: Task, rows: Tensors) -> str | None:

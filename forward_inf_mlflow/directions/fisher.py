@@ -71,6 +71,12 @@ class Fisher:
             self._factors[damping] = lower
         return self._factors[damping]
 
+    def of_rows(self, index: Tensor) -> Fisher:
+        """Return the matrix of some of the gradients; their inner products are known already."""
+        part = Fisher(self.gradients[index])
+        part.__dict__["_products"] = self._products[index][:, index]
+        return part
+
     def solve(self, damping: float, right: Tensor) -> Tensor:
         """Return ``(F + damping I)^-1 right``, ``(P, k)``, by the Woodbury identity.
 
@@ -136,4 +142,11 @@ def fisher(base: Point, task: Task, rows: Tensors, *, draws: int, seed: int) -> 
             raise
         return pulled.flatten(0, 1)
 
-    return Fisher(torch.cat(list(batches_that_fit(rows, of_batch))))
+    found, filled = None, 0
+    for part in batches_that_fit(rows, of_batch):
+        if found is None:  # at once, so that they are not held twice
+            found = part.new_empty(len(rows) * draws, part.shape[1])
+        found[filled : filled + len(part)] = part
+        filled += len(part)
+    assert found is not None, "there are rows"
+    return Fisher(found)

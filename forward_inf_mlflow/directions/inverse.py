@@ -14,6 +14,10 @@ from forward_inf_mlflow.directions.fisher import Fisher
 from forward_inf_mlflow.directions.products import GaussNewton
 from forward_inf_mlflow.directions.solve import solve
 from forward_inf_mlflow.directions.spectrum import Sketch, mean_eigenvalue, sketch
+from forward_inf_mlflow.errors import ForwardInfError
+
+#: The largest relative residual that still is a solution.
+_FAR = 0.1
 
 
 class Inverse(Protocol):
@@ -98,12 +102,22 @@ class ByFisher:
     make: Callable[[], Fisher]
     layers: Sequence[slice]
     rank_bound: int
+    draws: int
     name: str = "fisher"
 
     @cached_property
     def _fishers(self) -> list[Fisher]:
         gradients = self.make().gradients
         return [Fisher(gradients[:, layer]) for layer in self.layers]
+
+    def half(self, which: int) -> ByFisher:
+        """Return the matrix from every second row, the even ones (0) or the odd ones (1)."""
+        first = self._fishers[0].gradients
+        row = torch.arange(len(first)).div(self.draws, rounding_mode="floor")
+        chosen = (row.remainder(2) == which).nonzero()[:, 0].to(first.device)
+        found = ByFisher(self.make, self.layers, self.rank_bound, self.draws)
+        found.__dict__["_fishers"] = [block.of_rows(chosen) for block in self._fishers]
+        return found
 
     def mean_eigenvalue(self) -> float:
         """Return the trace over the number of eigenvalues that can be positive."""
@@ -183,9 +197,15 @@ class ByConjugateGradients:
 
     def solve(self, damping: float, right: Tensor) -> Tensor:
         """Return the solutions, to the tolerance or as far as the iterations lead."""
-        return solve(
+        found = solve(
             self.matrix, damping, right, iterations=self.iterations, tolerance=self.tolerance
-        ).vectors
+        )
+        if found.residual > _FAR:
+            raise ForwardInfError(
+                f"conjugate gradients are still {found.residual:.0%} from the solution after "
+                f"{found.iterations} iterations: allow more (iterations), or a larger damping"
+            )
+        return found.vectors
 
     def leading(self, rank: int) -> Sketch:
         """Return the leading eigenvectors, by other products."""

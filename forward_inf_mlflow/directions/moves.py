@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -258,6 +258,23 @@ def math_attention() -> AbstractContextManager[None]:
     """Return a context in which attention is plain products: the fused one has no forward mode."""
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
     return context
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Multiply float32 numbers as such on a card too.
+
+    By default its convolutions, and by choice its products, take them for 10-bit numbers (TF32),
+    which round away what a small step changes.
+    """
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    cudnn = torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def norm(parameters: Parameters) -> float:

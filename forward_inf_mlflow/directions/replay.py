@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 
 from forward_inf_mlflow.directions.moves import (
@@ -23,20 +21,19 @@ from forward_inf_mlflow.directions.moves import (
     check_settings,
     loss_gradient,
     norm,
-    small_step,
     usable,
 )
 from forward_inf_mlflow.directions.products import GaussNewton, Layout
+from forward_inf_mlflow.directions.reliability import (
+    COMPARED_ROWS,
+    read_some,
+    reliability_of,
+)
 from forward_inf_mlflow.directions.spectrum import largest_eigenvalue, mean_eigenvalue
 from forward_inf_mlflow.errors import ForwardInfError, ModelError
-from forward_inf_mlflow.memory import batches_that_fit
-from forward_inf_mlflow.readers import by_difference
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Stream, Tensors, sample
 from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
-
-#: Rows on which the seeds of a replay are compared.
-_COMPARED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ class Replay:
         tangents: list[Tangent] = []
         scores: list[np.ndarray] = []
         reliability = float("nan")
-        compared = sample(rows, _COMPARED, self.seed)
+        compared = sample(rows, COMPARED_ROWS, self.seed)
         for seed in range(self.seed, self.seed + self.most_seeds):
             control = run.control(seed, work)
             new = []
@@ -142,7 +139,9 @@ class Replay:
                 }
                 new.append(Tangent(control, along))
             tangents += new
-            scores.append(_read(new, task, compared, self))
+            scores.append(
+                read_some(new, task, compared, relative_size=self.relative_size, sign=self.sign)
+            )
             if len(scores) > 1:
                 reliability = reliability_of(np.stack(scores))
                 if reliability >= self.reliable:
@@ -239,30 +238,3 @@ class _Run:
                 velocity[name].mul_(settings.momentum).add_(step)
                 theta[name] = p - self.rate * velocity[name]
         return theta
-
-
-def _read(tangents: Sequence[Tangent], task: Task, rows: Tensors, settings: Replay) -> np.ndarray:
-    """Return the influences of some rows on every group, ``(m, rows)``."""
-    moves = [small_step(t, settings.relative_size, settings.sign) for t in tangents]
-    read = by_difference(moves, tangents[0].at, task)
-    parts = batches_that_fit(rows, lambda batch: read(batch).loss.cpu())
-    return torch.cat(list(parts), 1).numpy()
-
-
-def reliability_of(scores: np.ndarray) -> float:
-    """Return how reliable the mean of s equally good scores is, from ``(s, m, n)``.
-
-    The mean Spearman correlation r between two seeds, over the m groups, stepped up to s of them by
-    the Spearman-Brown formula ``s r / (1 + (s - 1) r)``: 1 is perfect, 0 is noise.
-    """
-    pairs = combinations(range(len(scores)), 2)
-    found = [
-        spearmanr(a, b).statistic
-        for i, j in pairs
-        for a, b in zip(scores[i], scores[j], strict=True)
-        if np.ptp(a) and np.ptp(b)
-    ]
-    if not found:
-        return float("nan")
-    mean, s = float(np.mean(found)), len(scores)
-    return s * mean / (1 + (s - 1) * mean)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from forward_inf_mlflow.models.logits import Wrapped
+
 _LINEAR = frozenset({"aten.linear.default", "aten.addmm.default"})
 
 
@@ -19,6 +21,8 @@ def penultimate(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     Returns:
         None where the module has no linear layer that its output depends on.
     """
+    if isinstance(module, Wrapped):  # its answers are those of the inner module, written otherwise
+        return penultimate(module.inner)
     if isinstance(module, fx.GraphModule):
         node = _last_linear_input(module.graph)
         return None if node is None else lambda inputs: _flat(_value_of(module, node, inputs))
