@@ -186,7 +186,8 @@ def audit(
 
     with tracking.audit_run(version, experiment=experiment, run_id=run_id) as run:
         work = open_work(work_dir, work_key(version, problem, settings), fresh=fresh)
-        tracking.end_killed(earlier_runs(work, run.run_id))
+        earlier = earlier_runs(work, run.run_id)
+        tracking.end_killed(earlier)
         planned = plan_influence(model, problem, settings)
         if on_plan is not None:
             on_plan(planned)
@@ -210,7 +211,7 @@ def audit(
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,
             influence={**planned.as_dict(), **found.facts},
-            resumed=work.done,
+            resumed=work.done - len(earlier),
             policy=bounds,
             decision=decision,
         )

@@ -187,7 +187,8 @@ def explain(
 
     with _run(posed.version, experiment) as run:
         work = open_work(work_dir, question.key(), fresh=fresh)
-        tracking.end_killed(earlier_runs(work, run.run_id))
+        earlier = earlier_runs(work, run.run_id)
+        tracking.end_killed(earlier)
         engine = ForwardInfluence(
             task=problem.task,
             direction=planned.direction,
@@ -216,7 +217,7 @@ def explain(
             rows=rows,
             settings={"seed": seed, "top": top, "max_rows": max_rows, "together": together},
             repeat=_command(posed.version, {**asked, "top": top}),
-            resumed=work.done,
+            resumed=work.done - len(earlier),
             seconds=time.monotonic() - began,
         )
         page = render_influence(record, *answers.portraits(problem, record))

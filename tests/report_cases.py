@@ -19,7 +19,7 @@ def make_audit(**changes: Any) -> dict[str, Any]:
     rows = {"uri": "runs:/r/train.npz", "rows": 1240, "sha256": "ab" * 32, "origin": "logged"}
     rows |= {"digest": "verified", "problem": None}
     audit: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "finished": True,
         "tool": {"mlflow": "3.17.2", "torch": "2.13.0"},
         "model": {"uri": "models:/m/1", "name": "m", "version": "1"},
@@ -30,7 +30,15 @@ def make_audit(**changes: Any) -> dict[str, Any]:
         "task": "classification",
         "settings": {"seed": 0},
         "measures": {
-            name: {"count": 40, "total": 1240, "rate": 0.0323, "rate_low": 0.025, **extra}
+            name: {
+                "count": 40,
+                "total": 1240,
+                "rate": 0.0323,
+                "rate_low": 0.025,
+                "rate_high": 0.05,
+                "certain": 30,
+                **extra,
+            }
             for name, extra in (
                 ("mislabeled", {"threshold": 0.62, "abstained": None, "note": "a note"}),
                 ("leaked", {"threshold": -4.5, "abstained": None, "note": None}),

@@ -26,11 +26,12 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A refused report in which every text from data is hostile."""
     measure = {
-        "count": 3, "total": 30, "rate": 0.1, "rate_low": 0.05, "threshold": 0.5,
+        "count": 3, "total": 30, "rate": 0.1, "rate_low": 0.05, "rate_high": 0.2,
+        "certain": 2, "threshold": 0.5,
         "note": HOSTILE, "abstained": None,
     }  # fmt: skip
     audit = {
-        "format": 1,
+        "format": 2,
         "finished": True,
         "model": {"uri": HOSTILE, "name": HOSTILE, "version": "1"},
         "notes": [HOSTILE],

@@ -21,7 +21,7 @@ from forward_inf_mlflow.registry import resolve
 from forward_inf_mlflow.tracking import RUN_TAG
 
 PASS, REFUSED, UNDECIDED = 0, 1, 2
-MEASURE = Measure(count=9, total=90, rate_low=0.05, threshold=None, note="")
+MEASURE = Measure(count=9, total=90, rate_low=0.05, rate_high=0.2, threshold=None, note="")
 
 
 @dataclass
@@ -94,7 +94,7 @@ def test_the_exit_code_is_the_decision(good: str, leaky: str, desk: Desk) -> Non
     code, out, err = desk("gate", leaky)
     assert (code, err) == (REFUSED, "")
     assert out.startswith(f"REFUSED  {leaky}\n")
-    assert "leaked rows: 9 of 90" in out
+    assert "leaked rows: about 10.0% of 90" in out
 
 
 def test_a_policy_named_now_replaces_the_audits_own(leaky: str, desk: Desk) -> None:

@@ -36,8 +36,8 @@ def test_a_person_reads_answer_rows_plan_and_where_the_page_is(uri: str, tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
     text = done.stdout
     assert text.index("3: label 0, the model says 0 (") < text.index("17: label 2, the model says")
-    assert text.count("proponents, influence in nats per added copy") == 2
-    assert text.count("opponents, influence in nats per added copy") == 2
+    assert text.count("proponents, influence in nats per unit of step") == 2
+    assert text.count("opponents, influence in nats per unit of step") == 2
     assert "plan: the direction was asked for" in text
     assert "240 training rows read by difference of losses" in text
     assert f"page:   {out}/influence.html" in text
@@ -101,7 +101,7 @@ def test_a_replay_says_how_reliable_it_is(uri: str) -> None:
         *("influence", uri, "--query-rows", "3", "--max-rows", "30", "--direction", "replay")
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "reliability over " in done.stdout
+    assert "reliability, from " in done.stdout
 
 
 def test_quiet_says_nothing_and_logs_all_the_same(uri: str) -> None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from forward_inf_mlflow.decision import BOUNDS, Facts, decide
+from forward_inf_mlflow.decision import BOUNDS, DOUBT, Facts, decide
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.policy import Policy
 
-CLEAN = Measure(count=10, total=1000, rate_low=0.005, threshold=0.5, note="")
-BAD = Measure(count=100, total=1000, rate_low=0.08, threshold=0.5, note="")
+CLEAN = Measure(count=10, total=1000, rate_low=0.005, rate_high=0.02, threshold=0.5, note="")
+BAD = Measure(count=100, total=1000, rate_low=0.08, rate_high=0.12, threshold=0.5, note="")
 NONE = Measure.none(1000, "there were too few queries")
 GOOD = {"mislabeled": CLEAN, "leaked": CLEAN, "memorized": CLEAN}
 MISMATCH = Facts(mismatches=("the training rows changed",))
@@ -25,14 +25,20 @@ PARTIAL = Facts(partial=True)
     [
         (GOOD, Facts(), Policy(), "pass", "within the policy's 3.0%"),
         (GOOD | {"mislabeled": BAD}, Facts(), Policy(), "fail", "the policy allows 3.0%"),
-        (GOOD | {"leaked": BAD}, Facts(), Policy(), "fail", "leaked rows: 100 of 1,000 query"),
+        (
+            GOOD | {"leaked": BAD},
+            Facts(),
+            Policy(),
+            "fail",
+            "leaked rows: about 10.0% of 1,000 query",
+        ),
         (GOOD | {"memorized": BAD}, Facts(), Policy(), "pass", "within"),
         (
             GOOD | {"memorized": BAD},
             Facts(),
             Policy(max_memorized_rate=0.05),
             "fail",
-            "memorized rows: 100 of 1,000 training rows (10.0%), at least 8.0%",
+            "memorized rows: about 10.0% of 1,000 training rows (8.0% to 12.0%), 100 named",
         ),
         (GOOD | {"mislabeled": NONE}, Facts(), Policy(), "undecided", "too few queries"),
         (
@@ -40,14 +46,14 @@ PARTIAL = Facts(partial=True)
             Facts(),
             Policy(),
             "fail",
-            "leaked rows: 100",
+            "leaked rows: about 10.0%",
         ),
         (
             GOOD | {"mislabeled": replace(BAD, abstained="only some can be named")},
             Facts(),
             Policy(),
             "fail",
-            "mislabeled rows: 100 of 1,000",
+            "mislabeled rows: about 10.0%",
         ),
         ({"leaked": CLEAN}, Facts(), Policy(), "undecided", "the audit has no such measure"),
         ({}, Facts(), Policy(), "undecided", "the audit has no such measure"),
@@ -108,21 +114,45 @@ def test_the_outcome_follows_from_measures_facts_and_policy(
 @pytest.mark.parametrize(("name", "key"), [(b[0], b[1]) for b in BOUNDS])
 def test_a_bound_is_kept_at_its_own_number_and_broken_just_above(name: str, key: str) -> None:
     policy = replace(Policy(max_mislabeled_rate=None, max_leakage_rate=None), **{key: 0.25})
-    for low, outcome in ((0.25, "pass"), (0.2500001, "fail"), (0.0, "pass")):
-        measure = Measure(count=30, total=100, rate_low=low, threshold=None, note="")
+    for low, rate, high, outcome in (
+        (0.25, 0.25, 0.3, "pass"),
+        (0.2500001, 0.26, 0.3, "fail"),
+        (0.0, 0.25, 0.3, "pass"),
+        (0.25, 0.2500001, 0.3, "undecided"),
+        (0.0, 0.0, 0.25 + DOUBT, "pass"),
+        (0.0, 0.0, 0.26 + DOUBT, "undecided"),
+    ):
+        measure = Measure(
+            count=30,
+            total=100,
+            rate_low=low,
+            rate_high=high,
+            estimate=rate,
+            threshold=None,
+            note="",
+        )
         assert decide({name: measure}, Facts(), policy).outcome == outcome
 
 
-def test_a_rate_above_the_bound_in_doubt_does_not_refuse() -> None:
-    doubtful = Measure(count=2, total=30, rate_low=0.009, threshold=None, note="")
+def test_a_rate_above_the_bound_in_doubt_neither_refuses_nor_passes() -> None:
+    doubtful = Measure(count=2, total=30, rate_low=0.009, rate_high=0.2, threshold=None, note="")
     assert doubtful.rate > 0.03
-    assert decide(GOOD | {"leaked": doubtful}, Facts(), Policy()).outcome == "pass"
+    decision = decide(GOOD | {"leaked": doubtful}, Facts(), Policy())
+    assert decision.outcome == "undecided"
+    assert "whether that is exceeded is not certain" in decision.reasons[0]
+
+
+def test_too_little_knowledge_is_no_pass() -> None:
+    vague = Measure(count=0, total=30, rate_low=0.0, rate_high=0.4, threshold=None, note="")
+    decision = decide(GOOD | {"mislabeled": vague}, Facts(), Policy())
+    assert decision.outcome == "undecided"
+    assert "this audit cannot tell: give more query rows" in decision.reasons[0]
 
 
 def test_a_bound_of_zero_is_a_bound() -> None:
     policy = Policy(max_leakage_rate=0.0)
     assert decide(GOOD, Facts(), policy).outcome == "fail"
-    none = Measure(count=0, total=100, rate_low=0.0, threshold=None, note="")
+    none = Measure(count=0, total=100, rate_low=0.0, rate_high=0.03, threshold=None, note="")
     assert decide(GOOD | {"leaked": none}, Facts(), policy).outcome == "pass"
 
 

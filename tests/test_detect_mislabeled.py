@@ -168,7 +168,7 @@ def test_down_to_each_row_at_least_the_stated_share_is_wrong() -> None:
         order = np.argsort(found.held_out_probability, kind="stable")
         share = np.cumsum(wrong[order]) / np.arange(1, 601)
         broken += bool((share < found.surely[order] - 1e-9).any())
-        assert found.surely[order][49] > 0.5
+        assert found.surely[order][49] > 0.3
     assert broken / 60 <= 0.05 + 0.085
 
 

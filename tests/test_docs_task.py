@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from forward_inf_mlflow import tasks
+from forward_inf_mlflow.directions import GradientStep
+from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.task import Task
 
 PAGE = (Path(__file__).parents[1] / "docs" / "writing-a-task.md").read_text("utf-8")
@@ -36,7 +38,10 @@ def test_the_scores_of_the_pages_task_are_the_products_of_its_gradients(
         parts = torch.autograd.grad(loss, list(module.parameters()))
         found.append(torch.cat([part.flatten() for part in parts]).numpy())
     gradients = np.stack(found)
-    expected, scores = gradients[:3] @ gradients.T, shown["found"].scores.values
+    engine = ForwardInfluence(task=task, direction=GradientStep())
+    plain = engine.influence(module, shown["queries"], train, shown["ids"])
+    expected, scores = gradients[:3] @ gradients.T, plain.scores.values
+    assert shown["found"].scores.provenance["direction"] == "curvature"
     assert scores.shape == expected.shape
     np.testing.assert_allclose(scores, expected, atol=0.02 * np.abs(expected).max())
 
@@ -65,4 +70,4 @@ def test_the_page_lists_every_ready_task_and_every_method_that_may_be_written() 
     assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == ready
     described = set(re.findall(r"^- \*\*`(\w+)`\*\*", PAGE, re.MULTILINE))
     methods = {name for name, value in vars(Task).items() if inspect.isfunction(value)}
-    assert described == methods - {"readout", "readout_of"}
+    assert described == methods - {"readout", "readout_of", "describe"}

@@ -149,7 +149,7 @@ def test_metrics_stand_once_on_the_logged_model_and_once_on_the_run(named: bool)
 
 
 def test_a_detector_that_abstained_has_no_metric_that_a_threshold_could_pass() -> None:
-    judged = {"rate": 0.5, "count": 2, "abstained": None}
+    judged = {"rate": 0.5, "rate_low": 0.1, "rate_high": 0.9, "count": 2, "abstained": None}
     record = {
         "measures": {
             "mislabeled": judged,

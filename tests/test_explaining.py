@@ -309,6 +309,7 @@ def _record(**changes: Any) -> dict[str, Any]:
     return {
         "task": "classification",
         "unit": "nats",
+        "per": "added copy",
         "notes": [],
         "partial": False,
         "repeat": "x",

@@ -216,7 +216,7 @@ def test_scores_follow_the_order_of_rows_and_queries() -> None:
     p, q = rng.permutation(M), rng.permutation(N)
     expected = influence(module, queries, train, direction=direction)[p][:, q]
     found = influence(module, queries.take(p), train.take(q), direction=direction)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert_close(found, expected, 3e-5)  # float32: another order is another rounding
 
 
 def test_up_down_and_both_agree_for_small_steps() -> None:

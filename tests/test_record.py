@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ from forward_inf_mlflow.report import render
 from forward_inf_mlflow.tracking import AuditRun
 
 MEASURES = {
-    "mislabeled": Measure(count=9, total=40, rate_low=0.1, threshold=0.6, note="a note"),
-    "leaked": Measure(count=0, total=20, rate_low=0.0, threshold=None, note="none"),
+    "mislabeled": Measure(
+        count=9, total=40, rate_low=0.1, rate_high=0.4, threshold=0.6, note="a note"
+    ),
+    "leaked": Measure(count=0, total=20, rate_low=0.0, rate_high=0.2, threshold=None, note="none"),
     "memorized": Measure.none(40, "no label has a probability"),
 }
 POLICY = Policy(max_mislabeled_rate=0.2, max_leakage_rate=None, data="declared")
@@ -93,7 +96,8 @@ def edited(edit: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
 
 def test_what_is_judged_survives_the_file() -> None:
     record = made()
-    assert measures_of(record) == MEASURES
+    stored = measures_of(record)
+    assert stored == {n: replace(m, estimate=m.rate) for n, m in MEASURES.items()}
     assert policy_of(record) == POLICY
     assert record["policy"]["sha256"] == POLICY.sha256
     assert facts_of(record) == Facts()
@@ -105,7 +109,14 @@ def test_a_detector_without_a_verdict_has_no_metric() -> None:
     metrics = metrics_of(made())
     assert metrics["train"]["mislabeled_rate"] == 9 / 40
     assert metrics["train"]["gate_passed"] in (0.0, 1.0)
-    assert metrics["queries"] == {"leakage_rate": 0.0, "leaked_count": 0.0}
+    assert metrics["train"]["mislabeled_rate_low"] == 0.1
+    assert metrics["train"]["mislabeled_rate_high"] == 0.4
+    assert metrics["queries"] == {
+        "leakage_rate": 0.0,
+        "leakage_rate_low": 0.0,
+        "leakage_rate_high": 0.2,
+        "leaked_count": 0.0,
+    }
     assert "memorized_rate" not in metrics["train"]
     assert "memorized_count" not in metrics["train"]
 
@@ -162,11 +173,11 @@ def test_any_text_survives(text: str, tmp_path: Path) -> None:
         (b"{}", "is not an audit's record"),
         (b'{"model": "m"}', "is not an audit's record"),
         (b'{"model": {}}', "has format None"),
-        (b'{"model": {}, "format": 2}', "has format 2"),
+        (b'{"model": {}, "format": 3}', "has format 3"),
         (b'{"model": {}, "format": "1"}', "has format '1'"),
-        (b'{"model": {}, "format": 1}', "did not finish"),
-        (b'{"model": {}, "format": 1, "finished": 1}', "did not finish"),
-        (b'{"model": {}, "format": 1, "finished": "true"}', "did not finish"),
+        (b'{"model": {}, "format": 2}', "did not finish"),
+        (b'{"model": {}, "format": 2, "finished": 1}', "did not finish"),
+        (b'{"model": {}, "format": 2, "finished": "true"}', "did not finish"),
     ],
 )
 def test_what_is_no_finished_record_is_refused_in_one_line(content: bytes, says: str) -> None:
