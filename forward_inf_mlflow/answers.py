@@ -74,6 +74,12 @@ def make_record(
     problem, notes = posed.problem, list(posed.problem.notes)
     if lost := int((~np.isfinite(found.loss)).sum()):
         notes.append(f"{lost:,} training rows were left out: the model's loss there is no number")
+    moved = set(rows["query_id"])
+    if still := sum(str(name) not in moved for name in groups.ids):
+        notes.append(
+            f"{still:,} quer{'y has' if still == 1 else 'ies have'} neither proponents nor "
+            "opponents: nothing moves the model there, because it is sure of the label"
+        )
     said = _said(problem, index)
     members = [said] if len(groups.ids) < len(said) else [[one] for one in said]
     return {

@@ -276,15 +276,16 @@ def _save(
 ) -> None:
     """Write everything, log it, and copy it to where the user wants it."""
     try:
-        with tempfile.TemporaryDirectory(prefix="forward-inf-") as name, translate_errors():
+        with tempfile.TemporaryDirectory(prefix="forward-inf-") as name:
             folder = Path(name)
             rows.to_parquet(folder / "influence.parquet", index=False)
             if sources is not None:
                 sources.to_parquet(folder / "sources.parquet", index=False)
             (folder / PAGE).write_text(page, encoding="utf-8")
             (folder / RECORD).write_bytes(write_record(record))
-            tracking.link_inputs(run, posed.version, posed.train, posed.queries)
-            MlflowClient().log_artifacts(run.run_id, name, FOLDER)
+            with translate_errors():
+                tracking.link_inputs(run, posed.version, posed.train, posed.queries)
+                MlflowClient().log_artifacts(run.run_id, name, FOLDER)
             if out is not None:
                 output.publish(folder, Path(out))
     except OSError as error:

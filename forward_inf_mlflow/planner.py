@@ -31,6 +31,7 @@ class Job:
         known: Share of sampled training rows whose target the model gives a probability above .99.
         penalty: Weight decay of the training objective, in nats per row; None if nobody knows.
         linear: Whether the outputs are linear in the parameters, so that the objective is convex.
+        quadratic: Whether the loss is quadratic in the outputs: then no penalty at all is fine too.
     """
 
     rows: int
@@ -41,6 +42,7 @@ class Job:
     known: float
     penalty: float | None = None
     linear: bool = False
+    quadratic: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def plan(
     reasons = []
     if direction is None:
         direction = Curvature(penalty=job.penalty or 0.0, gradients=gradients, seed=seed)
-        if job.linear and job.penalty and job.parameters <= DENSE:
+        known = job.penalty is not None if job.quadratic else bool(job.penalty)
+        if job.linear and known and job.parameters <= DENSE:
             direction = replace(direction, damping=0.0)
             reasons.append("the objective is convex and its penalty known, so no damping is added")
     elif isinstance(direction, Curvature | Replay) and not direction.penalty:

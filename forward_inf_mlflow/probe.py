@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forward_inf_mlflow.directions.moves import Move, Point
 from forward_inf_mlflow.errors import ForwardInfError, ModelError
-from forward_inf_mlflow.memory import batches_that_fit
+from forward_inf_mlflow.memory import batches_that_fit, is_out_of_memory
 from forward_inf_mlflow.readers import Read, Reader, by_derivative, by_difference
 from forward_inf_mlflow.task import Batch, Forward, Readout, Task
 from forward_inf_mlflow.tensors import Tensors
@@ -51,7 +51,15 @@ def check_loss(base: Forward, task: Task, batch: Batch) -> None:
     """
     rows = len(batch.targets)
     with torch.no_grad():
-        whole = task.loss(task.outputs(base, batch), batch.targets)
+        try:
+            whole = task.loss(task.outputs(base, batch), batch.targets)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise  # fewer rows may fit
+            raise ModelError(
+                f"the task {task.name} cannot read the model's answers to the first rows "
+                f"({' '.join(str(error).split())[:160]}): look at inputs, targets and the task"
+            ) from error
         if whole.shape != (rows,):
             raise ModelError(
                 f"the loss of {rows} rows has shape {tuple(whole.shape)}, not ({rows},): a task's "

@@ -12,6 +12,7 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.penalty import is_linear, penalty_of
 from forward_inf_mlflow.planner import Job
 from forward_inf_mlflow.preparation import Problem
+from forward_inf_mlflow.tasks import Regression
 from forward_inf_mlflow.tensors import sample
 
 #: Training rows that show how saturated the model is.
@@ -51,5 +52,6 @@ def survey(
         saturates=problem.task.saturates,
         known=known / len(rows),
         penalty=penalty,
+        quadratic=isinstance(problem.task, Regression),
         linear=model.estimator is not None and is_linear(model.estimator),
     )

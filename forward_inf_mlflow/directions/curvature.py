@@ -268,11 +268,17 @@ class Curvature:
         matrix = GaussNewton(base, task, rows)
         layers = layout.layers if self.by_layer else [slice(0, layout.size)]
         solver, _ = self.outlook(layout.size, len(rows), 1)
-        if solver == "dense":
+        why = None
+        if solver != "fisher" and (why := _no_products(base, task, rows)) and self.solver != "auto":
+            raise ModelError(
+                f"this model has no forward mode, which the solver '{solver}' needs ({why}): take "
+                "the solver 'fisher', or another direction"
+            )
+        if solver == "dense" and why is None:
             return ByMatrix(matrix, layers), None
         if solver == "cg":
             return ByConjugateGradients(matrix, self.iterations, self.tolerance, self.seed), None
-        if solver == "fisher":
+        if solver == "fisher" or why is not None:
             most = self._drawn(layout.size)
             some = sample(rows, most, self.seed)
             draws = max(1, min(_DRAWS, most // len(some)))
@@ -284,6 +290,11 @@ class Curvature:
                 raise ModelError(
                     f"this model cannot be differentiated row by row ({why}): take the solver "
                     "'sketch'"
+                )
+            if (no_products := _no_products(base, task, rows)) is not None:
+                raise ModelError(
+                    f"this model can be differentiated neither row by row ({why}) nor in forward "
+                    f"mode ({no_products}): take the direction 'gradient'"
                 )
             note = f"curvature by products, because rows cannot be differentiated alone ({why})"
         keep = partial(_kept_sketch, work, layout)
@@ -316,6 +327,17 @@ def _refused(base: Point, task: Task, rows: Tensors) -> str | None:
     except NotImplementedError as error:
         return str(error)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    return None
+
+
+def _no_products(base: Point, task: Task, rows: Tensors) -> str | None:
+    """Try the first row; return in a few words why no product with its curvature can be had."""
+    layout = Layout(base.parameters)
+    try:
+        first = GaussNewton(base, task, rows.part(0, 1))
+        first @ torch.ones(layout.size, 1, dtype=layout.dtype, device=layout.device)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:120]
     return None
 

@@ -149,4 +149,5 @@ def fisher(base: Point, task: Task, rows: Tensors, *, draws: int, seed: int) -> 
         found[filled : filled + len(part)] = part
         filled += len(part)
     assert found is not None, "there are rows"
-    return Fisher(found)
+    fine = torch.isfinite(found).all(1)  # a loss may be a number where its gradient is none
+    return Fisher(found if fine.all() else found[fine])

@@ -14,7 +14,7 @@ from forward_inf_mlflow.directions.fisher import Fisher
 from forward_inf_mlflow.directions.products import GaussNewton
 from forward_inf_mlflow.directions.solve import solve
 from forward_inf_mlflow.directions.spectrum import Sketch, mean_eigenvalue, sketch
-from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.errors import ForwardInfError, ModelError
 
 #: The largest relative residual that still is a solution.
 _FAR = 0.1
@@ -69,6 +69,11 @@ class ByMatrix:
         found = []
         for layer in self.layers:
             block = whole[layer, layer]
+            if not torch.isfinite(block).all():
+                raise ModelError(
+                    "the curvature of some training row is not a number, although its loss is: "
+                    "take the solver 'fisher', or the direction 'gradient'"
+                )
             values, vectors = torch.linalg.eigh((block + block.T) / 2)
             found.append((values.clamp_min(0).flip(0), vectors.flip(1)))
         return found

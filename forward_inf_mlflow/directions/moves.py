@@ -169,14 +169,22 @@ def small_step(tangent: Tangent, relative_size: float, sign: Sign) -> Move:
     """
     at, along = tangent.at, tangent.along
     size = norm(along)
-    if size == 0 or not math.isfinite(size):
+    if not math.isfinite(size):
+        raise ForwardInfError(
+            "the gradient of a query, or the curvature it is divided by, is not a number, although "
+            "its loss is: leave the query out, or take another direction"
+        )
+    if size == 0:
         return Move(control=at, treated=at)  # nothing pulls: influence is zero
-    copies = relative_size * norm(at.parameters) / size
+    length = relative_size * (norm(at.parameters) or 1.0)
+    # First of length one: a tiny pull times many copies would leave float32 on the way.
+    unit = {name: (v.to(torch.float64) / size).to(v.dtype) for name, v in along.items()}
+    copies = length / size
     if sign == "up":
-        return Move(at.moved(along, -copies), at, copies, tangent)
+        return Move(at.moved(unit, -length), at, copies, tangent)
     if sign == "down":
-        return Move(at, at.moved(along, copies), copies, tangent)
-    return Move(at.moved(along, -copies), at.moved(along, copies), 2 * copies, tangent)
+        return Move(at, at.moved(unit, length), copies, tangent)
+    return Move(at.moved(unit, -length), at.moved(unit, length), 2 * copies, tangent)
 
 
 def trainable(module: nn.Module) -> Parameters:
@@ -298,10 +306,10 @@ def check_settings(settings: object, above_zero: Sequence[str] = (), **least: fl
         value = getattr(settings, name)
         if value is None:
             continue
-        if not math.isfinite(value) or (name in above_zero and value <= 0):
+        if name in above_zero and not 0 < value < math.inf:
             raise ForwardInfError(f"{name} must be a number above 0, not {value}")
-        if value < least.get(name, value):
-            raise ForwardInfError(f"{name} must be at least {least[name]}, not {value}")
+        if not least.get(name, -math.inf) <= value < math.inf:
+            raise ForwardInfError(f"{name} must be a number, at least {least[name]}, not {value}")
     sign = getattr(settings, "sign", "up")
     if sign not in get_args(Sign):
         raise ForwardInfError(f"sign must be one of {', '.join(get_args(Sign))}, not {sign}")

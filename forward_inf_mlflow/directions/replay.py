@@ -162,10 +162,17 @@ class Replay:
         def make() -> Arrays:
             some = sample(rows, 2000, self.seed)
             matrix = GaussNewton(base, task, some)
-            return {
-                "largest": np.array(largest_eigenvalue(matrix, self.seed)),
-                "mean": np.array(mean_eigenvalue(matrix, self.seed)),
-            }
+            try:
+                return {
+                    "largest": np.array(largest_eigenvalue(matrix, self.seed)),
+                    "mean": np.array(mean_eigenvalue(matrix, self.seed)),
+                }
+            except (RuntimeError, NotImplementedError) as error:
+                why = " ".join(str(error).split())[:120]
+                raise ModelError(
+                    f"this model has no forward mode, which replay's rate needs ({why}): take "
+                    "another direction"
+                ) from error
 
         spectrum = work.once("spectrum", make)
         largest, mean = float(spectrum["largest"]), float(spectrum["mean"])
