@@ -43,7 +43,7 @@ from settings import Decoder, SettingError, load
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forward_inf_mlflow.directions.moves import MoveAlong, Tangent, at_rest
+from forward_inf_mlflow.directions.moves import MoveAlong, Tangent, at_rest, whole_float32
 from forward_inf_mlflow.streams import NpzStream, ParquetStream
 from forward_inf_mlflow.sweep import sweep
 from forward_inf_mlflow.task import Task
@@ -274,7 +274,9 @@ def _resident(which: str) -> int:
 def cuda(quick: bool) -> dict[str, object]:
     """Return the sweep's share of the bare forward rate, compiled passes of it also.
 
-    Rows of the sweep come from the host, those of the bare passes lie on the card.
+    Rows of the sweep come from the host, those of the bare passes lie on the card. Bare passes are
+    timed twice: in float32, as a sweep reads, and as torch passes by itself, where convolutions
+    round to TF32.
     """
     there = torch.cuda.is_available()
     if not (there or quick):
@@ -294,15 +296,20 @@ def cuda(quick: bool) -> dict[str, object]:
         on_device = replace(rows, inputs=rows.inputs.to(device), targets=rows.targets.to(device))
         seconds = side_by_side(
             {
-                "bare": partial(bare, Case(module, on_device, case.task)),
+                "bare": whole_float32()(partial(bare, Case(module, on_device, case.task))),
+                "bare, usual": partial(bare, Case(module, on_device, case.task)),
                 "sweep": partial(swept, moves, case.task, rows),
                 "compiled": partial(swept, moves, case.task, rows, compiled=True),
             }
         )
-        share, compiled = (round(ratio(seconds, "bare", of), 3) for of in ("sweep", "compiled"))
-        found[name] = {"share": share, "compiled": compiled}
-        print(f"{device.type}: {name}: {share:.1%} of the bare forward rate, {compiled:.1%} "
-              "compiled", flush=True)  # fmt: skip
+        found[name] = {
+            "share": round(ratio(seconds, "bare", "sweep"), 3),
+            "compiled": round(ratio(seconds, "bare", "compiled"), 3),
+            "share_of_usual": round(ratio(seconds, "bare, usual", "sweep"), 3),
+        }
+        print(f"{device.type}: {name}: {found[name]['share']:.1%} of the bare forward rate, "
+              f"{found[name]['compiled']:.1%} compiled, {found[name]['share_of_usual']:.1%} of the "
+              "rate with TF32", flush=True)  # fmt: skip
     return {"cuda": found if there else "not measured"}
 
 

@@ -82,6 +82,21 @@ def test_a_model_in_lower_precision_is_read_in_float32(half: torch.dtype) -> Non
     assert correlation(scores(there(host), Curvature()), scores(host, Curvature())) > 0.999
 
 
+def test_a_convolution_in_float32_is_read_as_such() -> None:
+    # TF32, which convolutions take by default, would drown the step.
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.Flatten(),
+        nn.Linear(32 * 36, K),
+    ).eval()  # fmt: skip
+    rng = np.random.default_rng(0)
+    images = torch.as_tensor(rng.normal(size=(64, 3, 8, 8)), dtype=torch.float32)
+    rows = Tensors(images, torch.as_tensor(rng.integers(K, size=64)), torch.device("cpu"), 16)
+    host = Setting(Classification(), module, rows, rows.part(0, 3))
+    found = influence(there(host), GradientStep(), method="difference").scores.values
+    assert correlation(found, scores(host, GradientStep(), method="derivative")) > 0.999
+
+
 def test_a_stream_is_read_as_rows_in_memory_are() -> None:
     found = there(cached("classification"))
     x, y = found.rows.inputs, found.rows.targets
