@@ -101,7 +101,7 @@ def test_a_stream_is_read_as_rows_in_memory_are() -> None:
     found = there(cached("classification"))
     x, y = found.rows.inputs, found.rows.targets
     stream = IterableStream(lambda: [(x, y)], len(y), device=CUDA, batch_size=5)
-    streamed = ForwardInfluence(task=found.task).top(
+    streamed = ForwardInfluence(task=found.task, direction=GradientStep()).top(
         found.module, QueryGroups.each(found.queries, names(3)), stream, names(24), 24
     )
     whole = influence(found, GradientStep()).scores.top(24)

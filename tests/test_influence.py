@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from forward_inf_mlflow.directions import Direction, GradientStep, OptimizerSteps
+from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import Classification, Regression
@@ -160,9 +161,13 @@ def test_a_query_without_gradient_influences_nothing(direction: Direction) -> No
     assert (found == 0).all()
 
 
-def test_a_query_whose_gradient_is_not_a_number_influences_nothing() -> None:
-    query = tensors(np.full((1, D), 1e300), np.zeros(1, int))
-    assert (influence(linear(), query, rows(N)) == 0).all()
+@pytest.mark.parametrize(
+    ("value", "said"), [(np.nan, "loss on query 0 is not a number"), (1e300, "gradient of a query")]
+)
+def test_a_query_that_is_not_a_number_is_refused(value: float, said: str) -> None:
+    query = tensors(np.full((1, D), value), np.zeros(1, int))
+    with pytest.raises(ForwardInfError, match=said):
+        influence(linear(), query, rows(N))
 
 
 def test_parameters_that_do_not_train_do_not_move() -> None:
