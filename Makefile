@@ -46,6 +46,7 @@ bench: $(READY) peers
 	$(BIN)/python benchmarks/lds.py
 	$(BIN)/python benchmarks/further_training.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/candidates.py
 	$(BIN)/python benchmarks/resume.py
 
 screenshots: $(READY)

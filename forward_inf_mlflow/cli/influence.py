@@ -236,6 +236,10 @@ def _say_rest(console: Console, result: Explanation, out: str | None) -> None:
     if math.isfinite(how.get("reliability", math.nan)):
         drawn = f"{how['seeds']} seeds" if "seeds" in how else "two halves of what was drawn"
         console.say(f"  reliability, from {drawn}: {how['reliability']:.2f} of 1")
+    if "held" in how:
+        console.say(
+            f"  the {how['rank']:,} shared moves hold {how['held']:.0%} of what the queries ask"
+        )
     if "recall" in how:
         console.say(
             f"  candidates: {how['candidates']:,} of each kind a query hold {how['recall']:.0%} of "
