@@ -55,7 +55,7 @@ class Artifacts:
         (folder / "report.html").write_text(html, encoding="utf-8")
         # RFC 4180's line ends: with them a carriage return inside a text is quoted too, else it
         # would begin a row of its own, with a formula in its first cell.
-        _harmless(self.flagged).to_csv(folder / "flagged.csv", index=False, lineterminator="\r\n")
+        harmless(self.flagged).to_csv(folder / "flagged.csv", index=False, lineterminator="\r\n")
         (folder / FLAGGED).write_text(self.table.json, encoding="utf-8")
         _storable(self.scores).to_parquet(folder / "scores.parquet", index=False)
         _storable(self.influence).to_parquet(folder / "influence.parquet", index=False)
@@ -118,7 +118,7 @@ def pictures(problem: Problem, flagged: pd.DataFrame) -> dict[str, bytes]:
     return found
 
 
-def _harmless(table: pd.DataFrame) -> pd.DataFrame:
+def harmless(table: pd.DataFrame) -> pd.DataFrame:
     """Quote texts that a spreadsheet would run as a formula; the data are other people's."""
 
     def quoted(value: Any) -> Any:

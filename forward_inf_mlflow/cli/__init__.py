@@ -24,13 +24,14 @@ from forward_inf_mlflow.cli.gate import gate_command, promote_command
 from forward_inf_mlflow.cli.influence import influence_command
 from forward_inf_mlflow.cli.policy import policy_group
 from forward_inf_mlflow.cli.report import report_command
+from forward_inf_mlflow.cli.review import review_group
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.version import __version__
 
 CANNOT_DECIDE, INTERRUPTED = 2, 130
 #: Switches that may carry a value, as ``mlflow run -P allow-pickle=true`` writes them.
 _SWITCHES = (
-    *("--allow-pickle", "--fresh", "--plan", "--together"),
+    *("--allow-pickle", "--compiled", "--fresh", "--plan", "--together"),
     *("--json", "--quiet", "--verbose", "--debug"),
 )
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
@@ -56,6 +57,7 @@ for command in (
     gate_command,
     promote_command,
     report_command,
+    review_group,
     policy_group,
     demo_command,
 ):

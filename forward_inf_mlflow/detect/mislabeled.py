@@ -155,7 +155,9 @@ def disagreement(
     c = (1 - b) / (classes - 1)
     if b <= c:
         return 0.0 if deviations <= 0 else 1.0
-    deviation = np.sqrt(b * (1 - b) / queries + a * (1 - a) / rows)
+    # One more of each answer: a share of 0 or 1 has a spread too (Agresti and Caffo, 2000).
+    x, y = (right + 1) / (queries + 2), (agree + 1) / (rows + 2)
+    deviation = np.sqrt(x * (1 - x) / (queries + 2) + y * (1 - y) / (rows + 2))
     return float(np.clip((b - a + deviations * deviation) / (b - c), 0, 1))
 
 

@@ -1,0 +1,279 @@
+"""Reviewing: a person looks at some rows, and what they say counts in the gate."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from forward_inf_mlflow import output, tracking
+from forward_inf_mlflow.decision import Decision, decide
+from forward_inf_mlflow.description import describe_version
+from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.detect.verified import Verified, draw, strata
+from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
+from forward_inf_mlflow.mlflow_errors import translate_errors
+from forward_inf_mlflow.promotion import FoundAudit, fetch_artifact, find_audit
+from forward_inf_mlflow.record import facts_of, measures_of, metrics_of, policy_of, write_record
+from forward_inf_mlflow.registry import Version, resolve
+from forward_inf_mlflow.report import render
+from forward_inf_mlflow.ui_table import PICTURES
+
+#: What a person may answer, and what it means.
+ANSWERS = {"wrong": 1.0, "right": 0.0, "unsure": np.nan}
+#: Rows that are worth looking at.
+FEWEST = 10
+#: Columns of the file that a person fills in; the training row's features follow.
+COLUMNS = ("row_id", "given_label", "answer", "audit_run", "draw")
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What was made of a person's answers.
+
+    Attributes:
+        version: The version.
+        run_id: The run that holds the audit as it is now.
+        verified: What the answers say.
+        decision: What the gate says now.
+    """
+
+    version: Version
+    run_id: str
+    verified: Verified
+    decision: Decision
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for ``--json``."""
+        return {
+            "model": self.version.uri,
+            "run_id": self.run_id,
+            **self.decision.as_dict(),
+            "review": asdict(self.verified),
+        }
+
+
+def sample_review(model_uri: str, out: str | Path, *, rows: int = 50, seed: int = 0) -> int:
+    """Draw training rows for a person to look at, into a csv file with an empty column "answer".
+
+    The file does not say which rows the audit suspects, and they stand in random order.
+
+    Returns:
+        How many rows there are.
+
+    Raises:
+        TrackingError: There is no finished audit of this version.
+        ForwardInfError: The file exists already, or cannot be written.
+    """
+    if rows < FEWEST:
+        raise ForwardInfError(f"{rows} rows say next to nothing: look at {FEWEST} at least (-n)")
+    path = Path(out)
+    if path.exists():
+        raise ForwardInfError(f"{path} exists already and may hold answers: name another file")
+    audit = find_audit(resolve(model_uri))
+    scores = _scores(audit)
+    chosen = scores.iloc[draw(_strata(scores), rows, seed)]
+    table = pd.DataFrame(
+        {
+            "row_id": chosen["id"],
+            "given_label": chosen["label"],
+            "answer": "",
+            "audit_run": audit.run_id,
+            "draw": f"{rows}-{seed}",
+        }
+    )
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        output.harmless(table).to_csv(aside, index=False, lineterminator="\r\n")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ForwardInfError(f"cannot write {path}: {error.strerror or error}") from error
+    return len(table)
+
+
+def apply_review(model_uri: str, file: str | Path, *, by: str | None = None) -> Reviewed:
+    """Count a person's answers, decide again, and log the audit anew with what they say.
+
+    Args:
+        model_uri: The version whose audit the rows were drawn from.
+        file: From `sample_review`, with "wrong", "right" or "unsure" in every row of "answer".
+        by: Who looked; it stands in the record.
+
+    Raises:
+        DataError: An answer is missing or unknown, or rows are not those that were drawn.
+        TrackingError: The file belongs to another audit.
+    """
+    version = resolve(model_uri)
+    audit = find_audit(version)
+    if "review" in audit.record:
+        raise TrackingError(
+            f"the audit of {version.uri} counts a review already: audit the version again first"
+        )
+    scores = _scores(audit)
+    positions, wrong = _answers(Path(file), audit, scores)
+    verified = Verified.of(_strata(scores), positions, wrong)
+    measures = measures_of(audit.record)
+    measures["mislabeled"] = _measured(measures["mislabeled"], verified, len(positions), by)
+    decision = decide(measures, facts_of(audit.record), policy_of(audit.record))
+    with tracking.audit_run(version, experiment=None, run_id=None) as run:
+        record = {
+            **audit.record,
+            "finished_at": int(time.time() * 1000),
+            "run": asdict(run),
+            "measures": {n: {**asdict(m), "rate": m.rate} for n, m in measures.items()},
+            "decision": decision.as_dict(),
+            "review": {**asdict(verified), "by": by, "of_run": audit.run_id},
+        }
+        _log(run, version, audit, record, scores)
+    describe_version(version, record["decision"], run)
+    return Reviewed(version, run.run_id, verified, decision)
+
+
+def _measured(before: Measure, verified: Verified, looked: int, by: str | None) -> Measure:
+    """Return the measure with what a person saw: their bounds, which assume nothing.
+
+    Their upper bound is wide after a few rows. Where the audit's own is narrower, and not
+    contradicted, it stays.
+    """
+    rate = verified.rate
+    high = rate.high if before.abstained else min(rate.high, before.rate_high)
+    unsure = f", {verified.unsure} of them unsure" if verified.unsure else ""
+    seen = f"{sum(verified.wrong.values())} of {looked} rows that {by or 'a person'} looked at"
+    return replace(
+        before,
+        estimate=rate.estimate,
+        rate_low=rate.low,
+        rate_high=max(high, rate.estimate),
+        note=f"{seen} are wrong{unsure}: bounds from these answers; {before.note}",
+        abstained=None,
+    )
+
+
+def _scores(audit: FoundAudit) -> pd.DataFrame:
+    content = fetch_artifact(audit.run_id, "scores.parquet")
+    if content is None:
+        raise TrackingError(f"run {audit.run_id} has lost its scores.parquet: audit again")
+    scores = pd.read_parquet(io.BytesIO(content))
+    needed = {"id", "label", "mislabeled", "mislabeled_certain", "mislabeled_score"}
+    if missing := sorted(needed - set(scores.columns)):
+        raise TrackingError(
+            f"scores.parquet of run {audit.run_id} lacks {', '.join(missing)}: audit again"
+        )
+    return scores
+
+
+def _strata(scores: pd.DataFrame) -> np.ndarray:
+    score, certain, named = (
+        scores[name].to_numpy() for name in ("mislabeled_score", "mislabeled_certain", "mislabeled")
+    )
+    return strata(score.astype(np.float64), certain.astype(bool), named.astype(bool))
+
+
+def _answers(file: Path, audit: FoundAudit, scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that were looked at and what was said of them, both ``(k,)``."""
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as csv: {' '.join(str(error).split())}") from error
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise DataError(f"{file} lacks the column '{missing[0]}': give the file of 'review sample'")
+    if set(table["audit_run"]) != {audit.run_id}:
+        raise TrackingError(
+            f"{file} was drawn from another audit than the newest one of this version "
+            f"({audit.run_id}): draw again with 'forward-inf review sample'"
+        )
+    drawn = set(table["draw"])
+    try:
+        (rows, seed), *others = [tuple(map(int, text.split("-"))) for text in drawn]
+    except ValueError:
+        raise DataError(f"{file}: the column 'draw' was changed: draw again") from None
+    positions = draw(_strata(scores), rows, seed)
+    ids = pd.Series(scores["id"].astype(str).to_numpy()[positions])
+    given = (
+        table["row_id"]
+        .str.removeprefix("'")
+        .where(table["row_id"].str.match(r"'[=+\-@\t\r]"), table["row_id"])
+    )
+    if others or sorted(given) != sorted(ids):
+        raise DataError(
+            f"{file} does not hold exactly the {len(ids)} rows that were drawn: rows that somebody "
+            "chose say nothing about the others; draw again"
+        )
+    said = table.assign(row_id=given).set_index("row_id")["answer"].str.strip().str.lower()[ids]
+    unknown = said[~said.isin(ANSWERS)]
+    if len(unknown):
+        what = f"has the answer '{unknown.iloc[0][:20]}'" if unknown.iloc[0] else "has no answer"
+        raise DataError(
+            f"row {unknown.index[0]} of {file} {what} ({len(unknown)} such rows): write "
+            f"{', '.join(ANSWERS)}"
+        )
+    return positions, said.map(ANSWERS).to_numpy(dtype=np.float64)
+
+
+def _log(
+    run: tracking.AuditRun,
+    version: Version,
+    audit: FoundAudit,
+    record: Mapping[str, Any],
+    scores: pd.DataFrame,
+) -> None:
+    """Log the audit's files again, with the new record and a report that says what it says."""
+    client = MlflowClient()
+    with tempfile.TemporaryDirectory(prefix="forward-inf-") as name:
+        with translate_errors():
+            path = client.download_artifacts(audit.run_id, tracking.FOLDER, name)
+        folder = Path(path)
+        flagged = pd.read_csv(folder / "flagged.csv", dtype={"row_id": str, "query_id": str})
+        names = _picture_names(folder / output.FLAGGED)
+        pictures = _pictures(audit.run_id, set(names.values()))
+        shown = {key: pictures[file] for key, file in names.items() if file in pictures}
+        html = render(record, flagged, scores, shown)
+        (folder / "report.html").write_text(html, encoding="utf-8")
+        content = write_record(record)
+        (folder / output.RECORD).write_bytes(content)
+        metrics = metrics_of(record)
+        with translate_errors():
+            for values in metrics.values():
+                for key, value in values.items():
+                    client.log_metric(run.run_id, f"forward_inf/{key}", value)
+        table = f"{tracking.FOLDER}/{output.FLAGGED}"
+        tracking.log_table(run, table, pictures, PICTURES)
+        tracking.log_files(run, folder, last=output.RECORD)
+    outcome = record["decision"]["outcome"]
+    tracking.tag_version(version, outcome, run, hashlib.sha256(content).hexdigest())
+
+
+def _picture_names(table: Path) -> dict[str, str]:
+    """Return the file names of the training rows' pictures, by ``train:<id>``."""
+    try:
+        content = json.loads(table.read_text("utf-8"))
+        columns, rows = content["columns"], content["data"]
+        image, row_id = columns.index("image"), columns.index("row_id")
+        return {f"train:{row[row_id]}": Path(row[image]["filepath"]).name for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # rows without pictures
+
+
+def _pictures(run_id: str, names: set[str]) -> dict[str, bytes]:
+    """Return the pictures that an audit logged, by file name; those that are gone are left out."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
+        for name in sorted(names):
+            try:
+                path = MlflowClient().download_artifacts(run_id, f"{PICTURES}/{name}", folder)
+                found[name] = Path(path).read_bytes()
+            except (MlflowException, OSError):
+                continue
+    return found
