@@ -175,7 +175,7 @@ def small_step(tangent: Tangent, relative_size: float, sign: Sign) -> Move:
             "its loss is: leave the query out, or take another direction"
         )
     if size == 0:
-        return Move(control=at, treated=at)  # nothing pulls: influence is zero
+        return Move(at, at, tangent=tangent)  # nothing pulls: influence is zero
     length = relative_size * (norm(at.parameters) or 1.0)
     # First of length one: a tiny pull times many copies would leave float32 on the way.
     unit = {name: (v.to(torch.float64) / size).to(v.dtype) for name, v in along.items()}

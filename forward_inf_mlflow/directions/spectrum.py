@@ -13,7 +13,9 @@ from forward_inf_mlflow.directions.products import GaussNewton
 _PROBES = 32
 #: Columns of a product that are computed at once.
 _BLOCK = 16
-_TINY = 1e-30
+#: Rows of tall matrices that are held in float64 at once.
+_ROWS = 2**20
+_TINY, _EPS = 1e-30, torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,19 @@ def sketch(matrix: GaussNewton, rank: int, seed: int) -> Sketch:
     A randomised Nystroem approximation (Tropp, Yurtsever, Udell and Cevher, 2017, algorithm 3) with
     one power iteration before it: 2 (rank + 10) products in all.
     """
-    size = matrix.layout.size
-    width = min(size, rank + 10)
+    width = min(matrix.layout.size, rank + 10)
     basis = _orthonormal(_product(matrix, _orthonormal(_random(matrix, width, seed))))
-    image = _product(matrix, basis).double()
-    basis = basis.double()
-    shift = max(float(image.norm()) * torch.finfo(torch.float32).eps * 10, _TINY)
-    image += shift * basis
-    inner = basis.T @ image
+    image = _product(matrix, basis)
+    shift = max(float(_gram(image, image).trace().sqrt()) * 10 * _EPS, _TINY)
+    image.add_(basis, alpha=shift)
+    inner = _gram(basis, image)
+    del basis
     lower = torch.linalg.cholesky((inner + inner.T) / 2 + shift * 1e-3 * torch.eye(width).to(inner))
-    factor = torch.linalg.solve_triangular(lower, image.T, upper=False).T
-    vectors, values, _ = torch.linalg.svd(factor, full_matrices=False)
-    values = (values.square() - shift).clamp_min(0)[:rank]
-    return Sketch(vectors[:, :rank].to(matrix.layout.dtype), values)
+    factor = _times(image, torch.linalg.inv(lower).T)
+    del image
+    squares, turn = torch.linalg.eigh(_gram(factor, factor))
+    squares, turn = squares.clamp_min(_TINY).flip(0)[:rank], turn.flip(1)[:, :rank]
+    return Sketch(_times(factor, turn / squares.sqrt()), (squares - shift).clamp_min(0))
 
 
 def _product(matrix: GaussNewton, columns: Tensor) -> Tensor:
@@ -80,8 +82,33 @@ def _product(matrix: GaussNewton, columns: Tensor) -> Tensor:
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
-    basis: Tensor = torch.linalg.qr(columns)[0]
-    return basis
+    """Return orthonormal columns that span the same; zeros for what depends on the others.
+
+    By the eigenvectors of their inner products, twice for accuracy: with many millions of rows,
+    which would not fit in float64, a QR factorisation fails on a card.
+    """
+    for _ in range(2):
+        squares, turn = torch.linalg.eigh(_gram(columns, columns))
+        kept = squares > squares[-1] * _EPS**2
+        columns = _times(columns, turn * torch.where(kept, squares.clamp_min(_TINY).rsqrt(), 0))
+    return columns
+
+
+def _gram(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a^T b`` of tall matrices, float64, some rows at a time."""
+    blocks = zip(torch.split(a, _ROWS), torch.split(b, _ROWS), strict=True)
+    total = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float64)
+    for x, y in blocks:
+        total += x.double().T @ y.double()
+    return total
+
+
+def _times(a: Tensor, small: Tensor) -> Tensor:
+    """Return a tall matrix times a small one of float64, some rows at a time."""
+    found = a.new_empty(len(a), small.shape[1])
+    for start in range(0, len(a), _ROWS):
+        found[start : start + _ROWS] = (a[start : start + _ROWS].double() @ small).to(a.dtype)
+    return found
 
 
 def _random(matrix: GaussNewton, width: int, seed: int) -> Tensor:
