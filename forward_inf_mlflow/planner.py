@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, OptimizerSteps, Replay
-from forward_inf_mlflow.directions.curvature import DENSE
+from forward_inf_mlflow.directions.curvature import DENSE, LARGE
 from forward_inf_mlflow.probe import Which
 
 #: A model is saturated where so many of its training rows have a probability above .99.
@@ -85,9 +85,9 @@ def plan(
 ) -> Plan:
     """Choose what nobody has chosen.
 
-    The direction is the inverse curvature: on every model that was measured it comes before a plain
-    step, and it needs no learning rate. Where outputs are linear in few parameters and the
-    penalty is known, it is undamped.
+    The direction is the inverse curvature, as long as it fits into memory: on every model that was
+    measured it comes before a plain step, and it needs no learning rate. Where outputs are linear
+    in few parameters and the penalty is known, it is undamped.
 
     Args:
         job: What is to be done.
@@ -99,7 +99,13 @@ def plan(
         seed: Of what the direction draws.
     """
     reasons = []
-    if direction is None:
+    if direction is None and job.parameters > LARGE:
+        direction = GradientStep()
+        reasons.append(
+            f"a plain step, which is weaker, because no curvature of {job.parameters / 1e6:,.0f} "
+            "million parameters fits into memory"
+        )
+    elif direction is None:
         direction = Curvature(penalty=job.penalty or 0.0, gradients=gradients, seed=seed)
         known = job.penalty is not None if job.quadratic else bool(job.penalty)
         if job.linear and known and job.parameters <= DENSE:
@@ -114,7 +120,8 @@ def plan(
             reasons.append(f"{job.groups:,} query groups share {moves:,} moves along eigenvectors")
     else:
         moves = _moves(direction, job.groups)
-        reasons.insert(0, "the direction was asked for")
+        if not reasons:
+            reasons.append("the direction was asked for")
     if readout is None:
         full = job.saturates and job.known >= SATURATED
         readout = "margin" if full else "loss"

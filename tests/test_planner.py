@@ -15,7 +15,7 @@ JOB = Job(rows=1000, groups=11, queries=110, parameters=20_000, saturates=False,
     [
         (2_000, "dense", "few parameters"),
         (20_000, "fisher", "drawn gradients"),
-        (50_000_000, "sketch", "many parameters"),
+        (10_000_000, "sketch", "many parameters"),
     ],
 )
 def test_the_solver_follows_from_the_number_of_parameters(
@@ -103,3 +103,12 @@ def test_moves_that_all_queries_share_need_no_candidates() -> None:
 def test_a_long_sweep_names_the_shorter_way() -> None:
     assert "--candidates" in plan(replace(JOB, rows=10**8)).why
     assert "--candidates" not in plan(JOB).why
+
+
+def test_a_model_too_large_for_any_curvature_takes_a_plain_step_and_says_so() -> None:
+    found = plan(replace(JOB, parameters=163_000_000))
+    assert found.direction == GradientStep()
+    assert "163 million parameters" in found.why
+    assert "asked for" not in found.why
+    asked = plan(replace(JOB, parameters=163_000_000), direction=Curvature())
+    assert isinstance(asked.direction, Curvature)

@@ -53,8 +53,9 @@ _OWN, _SHARED = 1024, 1024
 _HELD = 2**28
 #: Multiplications that the inner products of all gradients may take.
 _PRODUCTS = 2**40
-#: Parameters whose whole matrix is cheaper than anything else.
-DENSE = 2500
+#: Parameters whose whole matrix is cheaper than anything else, and so many that the few
+#: eigenvectors which fit into memory say next to nothing.
+DENSE, LARGE = 2500, 2**24
 #: Gradients drawn of one row, at most; and the fewest in all that are worth an inverse.
 _DRAWS, _FEWEST = 8, 256
 
@@ -195,7 +196,7 @@ class Curvature:
             vectors = inverse.solve(damping, gradients(some))
             return {"vectors": vectors.T.contiguous().cpu().numpy()}
 
-        if _shared(len(groups), layout.size):
+        if self._shared(inverse.name, len(groups), layout.size):
             rank = self._shared_rank(inverse.name, layout.size)
             found = _kept_sketch(work, layout, lambda: inverse.leading(rank))
             u, rates = found.vectors, reciprocal(found.values, damping)
@@ -243,7 +244,7 @@ class Curvature:
         if solver == "auto":
             drawn = self._drawn(parameters) >= min(_FEWEST, rows)
             solver = "dense" if parameters <= DENSE else "fisher" if drawn else "sketch"
-        shared = _shared(groups, parameters)
+        shared = self._shared(solver, groups, parameters)
         return solver, self._shared_rank(solver, parameters) if shared else groups
 
     def cost(self, parameters: int, rows: int, groups: int) -> int:
@@ -314,10 +315,10 @@ class Curvature:
             return self._rank(parameters)
         return min(_SHARED, parameters, max(8, _HELD // parameters))
 
-
-def _shared(groups: int, parameters: int) -> bool:
-    """Say whether groups are too many for moves of their own."""
-    return groups > _OWN or groups * parameters > _HELD
+    def _shared(self, solver: str, groups: int, parameters: int) -> bool:
+        """Say whether groups are too many for moves of their own."""
+        large = groups * parameters > _HELD and groups > self._shared_rank(solver, parameters)
+        return groups > _OWN or large
 
 
 def _refused(base: Point, task: Task, rows: Tensors) -> str | None:
