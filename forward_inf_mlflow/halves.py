@@ -20,8 +20,8 @@ class HeldOut:
 
     Attributes:
         train_out: ``(R, n, K)`` float32, for each repeat the half-model that did not see the row.
-        queries: ``(R, m, K)`` float32, one half-model a repeat, so that the mean over repeats is
-            made for queries as it is for training rows.
+        queries: ``(R, m, K)`` float32, for each repeat one of the two half-models at random, so
+            that queries are asked just as training rows are.
         note: How the half-models came to be, one sentence.
     """
 
@@ -79,10 +79,15 @@ def read_halves(
             pair.append(fit(np.flatnonzero(members), seed * 1009 + 2 * r + side))
             if progress is not None:
                 progress(1)
-        (a_train, a_query), (b_train, _) = pair
-        mine = first.reshape(-1, *[1] * (a_train.ndim - 1))
-        out.append(np.where(mine, b_train, a_train))
-        queries.append(a_query)
+        (a_train, a_query), (b_train, b_query) = pair
+        # Queries are asked as training rows are, some of one half-model and some of the other:
+        # where one of the two is worse, both kinds of rows suffer alike.
+        side = rng.permutation(len(a_query)) < len(a_query) // 2
+        for answers, mine, a, b in (
+            (out, first, a_train, b_train),
+            (queries, side, a_query, b_query),
+        ):
+            answers.append(np.where(mine.reshape(-1, *[1] * (a.ndim - 1)), b, a))
     return HeldOut(np.stack(out), np.stack(queries), fit.note)
 
 
