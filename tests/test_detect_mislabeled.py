@@ -340,7 +340,7 @@ class Uneven:
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
         self.calls += 1
-        sure = 2.0 if self.calls % 2 else 6.0
+        sure = 6.0 if self.calls % 2 else 2.0
         logits = np.eye(5)[self.truth] * sure + self.rng.normal(size=(len(self.truth), 5))
         return np.float32(logits[: self.n]), np.float32(logits[self.n :])
 
