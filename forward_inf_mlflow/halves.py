@@ -70,13 +70,14 @@ def read_halves(
             model about a row that it must not have seen. None: every row is alone.
         progress: Called with 1 after each of the 2 R fits.
     """
-    out, queries = [], []
+    out: list[np.ndarray] = []
+    queries: list[np.ndarray] = []
     for r in range(repeats):
         rng = np.random.default_rng([seed, r])
         first = halve(strata, rng, groups)
         pair = []
-        for side, members in enumerate((first, ~first)):
-            pair.append(fit(np.flatnonzero(members), seed * 1009 + 2 * r + side))
+        for number, members in enumerate((first, ~first)):
+            pair.append(fit(np.flatnonzero(members), seed * 1009 + 2 * r + number))
             if progress is not None:
                 progress(1)
         (a_train, a_query), (b_train, b_query) = pair

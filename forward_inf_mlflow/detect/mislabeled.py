@@ -1,7 +1,7 @@
 """Mislabeled rows: whose given label do models that never saw the row find hard to believe?
 
-Three tiers. **Certain**: so suspicious beside the query rows, whose labels are trusted, that at
-most a share ``fdr`` of them is expected to be innocent, whatever the suspicion means
+Three tiers. **Certain**: likely, and so suspicious beside the query rows, whose labels are trusted,
+that at most a share ``fdr`` of them is expected to be innocent, whatever the suspicion means
 (`error_control`). **Likely**: more probably wrong than right, if what follows holds. **The rest**
 is ranked, with the share that is surely wrong down to each row.
 
@@ -215,7 +215,8 @@ def mislabeled_classes(
     expected = calibration(logits)[np.arange(len(truth)), truth]
     wrong, eta = posterior_wrong(given, classes)
     beside = _Beside.of(-given, -expected, fdr)
-    flags = beside.certain | (wrong > 0.5)
+    flags = wrong > 0.5
+    certainly = beside.certain & flags  # the promise leaves room for rows that look right
     masked = probability.copy()
     masked[np.arange(n), labels] = -1
 
@@ -234,10 +235,10 @@ def mislabeled_classes(
             "wrong by a rule"
         )
     estimate = max(eta, apart, low)
-    named, sure = int(flags.sum()), int(beside.certain.sum())
+    named, sure = int(flags.sum()), int(certainly.sum())
     return Mislabeled(
         score=wrong,
-        certain=beside.certain,
+        certain=certainly,
         flags=flags,
         surely=beside.surely,
         # For an accused row the best *other* label: calibration may still prefer the given one.

@@ -35,6 +35,8 @@ from forward_inf_mlflow.report.formats import (
 )
 
 MAX_ROWS = 100  # per verdict; flagged.csv has them all
+#: Most suspicious rows of which the report says what to expect.
+_DEPTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 _FEATURE, _MAX_FEATURES, _MAX_VALUE = "feature.", 6, 60
 _THUMBNAIL_BUDGET = 3_000_000  # bytes of PNG as base64, so that the page opens at once
 _BOUNDS = {
@@ -141,6 +143,7 @@ def render(
         by_name={verdict.name: verdict for verdict in verdicts},
         flagged_any=len(flagged) > 0,
         regression=top["task"] == "regression",
+        depths=_depths(scores),
         sources=sources[:MAX_ROWS],
         more_sources=max(0, len(sources) - MAX_ROWS),
         guilty=_guilty(sources, verdicts[0].measure),
@@ -270,6 +273,30 @@ def _verdict(
         ),
         undrawn=int(np.isnan(values).sum()),
     )
+
+
+def _depths(scores: pd.DataFrame) -> list[Section]:
+    """Return what to expect of the most suspicious rows, at a few depths."""
+    if not {"mislabeled_score", "mislabeled_surely"} <= set(scores.columns):
+        return []
+    score, surely = (_floats(scores[name]) for name in ("mislabeled_score", "mislabeled_surely"))
+    if np.isnan(score).all():
+        return []
+    order = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
+    found = []
+    for depth in (k for k in _DEPTHS if k <= len(order)):
+        first = order[:depth]
+        found.append(
+            Section(
+                {
+                    "rows": depth,
+                    "score": score[first[-1]],
+                    "about": float(np.nansum(score[first])),
+                    "surely": float(np.nan_to_num(surely[first[-1]]) * depth),
+                }
+            )
+        )
+    return found
 
 
 def _row(record: Mapping[Any, Any], name: str, album: Album) -> Section:
