@@ -83,8 +83,8 @@ class Curvature:
     - "cg": conjugate gradients by products: the exact inverse. About 3.5 an iteration and group.
 
     "dense" and "fisher" leave out what layers have in common (the blocks beside the diagonal),
-    which some thousand rows do not determine: it raises the LDS of an image network from .40 to
-    .44, that of the digits network from .69 to .71, and makes both insensitive to the damping.
+    which some thousand rows do not determine: it raises the LDS of an image network from .39 to
+    .41, that of the digits network from .68 to .70, and makes both insensitive to the damping.
 
     Each group has a move of its own, coefficient 1, up to 1,024 groups whose vectors fit into
     memory. More share moves along as many leading eigenvectors u, with coefficients
