@@ -23,7 +23,7 @@ ALL = "all"
 #: Ids that an error shows.
 _SHOWN = 5
 
-DirectionName = Literal["auto", "gradient", "replay", "curvature"]
+DirectionName = Literal["auto", "gradient", "optimizer", "replay", "curvature"]
 ReadoutName = Literal["auto", "loss", "margin"]
 
 

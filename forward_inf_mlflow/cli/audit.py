@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forward_inf_mlflow.cli.common import EXIT, Console, common_options, policy_option
+from forward_inf_mlflow.cli.options import model_options
 
 if TYPE_CHECKING:  # the help must not wait for torch
     from forward_inf_mlflow.auditing import AuditResult
@@ -21,34 +22,7 @@ _REMEMBERS = "may still remember wrong labels"
 
 @click.command("audit", short_help="Audit a model version and decide.")
 @click.argument("model_uri")
-@click.option("--train", metavar="URI", help="Training rows; default: the version's logged data.")
-@click.option("--queries", metavar="URI", help="Query (test) rows with trusted labels; as above.")
-@click.option("--label", metavar="COLUMN", help="Column of the label.")
-@click.option("--id", "id_column", metavar="COLUMN", help="Column of the row ids.")
-@click.option("--features", metavar="A,B,...", help="Columns the model reads; default: the rest.")
-@click.option("--group-by", metavar="COLUMN", help="Column that says where a row came from.")
-@click.option(
-    "--task",
-    type=click.Choice(["auto", "classification", "regression"]),
-    default="auto",
-    show_default=True,
-    help="What the model does.",
-)
 @policy_option
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Rows read at once.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Decides the halves of the rows and their training.",
-)
-@click.option(
-    "--max-rows",
-    type=click.IntRange(min=1),
-    help="Audit only so many training rows, drawn at random; marked partial.",
-)
 @click.option(
     "--influence-queries",
     type=click.IntRange(min=1),
@@ -56,32 +30,7 @@ _REMEMBERS = "may still remember wrong labels"
     show_default=True,
     help="Queries to ask about one by one, a sweep each.",
 )
-@click.option(
-    "--direction",
-    type=click.Choice(["auto", "gradient", "optimizer", "replay", "curvature"]),
-    default="auto",
-    show_default=True,
-    help="How queries move the model.",
-)
-@click.option(
-    "--readout",
-    type=click.Choice(["auto", "loss", "margin"]),
-    default="auto",
-    show_default=True,
-    help="What is read of a training row.",
-)
-@click.option(
-    "--weight-decay",
-    type=click.FloatRange(min=0),
-    help="The training objective's penalty; default: an estimator's own, else 0.",
-)
-@click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the audit ends.")
-@click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted audit has left.")
-@click.option("--compiled", is_flag=True, help="Compile the passes (torch.compile).")
-@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done and what it costs.")
-@click.option("--allow-pickle", is_flag=True, help="Permit models whose loading runs their code.")
-@click.option("--experiment", metavar="NAME", help="Experiment of the audit run.")
-@click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
+@model_options
 @common_options
 def audit_command(
     console: Console,

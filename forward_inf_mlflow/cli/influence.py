@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forward_inf_mlflow.cli.common import Console, common_options
+from forward_inf_mlflow.cli.options import model_options
 
 if TYPE_CHECKING:  # the help must not wait for torch
     from forward_inf_mlflow.explaining import Explanation
@@ -28,19 +29,6 @@ _LOGGING = ("top", "work_dir", "fresh", "experiment", "out")
 @click.option(
     "--query-rows", metavar="ID,ID,...|all", required=True, help="Query rows to ask about."
 )
-@click.option("--queries", metavar="URI", help="Query rows; default: the version's logged data.")
-@click.option("--train", metavar="URI", help="Training rows; as above.")
-@click.option("--label", metavar="COLUMN", help="Column of the label.")
-@click.option("--id", "id_column", metavar="COLUMN", help="Column of the row ids.")
-@click.option("--features", metavar="A,B,...", help="Columns the model reads; default: the rest.")
-@click.option("--group-by", metavar="COLUMN", help="Column that says where a row came from.")
-@click.option(
-    "--task",
-    type=click.Choice(["auto", "classification", "regression"]),
-    default="auto",
-    show_default=True,
-    help="What the model does.",
-)
 @click.option("--together", is_flag=True, help="Ask about the rows together, not one by one.")
 @click.option(
     "--top",
@@ -50,46 +38,11 @@ _LOGGING = ("top", "work_dir", "fresh", "experiment", "out")
     help="Proponents and opponents of each query.",
 )
 @click.option(
-    "--direction",
-    type=click.Choice(["auto", "gradient", "replay", "curvature"]),
-    default="auto",
-    show_default=True,
-    help="How queries move the model.",
-)
-@click.option(
-    "--readout",
-    type=click.Choice(["auto", "loss", "margin"]),
-    default="auto",
-    show_default=True,
-    help="What is read of a training row.",
-)
-@click.option(
-    "--weight-decay",
-    type=click.FloatRange(min=0),
-    help="The training objective's penalty; default: an estimator's own, else 0.",
-)
-@click.option(
     "--candidates",
     type=click.IntRange(min=1),
     help="Sweep each query over so many rows of each kind that the last layer points to.",
 )
-@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done and what it costs.")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Read only so many training rows.")
-@click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the end.")
-@click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted run has left.")
-@click.option("--compiled", is_flag=True, help="Compile the passes (torch.compile).")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Rows read at once.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Decides what is drawn at random.",
-)
-@click.option("--allow-pickle", is_flag=True, help="Permit models whose loading runs their code.")
-@click.option("--experiment", metavar="NAME", help="Experiment of the run.")
-@click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
+@model_options
 @common_options
 def influence_command(
     console: Console,
