@@ -207,11 +207,15 @@ def examine(
     trusted = ~leaks.flags
     if problem.classes is not None:
         given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
-        wrong = mislabeled_classes(held_out, labels, truth, trusted, fdr=settings.fdr)
+        wrong = mislabeled_classes(
+            held_out, labels, truth, trusted, apart=leaks.train_flags, fdr=settings.fdr
+        )
         known = memorized_classes(held_out, labels, given)
     else:
         given = np.full(n, np.nan)
-        wrong = mislabeled_targets(held_out, labels, truth, trusted, fdr=settings.fdr)
+        wrong = mislabeled_targets(
+            held_out, labels, truth, trusted, apart=leaks.train_flags, fdr=settings.fdr
+        )
         known = memorized_targets(n)
 
     return Findings(

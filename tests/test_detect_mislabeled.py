@@ -328,6 +328,25 @@ def test_models_no_better_than_chance_bound_no_noise() -> None:
     assert disagreement(10, 100, 50, 100, 10, deviations=1.645) == 1
 
 
+def test_rows_that_stand_apart_are_never_certain_and_lower_no_bound() -> None:
+    held_out, labels, truth, wrong = classes(0, flips=0.1, spread=6)
+    odd = np.zeros(len(labels), dtype=bool)
+    odd[-200:] = True
+    blurred = held_out.train_out.copy()
+    blurred[:, odd] = np.random.default_rng(0).normal(size=blurred[:, odd].shape)
+    spoiled = HeldOut(blurred, held_out.queries, "")
+    trusted = np.ones(len(truth), dtype=bool)
+    among = mislabeled_classes(spoiled, labels, truth, trusted)
+    beside = mislabeled_classes(spoiled, labels, truth, trusted, apart=odd)
+    assert among.certain[odd].any()
+    assert not beside.certain[odd].any()
+    assert beside.certain[wrong & ~odd].mean() > 0.5
+    few = HeldOut(held_out.train_out[:, ~odd], held_out.queries, "")
+    without = mislabeled_classes(few, labels[~odd], truth, trusted)
+    bound = beside.measure.rate_low * len(labels)
+    assert bound == pytest.approx(without.measure.rate_low * (~odd).sum(), rel=0.1)
+
+
 class Uneven:
     """Half-models on clean labels of which every second one is bad."""
 

@@ -126,13 +126,22 @@ class _Beside:
     guilty: int
 
     @classmethod
-    def of(cls, tested: np.ndarray, trusted: np.ndarray, fdr: float) -> _Beside:
-        """Compare ``(n,)`` suspicions with those of ``(m,)`` trusted rows."""
-        envelope = Envelope.of(tested, trusted)
+    def of(
+        cls, suspicion: np.ndarray, trusted: np.ndarray, apart: np.ndarray | None, fdr: float
+    ) -> _Beside:
+        """Compare ``(n,)`` suspicions with those of ``(m,)`` trusted rows.
+
+        Rows that stand ``apart`` are never certain, and count as innocent.
+        """
+        tested = np.ones(len(suspicion), dtype=bool) if apart is None else ~apart
+        envelope = Envelope.of(suspicion[tested], trusted)
+        accused = np.zeros(len(suspicion), dtype=bool)
+        accused[tested] = certain(suspicion[tested], trusted, fdr)
         # Equally suspicious rows stand together.
-        depth = len(tested) - np.searchsorted(np.sort(tested), tested, side="left")
+        depth = tested.sum() - np.searchsorted(np.sort(suspicion[tested]), suspicion, side="left")
+        depth = np.maximum(depth, 1)
         surely = 1 - envelope.false_at_most(depth) / depth
-        return cls(certain(tested, trusted, fdr), surely, envelope.guilty)
+        return cls(accused, surely, envelope.guilty)
 
 
 def disagreement(
@@ -167,6 +176,7 @@ def mislabeled_classes(
     query_labels: np.ndarray,
     trusted: np.ndarray,
     *,
+    apart: np.ndarray | None = None,
     fdr: float = 0.1,
 ) -> Mislabeled:
     """Judge class labels.
@@ -176,6 +186,8 @@ def mislabeled_classes(
         labels: ``(n,)`` given class indices of the training rows.
         query_labels: ``(m,)`` class indices of the queries.
         trusted: ``(m,)`` bool, queries that may calibrate (not leaked ones).
+        apart: ``(n,)`` bool, training rows that are not like the trusted queries even if they are
+            right: near copies of the leaked ones, which somebody may have altered.
         fdr: Largest expected share of innocent rows among the certain ones.
     """
     n, classes = held_out.train_out.shape[1:]
@@ -214,19 +226,19 @@ def mislabeled_classes(
     given = probability[np.arange(n), labels]
     expected = calibration(logits)[np.arange(len(truth)), truth]
     wrong, eta = posterior_wrong(given, classes)
-    beside = _Beside.of(-given, -expected, fdr)
+    beside = _Beside.of(-given, -expected, apart, fdr)
     flags = wrong > 0.5
     certainly = beside.certain & flags  # the promise leaves room for rows that look right
     masked = probability.copy()
     masked[np.arange(n), labels] = -1
 
     agree = int((special.softmax(held_out.train_out, axis=-1).mean(0).argmax(1) == labels).sum())
-    surely_apart, apart, at_most_apart = (
+    surely_differ, differ, at_most_differ = (
         disagreement(right, len(truth), agree, n, classes, deviations=z)
         for z in (-3.09, -2.33, 1.645)
     )
     low, abstained = beside.guilty / n, None
-    if surely_apart > UNEXPLAINED + eta:
+    if surely_differ > UNEXPLAINED + eta:
         low = 0.0
         abstained = (
             f"models that never saw a row are right on {right / len(truth):.1%} of the queries, "
@@ -234,7 +246,7 @@ def mislabeled_classes(
             "explain: the training rows are of another kind than the queries, or many labels are "
             "wrong by a rule"
         )
-    estimate = max(eta, apart, low)
+    estimate = max(eta, differ, low)
     named, sure = int(flags.sum()), int(certainly.sum())
     return Mislabeled(
         score=wrong,
@@ -250,7 +262,7 @@ def mislabeled_classes(
             certain=sure,
             estimate=estimate,
             rate_low=low,
-            rate_high=max(at_most_apart, estimate),
+            rate_high=max(at_most_differ, estimate),
             threshold=float(wrong[flags].min()) if named else None,
             note=(
                 f"{sure:,} rows are certain at a false discovery rate of {fdr:.0%} beside "
@@ -268,6 +280,7 @@ def mislabeled_targets(
     query_targets: np.ndarray,
     trusted: np.ndarray,
     *,
+    apart: np.ndarray | None = None,
     fdr: float = 0.1,
 ) -> Mislabeled:
     """Judge regression targets: gross errors, beyond what held-out residuals explain.
@@ -305,7 +318,7 @@ def mislabeled_targets(
     scale *= 1 + 2 / np.sqrt(len(reference))
     p = 2 * stats.t.sf(np.abs(residual - centre) / scale, freedom)
     adjusted = stats.false_discovery_control(np.clip(p, 0, 1))
-    beside = _Beside.of(np.abs(residual - centre), np.abs(reference - centre), fdr)
+    beside = _Beside.of(np.abs(residual - centre), np.abs(reference - centre), apart, fdr)
     flags = beside.certain | (adjusted <= fdr)
     named, sure = int(flags.sum()), int(beside.certain.sum())
     low, share = beside.guilty / n, float((1 - fdr) * named / n)
