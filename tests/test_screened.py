@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -106,6 +107,7 @@ def test_what_cannot_be_screened_is_said_in_one_line() -> None:
         screened(Setting(found.task, headless, rows, queries), GradientStep(), 9)
 
 
+@pytest.mark.skipif(not (which("g++") or which("clang++")), reason="there is no C++ compiler")
 def test_compiled_passes_give_the_same_scores() -> None:
     found = cached()
     asked = (found.module, groups(found), found.rows, names(N))
