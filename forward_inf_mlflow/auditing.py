@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +14,18 @@ from typing import Any, Literal
 import pandas as pd
 
 from forward_inf_mlflow import output, tables, tracking
+from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.data.lineage import DataSet
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import Progress, Settings, examine, halves_cost, plan_influence
+from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.posing import pose
-from forward_inf_mlflow.preparation import choose_device
+from forward_inf_mlflow.preparation import Problem, choose_device
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.ui_table import PICTURES
@@ -146,7 +147,7 @@ def audit(
         "queries": public_uri(queries) if queries else None,
         "label": label,
         "id": id,
-        "features": ",".join(features) if features else None,
+        "features": features or None,
         "group-by": group_by,
         "task": task if task != "auto" else None,
         # Not the caller's file, which may change: the copy among the audit's artifacts.
@@ -204,13 +205,13 @@ def audit(
             partial=partial,
             problem=problem,
             settings={**settings.describe(), "max_rows": max_rows},
-            repeat=_command(version, options),
+            repeat=command_line("audit", version.uri, options),
             measures=found.measures,
             leak_scores=found.leaked.score,
             sources=tables.sources_table(problem, scores),
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,
-            influence={**planned.as_dict(), **found.facts},
+            influence={**_planned(planned, model, problem, settings), **found.facts},
             resumed=work.done - len(earlier),
             policy=bounds,
             decision=decision,
@@ -263,17 +264,23 @@ def plan_audit(
     settings = _settings(seed, influence_queries, direction, readout, weight_decay, compiled)
     posed = pose(model_uri, **where)
     problem = posed.problem
-    planned = plan_influence(posed.model, problem, settings).as_dict()
-    costs = planned["forward_equivalents"]
-    halves = halves_cost(posed.model, problem, settings)
+    planned = plan_influence(posed.model, problem, settings)
     return {
         "model": posed.version.uri,
         "task": problem.task.name,
-        **planned,
+        **_planned(planned, posed.model, problem, settings),
         "rows": len(problem.train),
         "queries": len(problem.queries),
-        "forward_equivalents": {**costs, "halves": halves, "total": costs["total"] + halves},
     }
+
+
+def _planned(
+    planned: Plan, model: AuditedModel, problem: Problem, settings: Settings
+) -> dict[str, Any]:
+    """Return the plan with what the half-models cost."""
+    halves = halves_cost(model, problem, settings)
+    costs = {**planned.costs, "halves": halves, "total": planned.costs["total"] + halves}
+    return {**planned.as_dict(), "forward_equivalents": costs}
 
 
 def _settings(
@@ -335,17 +342,6 @@ def _save(
         ) from error
     tracking.tag_version(version, outcome, run, digest)
     return describe_version(version, record["decision"], run)
-
-
-def _command(version: Version, options: Mapping[str, object]) -> str:
-    """Return the command line that repeats the audit."""
-    words = ["forward-inf", "audit", version.uri]
-    for name, value in options.items():
-        if value is True:
-            words.append(f"--{name}")
-        elif value is not None:
-            words += [f"--{name}", str(value)]
-    return shlex.join(words)
 
 
 def require_positive(**numbers: int | None) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from mlflow import MlflowClient
 from forward_inf_mlflow import answers, output, tracking
 from forward_inf_mlflow.asking import DirectionName, ReadoutName, ask
 from forward_inf_mlflow.auditing import require_positive, silent
+from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import Progress, stage
@@ -216,7 +216,7 @@ def explain(
             found=found,
             rows=rows,
             settings={"seed": seed, "top": top, "max_rows": max_rows, "together": together},
-            repeat=_command(posed.version, {**asked, "top": top}),
+            repeat=command_line("influence", posed.version.uri, _options({**asked, "top": top})),
             resumed=work.done - len(earlier),
             seconds=time.monotonic() - began,
         )
@@ -295,19 +295,10 @@ def _save(
         ) from error
 
 
-def _command(version: Version, asked: Mapping[str, object]) -> str:
-    """Return the command line that repeats the explanation."""
-    words = ["forward-inf", "influence", version.uri]
-    for name, value in asked.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [option] if value else []
-        elif name in ("train", "queries") and value:
-            words += [option, public_uri(str(value))]  # a signed URL is a password
-        elif isinstance(value, str):
-            words += [option, value] if value != "auto" else []
-        elif isinstance(value, Iterable):
-            words += [option, ",".join(map(str, value))]
-        elif value is not None:
-            words += [option, str(value)]
-    return shlex.join(words)
+def _options(asked: Mapping[str, object]) -> dict[str, object]:
+    """Return what was asked as options of a command line, without what is usual or secret."""
+    found = {name: value for name, value in asked.items() if value != "auto"}
+    for name in ("train", "queries"):
+        if found[name]:
+            found[name] = public_uri(str(found[name]))  # a signed URL is a password
+    return found

@@ -31,6 +31,7 @@ from forward_inf_mlflow.summaries import Merged, SourceSums, TopRows
 from forward_inf_mlflow.sweep import SHARD_ROWS, Part, Progress, sweep
 from forward_inf_mlflow.task import Batch, Task
 from forward_inf_mlflow.tensors import Stream, Tensors
+from forward_inf_mlflow.version import __version__
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: Moves that are read in both ways to see whether a finite difference is true.
@@ -269,6 +270,7 @@ class ForwardInfluence:
             "method": self.method,
             "compiled": self.compiled,
             "shard_rows": self.shard_rows,
+            "versions": {"forward_inf_mlflow": __version__, "torch": torch.__version__},
             **self.direction.describe(),
         }
 

@@ -1,8 +1,10 @@
-"""Memory: a batch that does not fit is halved, as often as it takes."""
+"""Memory: how much a computation may hold, and batches that are halved until they fit."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,6 +14,41 @@ from forward_inf_mlflow.task import Batch
 from forward_inf_mlflow.tensors import Tensors
 
 T = TypeVar("T")
+
+#: The share of a device's memory that a direction's vectors, or a sweep's moved models, may take.
+_SHARE = 8
+#: Where Linux says what a container may take, in bytes or "max".
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def room(device: torch.device) -> int:
+    """Return the bytes that may be held on a device, a power of two: an eighth of its memory.
+
+    Of all of it, not of what is free: what is computed in blocks must be the same when it is
+    resumed.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = min([_installed(), *_allowed()])
+    return int(2 ** ((total // _SHARE).bit_length() - 1))
+
+
+def _installed() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a system that says so
+        return 2**33
+
+
+def _allowed() -> Iterator[int]:
+    for path in _LIMITS:
+        try:
+            said = Path(path).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if said.isdecimal():
+            yield int(said)
 
 
 def batches_that_fit(rows: Tensors, read: Callable[[Batch], T]) -> Iterator[T]:

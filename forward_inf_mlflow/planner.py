@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, OptimizerSteps, Replay
-from forward_inf_mlflow.directions.curvature import DENSE, LARGE
+from forward_inf_mlflow.directions.curvature import DENSE
 from forward_inf_mlflow.probe import Which
 
 #: A model is saturated where so many of its training rows have a probability above .99.
 SATURATED = 0.5
+#: Multiplications that the inner products of a curvature's gradients may take: about half a minute.
+_SOON = {"cpu": 2**40, "cuda": 2**46}
 #: Passes of one row beyond which a sweep is long.
 _LONG = 10**8
 #: Queries that are swept over all rows where there are candidates, to see what these miss.
@@ -32,6 +34,8 @@ class Job:
         penalty: Weight decay of the training objective, in nats per row; None if nobody knows.
         linear: Whether the outputs are linear in the parameters, so that the objective is convex.
         quadratic: Whether the loss is quadratic in the outputs: then no penalty at all is fine too.
+        device: "cpu" or "cuda", where the work is done.
+        memory: Bytes there that a direction's vectors may take.
     """
 
     rows: int
@@ -43,6 +47,8 @@ class Job:
     penalty: float | None = None
     linear: bool = False
     quadratic: bool = False
+    device: str = "cpu"
+    memory: int = 2**30
 
 
 @dataclass(frozen=True)
@@ -99,23 +105,29 @@ def plan(
         seed: Of what the direction draws.
     """
     reasons = []
-    if direction is None and job.parameters > LARGE:
-        direction = GradientStep()
-        reasons.append(
-            f"a plain step, which is weaker, because no curvature of {job.parameters / 1e6:,.0f} "
-            "million parameters fits into memory"
+    if direction is None:
+        direction = Curvature(
+            penalty=job.penalty or 0.0,
+            gradients=gradients,
+            seed=seed,
+            memory=job.memory,
+            multiplications=_SOON.get(job.device, _SOON["cpu"]),
         )
-    elif direction is None:
-        direction = Curvature(penalty=job.penalty or 0.0, gradients=gradients, seed=seed)
         known = job.penalty is not None if job.quadratic else bool(job.penalty)
         if job.linear and known and job.parameters <= DENSE:
             direction = replace(direction, damping=0.0)
             reasons.append("the objective is convex and its penalty known, so no damping is added")
+        elif not direction.fits(job.parameters):
+            direction = GradientStep()
+            reasons.append(
+                "a plain step, which is weaker, because no curvature of "
+                f"{job.parameters / 1e6:,.0f} million parameters fits into {_there(job)}"
+            )
     elif isinstance(direction, Curvature | Replay) and not direction.penalty:
         direction = replace(direction, penalty=job.penalty or 0.0)
     if isinstance(direction, Curvature):
         solver, moves = direction.outlook(job.parameters, job.rows, job.groups)
-        reasons.insert(0, _SOLVERS[solver])
+        reasons.insert(0, _SOLVERS[solver].format(there=_there(job)))
         if moves != job.groups:
             reasons.append(f"{job.groups:,} query groups share {moves:,} moves along eigenvectors")
     else:
@@ -150,10 +162,16 @@ def plan(
 
 _SOLVERS = {
     "dense": "curvature as a whole matrix, because there are few parameters",
-    "fisher": "curvature from drawn gradients of some rows, because they fit into memory",
+    "fisher": "curvature from drawn gradients of some rows, because they fit into {there}",
     "sketch": "curvature by its leading eigenvectors, because there are many parameters",
     "cg": "curvature by conjugate gradients, as asked for",
 }
+
+
+def _there(job: Job) -> str:
+    """Return what may be held, in words."""
+    size = f"{job.memory / 2**30:,.0f} GiB" if job.memory >= 2**30 else f"{job.memory >> 20} MiB"
+    return f"{size} of the {'card' if job.device == 'cuda' else 'host'}'s memory"
 
 
 def _moves(direction: Direction, groups: int) -> int:

@@ -78,6 +78,7 @@ def make_record(
             "queries": len(problem.queries),
             "seconds": round(seconds, 3),
             "forward_passes": forward_passes,
+            "forward_equivalents": influence["forward_equivalents"]["total"],  # as planned
         },
         "policy": policy.as_dict(),
         "decision": decision.as_dict(),

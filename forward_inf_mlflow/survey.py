@@ -7,7 +7,7 @@ import math
 import torch
 
 from forward_inf_mlflow.directions.moves import at_rest
-from forward_inf_mlflow.memory import batches_that_fit
+from forward_inf_mlflow.memory import batches_that_fit, room
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.penalty import is_linear, penalty_of
 from forward_inf_mlflow.planner import Job
@@ -54,4 +54,6 @@ def survey(
         penalty=penalty,
         quadratic=isinstance(problem.task, Regression),
         linear=model.estimator is not None and is_linear(model.estimator),
+        device=problem.train.device.type,
+        memory=room(problem.train.device),
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forward_inf_mlflow.directions.moves import Move, Moves, Point
-from forward_inf_mlflow.memory import batches_that_fit
+from forward_inf_mlflow.memory import batches_that_fit, room
 from forward_inf_mlflow.readers import Read, Reader, by_derivative, by_difference
 from forward_inf_mlflow.task import Batch, Forward, Readout, Task
 from forward_inf_mlflow.tensors import Stream, Tensors
@@ -23,9 +23,6 @@ from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 Progress = Callable[[int], None]
 #: Rows of a shard, about: whole batches, so that a row is always read among the same others.
 SHARD_ROWS = 8192
-#: Bytes that the moved models of one pass over the rows may hold on the host, and the share of a
-#: card's memory; of all of it, not of what is free, so that a resumed sweep has the same blocks.
-_HELD, _SHARE = 2**30, 1 / 8
 
 
 @dataclass(frozen=True)
@@ -133,10 +130,7 @@ def _block(moves: Moves) -> int:
     parameters = moves.base.parameters.values()
     held = 2 * sum(p.numel() * p.element_size() for p in parameters)
     device = next(iter(parameters)).device
-    room = _HELD
-    if device.type == "cuda":
-        room = int(torch.cuda.get_device_properties(device).total_memory * _SHARE)
-    return max(1, min(len(moves), room // held))
+    return max(1, min(len(moves), room(device) // held))
 
 
 def _read(read: Reader, stream: Stream, first: int, last: int) -> Arrays:

@@ -18,6 +18,7 @@ from forward_inf_mlflow.directions import (
     Replay,
 )
 from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.memory import room
 from forward_inf_mlflow.shards import WorkFolder, digest_arrays, digest_module
 from forward_inf_mlflow.version import __version__
 from forward_inf_mlflow.work import KeepNothing, Work
@@ -102,7 +103,7 @@ def work_key(version: Version, problem: Problem, settings: Settings) -> dict[str
         "direction": settings.direction.describe() if settings.direction else "auto",
         "readout": settings.readout or "auto",
         "batch_size": train.batch_size,
-        "device": str(train.device),
+        "device": [str(train.device), room(train.device)],
         "threads": torch.get_num_threads(),
         "versions": [__version__, torch.__version__],
     }

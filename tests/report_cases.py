@@ -56,7 +56,13 @@ def make_audit(**changes: Any) -> dict[str, Any]:
                 "influence": -0.01,
             }
         ],
-        "costs": {"rows": 1240, "queries": 557, "seconds": 21.0, "forward_passes": 1234567},
+        "costs": {
+            "rows": 1240,
+            "queries": 557,
+            "seconds": 21.0,
+            "forward_passes": 1234567,
+            "forward_equivalents": 7654321,
+        },
         "policy": {
             "sha256": "cd" * 32,
             "max_mislabeled_rate": 0.01,

@@ -131,7 +131,12 @@ def test_an_audit_says_its_plan_and_keeps_it(uri: str, tmp_path: Path) -> None:
     assert len(plans) == 1
     kept = result.record["influence"]
     planned = {**plans[0].as_dict(), "solver": "dense"}  # what "auto" turned out to be
+    costs = planned.pop("forward_equivalents")
     assert {key: kept[key] for key in planned} == planned
+    costs |= {"halves": kept["forward_equivalents"]["halves"]}
+    costs |= {"total": costs["total"] + costs["halves"]}
+    assert kept["forward_equivalents"] == costs
+    assert result.record["costs"]["forward_equivalents"] == costs["total"]
     assert kept["read_by"] in ("difference", "derivative")
     assert result.record["costs"]["forward_passes"] > 0
 

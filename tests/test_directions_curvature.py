@@ -169,14 +169,14 @@ def test_auto_takes_the_matrix_for_few_parameters_and_drawn_gradients_for_more(
 ) -> None:
     found = cached("classification")
 
-    def solver(some: Setting) -> object:
-        return Curvature().plan(some.module, some.task, [some.queries], some.rows).facts["solver"]
+    def solver(some: Setting, memory: int = 2**30) -> object:
+        direction = Curvature(memory=memory)
+        return direction.plan(some.module, some.task, [some.queries], some.rows).facts["solver"]
 
     assert solver(found) == "dense"
     monkeypatch.setattr(curvature, "DENSE", 10)
     assert solver(found) == "fisher"
-    monkeypatch.setattr(curvature, "_HELD", len(dense("classification")) * 10)
-    assert solver(found) == "sketch"
+    assert solver(found, memory=4 * 10 * len(dense("classification"))) == "sketch"
 
 
 class Undrawn(Regression):

@@ -15,6 +15,7 @@ from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import Classification, Regression
 from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.version import __version__
 
 CPU = torch.device("cpu")
 SMALL = GradientStep(relative_size=1e-4, sign="both")
@@ -291,6 +292,7 @@ def test_scores_carry_what_repeats_them() -> None:
         "method": "auto",
         "compiled": False,
         "shard_rows": 8192,
+        "versions": {"forward_inf_mlflow": __version__, "torch": torch.__version__},
         "direction": "optimizer",
         "lr": 5e-3,
         "steps": 2,

@@ -145,7 +145,7 @@ def test_other_columns_do_not_make_logged_data_a_mismatch() -> None:
         ({"train": (np.eye(1), [0])}, "one row only"),
         ({"train": (np.eye(3), range(3)), "ids": ["a", "b", "a"]}, "'a' occurs in rows 0 and 2"),
         ({"train": (np.eye(3), range(3)), "ids": ["a"]}, "3 rows of features but 1 ids"),
-        ({"train": (np.eye(3), range(3)), "sources": [1, None, 2]}, "source of row 1"),
+        ({"train": (np.eye(3), range(3)), "sources": ["a", "b" * 600, "c"]}, "row 1 has a source"),
         ({"train": ([[1], [1, 2]], range(2))}, "train: not an array"),
         ({"train": (torch.eye(3, requires_grad=True), range(3))}, "detached"),
         ({"train": (np.eye(3), None)}, "labels are a single value"),

@@ -112,3 +112,33 @@ def test_a_model_too_large_for_any_curvature_takes_a_plain_step_and_says_so() ->
     assert "asked for" not in found.why
     asked = plan(replace(JOB, parameters=163_000_000), direction=Curvature())
     assert isinstance(asked.direction, Curvature)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "memory", "solver"),
+    [
+        (100_000, 2**30, "fisher"),
+        (100_000, 2**25, "sketch"),  # 83 gradients are too few
+        (100_000, 2**22, None),  # 10 eigenvectors say next to nothing
+        (163_000_000, 2**33, None),
+        (163_000_000, 2**34, "sketch"),
+    ],
+)
+def test_more_memory_makes_room_for_a_better_direction(
+    parameters: int, memory: int, solver: str | None
+) -> None:
+    found = plan(replace(JOB, groups=2, parameters=parameters, memory=memory))
+    if solver is None:
+        assert found.direction == GradientStep()
+        assert f"fits into {memory >> 20} MiB" in found.why or "fits into 8 GiB" in found.why
+    else:
+        assert isinstance(found.direction, Curvature)
+        assert found.direction.outlook(parameters, 1000, 2)[0] == solver
+
+
+def test_a_card_multiplies_more_gradients_in_the_same_time() -> None:
+    large = replace(JOB, parameters=2_000_000, groups=2, rows=4000, memory=2**36)
+    host, card = plan(large), plan(replace(large, device="cuda"))
+    assert host.costs["direction"] < card.costs["direction"]
+    assert "64 GiB of the host's memory" in host.why
+    assert "64 GiB of the card's memory" in card.why

@@ -345,3 +345,11 @@ def test_query_rows_may_have_or_lack_the_columns_that_only_name_rows(
     if not there:
         with pytest.raises(DataError, match="--id"):
             read_rows(path, uri=str(path), columns=Columns(id="key"))
+
+
+def test_rows_without_a_source_have_one_in_common(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,y,crawl\n1,0,7\n2,1,\n3,0,8\n")
+    rows = read(path, source="crawl")
+    assert rows.sources is not None
+    assert rows.sources.tolist() == ["7", "(missing)", "8"]

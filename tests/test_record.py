@@ -80,7 +80,11 @@ def made(**changes: Any) -> dict[str, Any]:
         "sources": pd.DataFrame({"source": ["a"], "influence_low": [math.nan]}),
         "seconds": 1.23456,
         "forward_passes": 99,
-        "influence": {"direction": "curvature", "why": "few parameters"},
+        "influence": {
+            "direction": "curvature",
+            "why": "few parameters",
+            "forward_equivalents": {"sweep": 99, "halves": 1, "total": 100},
+        },
         "resumed": 3,
         "policy": POLICY,
         "decision": decide(MEASURES, Facts(), POLICY),
@@ -126,7 +130,13 @@ def test_the_file_holds_what_repeats_the_audit() -> None:
     assert record["model"]["uri"] == "models:/m/3"
     assert record["model"]["creation_timestamp"] == 17
     assert record["settings"] == {"seed": 3, "rates": [0.1, 0.2], "batch_size": 1024}
-    assert record["costs"] == {"rows": 40, "queries": 20, "seconds": 1.235, "forward_passes": 99}
+    assert record["costs"] == {
+        "rows": 40,
+        "queries": 20,
+        "seconds": 1.235,
+        "forward_passes": 99,
+        "forward_equivalents": 100,
+    }
     assert {"forward_inf_mlflow", "mlflow", "torch", "python", "device"} <= set(record["tool"])
     assert record["data"]["train"]["sha256"] == "ab" * 32
     assert record["measures"]["mislabeled"]["rate"] == 9 / 40

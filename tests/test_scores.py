@@ -148,7 +148,7 @@ def test_the_engine_streams_to_the_same_top_rows_and_sums_as_its_whole_matrix_gi
     name: str, held: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if held == "one at a time":
-        monkeypatch.setattr(sweep, "_HELD", 1)
+        monkeypatch.setattr(sweep, "room", lambda device: 1)
     torch.manual_seed(0)
     m = 10 if name == "moves shared by all" else 2
     module, train, queries = nn.Linear(D, K).double(), rows(30, 1), rows(m, 2)

@@ -119,7 +119,7 @@ def test_parts_hold_every_row_under_every_move_once(
     n, k = len(found.rows), len(found.queries)
     moves, steps = moves_of(found), list[int]()
     (expected,) = sweep(moves, found.task, found.rows, method=method)  # type: ignore[arg-type]
-    monkeypatch.setattr(sweeping, "_HELD", held)
+    monkeypatch.setattr(sweeping, "room", lambda device: held)
     parts = list(
         sweep(
             moves,

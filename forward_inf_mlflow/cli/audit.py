@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forward_inf_mlflow.cli.common import EXIT, Console, common_options, policy_option
-from forward_inf_mlflow.cli.options import model_options
+from forward_inf_mlflow.cli.options import model_options, names_of
 
 if TYPE_CHECKING:  # the help must not wait for torch
     from forward_inf_mlflow.auditing import AuditResult
@@ -51,18 +51,16 @@ def audit_command(
       forward-inf audit models:/my-model@candidate \\
         --train rows.csv --queries test.csv --label y
     """
-    names = [name.strip() for name in (features or "").split(",") if name.strip()]
-    if features and not names:
-        raise click.UsageError("--features names no column: write them as A,B,C.")
+    names = names_of("--features", features) if features else None
     if plan_only:
-        return _plan(console, model_uri, id=id_column, features=names or None, **_given(options))
+        return _plan(console, model_uri, id=id_column, features=names, **_given(options))
     with console.progress("reading the model and its rows") as progress:
         from forward_inf_mlflow.auditing import audit
 
         result = audit(
             model_uri,
             id=id_column,
-            features=names or None,
+            features=names,
             progress=progress,
             on_plan=lambda planned: progress.say(f"plan: {planned.why}"),
             **_given(options),
@@ -192,5 +190,7 @@ def _say_rest(console: Console, record: Any) -> None:
         )
     console.say(
         f"  {costs['rows']:,} training rows, {costs['queries']:,} query rows, "
-        f"{costs['forward_passes']:,} forward passes, {costs['seconds']:.0f} s"
+        f"{costs['forward_passes']:,} forward passes to read them (about "
+        f"{costs['forward_equivalents']:,} with what moved and trained models), "
+        f"{costs['seconds']:.0f} s"
     )

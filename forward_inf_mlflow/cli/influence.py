@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forward_inf_mlflow.cli.common import Console, common_options
-from forward_inf_mlflow.cli.options import model_options
+from forward_inf_mlflow.cli.options import model_options, names_of
 
 if TYPE_CHECKING:  # the help must not wait for torch
     from forward_inf_mlflow.explaining import Explanation
@@ -64,8 +64,8 @@ def influence_command(
       forward-inf influence models:/my-model/3 --query-rows 3 --group-by source
     """
     asked = {name: value for name, value in options.items() if value not in (None, "")}
-    asked |= {"query_rows": _names("--query-rows", query_rows), "id": id_column or None}
-    asked |= {"features": _names("--features", features) if features else None}
+    asked |= {"query_rows": names_of("--query-rows", query_rows), "id": id_column or None}
+    asked |= {"features": names_of("--features", features) if features else None}
     if plan_only:
         return _plan(console, model_uri, asked)
     with console.progress("reading the model and its rows") as progress:
@@ -81,13 +81,6 @@ def influence_command(
     _say_rest(console, result, asked.get("out"))
     console.result(result.as_dict())
     return 0
-
-
-def _names(option: str, text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise click.UsageError(f"{option} names nothing: write it as A,B,C.")
-    return names
 
 
 def _plan(console: Console, model_uri: str, asked: dict[str, Any]) -> int:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from forward_inf_mlflow.command_line import split_names
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ROWS = (
@@ -79,3 +81,15 @@ def model_options(function: F) -> F:
     for option in reversed((*_ROWS, *_ENGINE, *_RUN)):
         function = option(function)
     return function
+
+
+def names_of(option: str, text: str) -> list[str]:
+    """Return the names in the value of an option.
+
+    Raises:
+        click.UsageError: There is none.
+    """
+    names = split_names(text)
+    if not names:
+        raise click.UsageError(f'{option} names nothing: write it as A,B,C (or "A,1",B).')
+    return names

@@ -14,6 +14,8 @@ from forward_inf_mlflow.errors import DataError
 
 #: Longest label, id or source: numpy gives every row of a text array the room of the longest.
 _MAX_TEXT = 512
+#: The source of rows that name none.
+_NO_SOURCE = "(missing)"
 #: Values checked at a time.
 _BLOCK = 1 << 20
 #: What a column of Python objects is called when all that it holds are numbers.
@@ -32,7 +34,8 @@ def accept(
 
     Nullable and categorical columns become plain numbers or text, numbers get the machine's byte
     order, ``(n, 1)`` labels become ``(n,)``, ids and sources become text. Features may have gaps,
-    NaN among numbers and None among text: whether they can be read is the model's affair.
+    NaN among numbers and None among text: whether they can be read is the model's affair. Rows
+    without a source have one in common, "(missing)".
 
     Args:
         features: ``(n, d)`` frame, or ``(n, ...)`` array with at least two dimensions.
@@ -42,8 +45,8 @@ def accept(
         uri: Where the rows come from, without credentials; every message begins with it.
 
     Raises:
-        DataError: Fewer than two rows, lengths that differ, a label, id or source that is missing,
-            a type that is neither number nor text, or an id that occurs twice.
+        DataError: Fewer than two rows, lengths that differ, a label or id that is missing, a
+            type that is neither number nor text, or an id that occurs twice.
     """
     _check_lengths(features, labels, ids, sources, uri)
     plain_features: pd.DataFrame | np.ndarray
@@ -64,7 +67,7 @@ def accept(
     plain_labels = _plain_labels(labels, uri)
     plain_ids = np.arange(len(plain_labels)).astype(str) if ids is None else _texts(ids, "id", uri)
     _check_unique(plain_ids, uri)
-    plain_sources = None if sources is None else _texts(sources, "source", uri)
+    plain_sources = None if sources is None else _sources(sources, uri)
     return Rows(
         features=plain_features,
         labels=plain_labels,
@@ -188,6 +191,16 @@ def _texts(values: Any, name: str, uri: str) -> np.ndarray:
             f"use a column of at most {_MAX_TEXT}"
         )
     return np.array(texts, dtype=str)
+
+
+def _sources(values: Any, uri: str) -> np.ndarray:
+    """Return ``(n,)`` text; a gap, which turns whole numbers into fractions, is named."""
+    series = pd.Series(values if isinstance(values, pd.Series | list) else np.asarray(values))
+    series, gaps = series.reset_index(drop=True), np.asarray(series.isna())
+    known = series[~gaps]
+    if known.dtype.kind == "f" and (known % 1 == 0).all():
+        known = known.astype("Int64")
+    return _texts(known.astype(str).reindex(series.index, fill_value=_NO_SOURCE), "source", uri)
 
 
 def _check_unique(ids: np.ndarray, uri: str) -> None:

@@ -49,13 +49,10 @@ from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 _BLOCK = 32
 #: Groups that have moves of their own at most, and eigenvectors whose moves more groups share.
 _OWN, _SHARED = 1024, 1024
-#: Numbers that the moves of all groups, or the gradients of all rows, may hold together.
-_HELD = 2**28
-#: Multiplications that the inner products of all gradients may take.
-_PRODUCTS = 2**40
-#: Parameters whose whole matrix is cheaper than anything else, and so many that the few
-#: eigenvectors which fit into memory say next to nothing.
-DENSE, LARGE = 2500, 2**24
+#: Parameters whose whole matrix is cheaper than anything else.
+DENSE = 2500
+#: Eigenvectors that must fit into memory, or they say next to nothing.
+_TELLING = 16
 #: Gradients drawn of one row, at most; and the fewest in all that are worth an inverse.
 _DRAWS, _FEWEST = 8, 256
 
@@ -116,6 +113,8 @@ class Curvature:
         rows: At most so many training rows, drawn at random, stand for all in G.
         iterations: Most iterations of "cg"; it stops at a relative residual of ``tolerance``.
         tolerance: See there.
+        memory: Bytes that the moves of all groups, or the gradients of all rows, may take.
+        multiplications: That the inner products of all gradients may take.
         relative_size: Length of a step read by finite difference over the parameters' norm.
         sign: Which way such a step goes.
         seed: Of the rows, the draws and the sketch.
@@ -131,6 +130,8 @@ class Curvature:
     rows: int = 2000
     iterations: int = 100
     tolerance: float = 1e-3
+    memory: int = 2**30
+    multiplications: int = 2**40
     relative_size: float = 0.0003
     sign: Sign = "up"
     seed: int = 0
@@ -141,7 +142,9 @@ class Curvature:
         Raises:
             ForwardInfError: One is out of its range.
         """
-        at_least_one = dict.fromkeys(("gradients", "rank", "rows", "iterations"), 1)
+        at_least_one = dict.fromkeys(
+            ("gradients", "rank", "rows", "iterations", "memory", "multiplications"), 1
+        )
         check_settings(
             self, ("tolerance", "relative_size"), damping=0, multiple=0, penalty=0, **at_least_one
         )
@@ -247,6 +250,10 @@ class Curvature:
         shared = self._shared(solver, groups, parameters)
         return solver, self._shared_rank(solver, parameters) if shared else groups
 
+    def fits(self, parameters: int) -> bool:
+        """Say whether enough of the curvature fits into memory to be worth anything."""
+        return self._vectors(parameters) >= min(_TELLING, parameters)
+
     def cost(self, parameters: int, rows: int, groups: int) -> int:
         """Return the forward-equivalents that the inverse takes, without the queries' gradients."""
         solver, _ = self.outlook(parameters, rows, groups)
@@ -303,22 +310,27 @@ class Curvature:
 
     def _drawn(self, parameters: int) -> int:
         """Return how many gradients fit into memory and can be multiplied soon."""
-        return max(1, min(self.gradients, _HELD // parameters, isqrt(_PRODUCTS // parameters)))
+        soon = isqrt(self.multiplications // parameters)
+        return max(1, min(self.gradients, self._vectors(parameters), soon))
 
     def _rank(self, parameters: int) -> int:
         """Return the rank of a sketch that fits into memory."""
-        return min(self.rank, parameters, max(8, _HELD // parameters))
+        return min(self.rank, parameters, max(8, self._vectors(parameters)))
 
     def _shared_rank(self, solver: str, parameters: int) -> int:
         """Return how many eigenvectors many groups share."""
         if solver in ("sketch", "cg"):
             return self._rank(parameters)
-        return min(_SHARED, parameters, max(8, _HELD // parameters))
+        return min(_SHARED, parameters, max(8, self._vectors(parameters)))
 
     def _shared(self, solver: str, groups: int, parameters: int) -> bool:
         """Say whether groups are too many for moves of their own."""
-        large = groups * parameters > _HELD and groups > self._shared_rank(solver, parameters)
+        large = groups > max(self._vectors(parameters), self._shared_rank(solver, parameters))
         return groups > _OWN or large
+
+    def _vectors(self, parameters: int) -> int:
+        """Return how many float32 vectors of so many parameters fit into memory."""
+        return self.memory // (4 * parameters)
 
 
 def _refused(base: Point, task: Task, rows: Tensors) -> str | None:
