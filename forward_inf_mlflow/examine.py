@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+from scipy import special
 
 from forward_inf_mlflow import halves, trainers
+from forward_inf_mlflow.detect.experts import Expert
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
@@ -18,15 +19,15 @@ from forward_inf_mlflow.detect.neighbours import row_keys
 from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
-from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.planner import Plan, plan
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.probe import Which
 from forward_inf_mlflow.scores import InfluenceScores
 from forward_inf_mlflow.survey import survey
-from forward_inf_mlflow.sweep import read
+from forward_inf_mlflow.sweep import outputs, read
 from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.views import Views, experts, read_views
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: Gradients that an audit draws for the curvature: its influence names no row by itself, so a
@@ -163,7 +164,8 @@ def examine(
     # The model as it stands: the queries' losses, and which rows its features confuse.
     query_loss = read(problem.module, problem.task, problem.queries).loss.numpy()
     require_numbers(query_loss, problem.query_rows.ids, "query")
-    suspects = _feature_copies(model, problem)
+    seen = read_views(model, problem)
+    suspects = _feature_copies(seen, m)
 
     # Mirrored influence: of all queries together, and of some one by one.
     asked = _whom_to_ask(suspects, query_loss, settings.influence_queries)
@@ -195,20 +197,29 @@ def examine(
     )
 
     # Half-models: what is said of a row by models that never saw it.
+    groups = row_keys(problem.train.inputs.numpy())
     held_out = halves.read_halves(
         _fit(model, problem, settings, work),
         _strata(problem),
         repeats=settings.repeats,
         seed=settings.seed,
-        groups=row_keys(problem.train.inputs.numpy()),
+        groups=groups,
         progress=stage(progress, "models trained on half of the rows", 2 * settings.repeats),
     )
     labels, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
     trusted = ~leaks.flags
     if problem.classes is not None:
         given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
+        others, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
         wrong = mislabeled_classes(
-            held_out, labels, truth, trusted, apart=leaks.train_flags, fdr=settings.fdr
+            held_out,
+            labels,
+            truth,
+            trusted,
+            others=others,
+            learned=[_itself(problem), *learned],
+            apart=leaks.train_flags,
+            fdr=settings.fdr,
         )
         known = memorized_classes(held_out, labels, given)
     else:
@@ -229,7 +240,8 @@ def examine(
         forward_passes=(
             m
             + found.forward_passes
-            + (n + m) * (model.features is not None)
+            + (n + m) * ((seen.features is not None) + (seen.encodings is not None))
+            + (n + m) * (problem.classes is not None)
             + (n + m) * 2 * settings.repeats
         ),
         facts={**found.facts, "read_by": found.choice.method, "read_why": found.choice.note},
@@ -259,18 +271,21 @@ def require_numbers(loss: np.ndarray, ids: np.ndarray, what: str) -> None:
         )
 
 
-@torch.no_grad()
-def _feature_copies(model: AuditedModel, problem: Problem) -> np.ndarray:
+def _feature_copies(seen: Views, queries: int) -> np.ndarray:
     """Return for each query the training row that the model's features take it for, or -1."""
-    features = model.features
-    if features is None:
-        return np.full(len(problem.queries), -1)
+    if seen.features is None:
+        return np.full(queries, -1)
+    return feature_copies(seen.features.queries, seen.features.train)
 
-    def read_features(rows: Tensors) -> np.ndarray:
-        found = batches_that_fit(rows, lambda b: features(b.inputs).float().cpu())
-        return torch.cat(list(found)).numpy()
 
-    return feature_copies(read_features(problem.queries), read_features(problem.train))
+def _itself(problem: Problem) -> Expert:
+    """Return what the audited model says of rows that it learned and of queries."""
+
+    def said(rows: Tensors) -> np.ndarray:
+        logits = outputs(problem.module, rows).numpy().astype(np.float64)
+        return np.asarray(special.log_softmax(logits, axis=1))
+
+    return Expert("the audited model", said(problem.train), said(problem.queries))
 
 
 def _whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarray:

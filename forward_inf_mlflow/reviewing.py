@@ -166,7 +166,7 @@ def _scores(audit: FoundAudit) -> pd.DataFrame:
     if content is None:
         raise TrackingError(f"run {audit.run_id} has lost its scores.parquet: audit again")
     scores = pd.read_parquet(io.BytesIO(content))
-    needed = {"id", "label", "mislabeled", "mislabeled_certain", "mislabeled_score"}
+    needed = {"id", "label", "mislabeled", "mislabeled_certain", "mislabeled_suspicion"}
     if missing := sorted(needed - set(scores.columns)):
         raise TrackingError(
             f"scores.parquet of run {audit.run_id} lacks {', '.join(missing)}: audit again"
@@ -176,7 +176,8 @@ def _scores(audit: FoundAudit) -> pd.DataFrame:
 
 def _strata(scores: pd.DataFrame) -> np.ndarray:
     score, certain, named = (
-        scores[name].to_numpy() for name in ("mislabeled_score", "mislabeled_certain", "mislabeled")
+        scores[name].to_numpy()
+        for name in ("mislabeled_suspicion", "mislabeled_certain", "mislabeled")
     )
     return strata(score.astype(np.float64), certain.astype(bool), named.astype(bool))
 

@@ -33,10 +33,10 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     """Return one row per training row, in the order of the data: ``scores.parquet``.
 
     Columns: id, label, source, loss (nats or half squared units), given_probability,
-    held_out_probability, likelier_label, mislabeled_score, memorized_score, influence (on all
-    queries together), the flags mislabeled, leaked and memorized; mislabeled_certain, the flags at
-    the promised error rate; and mislabeled_surely, the share of the rows down to this one by
-    mislabeled_score that are wrong at least.
+    held_out_probability, likelier_label, mislabeled_score, mislabeled_suspicion (what rows are
+    ranked by), memorized_score, influence (on all queries together), the flags mislabeled, leaked
+    and memorized; mislabeled_certain, the flags at the promised error rate; and mislabeled_surely,
+    the share of the rows down to this one by mislabeled_suspicion that are wrong at least.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
     likelier = found.mislabeled.likelier
@@ -50,6 +50,7 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "held_out_probability": found.mislabeled.held_out_probability,
             "likelier_label": likelier if problem.classes is None else problem.classes[likelier],
             "mislabeled_score": found.mislabeled.score,
+            "mislabeled_suspicion": found.mislabeled.suspicion,
             "memorized_score": found.memorized.score,
             "influence": found.influence,
             "mislabeled": found.mislabeled.flags,
@@ -121,7 +122,7 @@ def _common(rows: pd.DataFrame, verdict: str, score: str) -> pd.DataFrame:
 
 def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     rows = scores[scores["mislabeled"]].sort_values(
-        ["mislabeled_score", "loss", "id"], ascending=[False, False, True]
+        ["mislabeled_suspicion", "loss", "id"], ascending=[False, False, True]
     )
     table = _common(rows, "mislabeled", "mislabeled_score")
     rank = scores["loss"].rank(ascending=False, method="min").astype(int)

@@ -1,18 +1,26 @@
 """Mislabeled rows: whose given label do models that never saw the row find hard to believe?
 
+Experts say it: the half-models, and whoever else did not learn the row's label (`experts`), joined
+as the queries' trusted labels show what each is worth.
+
 Three tiers. **Certain**: likely, and so suspicious beside the query rows, whose labels are trusted,
 that at most a share ``fdr`` of them is expected to be innocent, whatever the suspicion means
 (`error_control`). **Likely**: more probably wrong than right, if what follows holds. **The rest**
 is ranked, with the share that is surely wrong down to each row.
 
-Classification, from held-out logits of training and query rows:
+Classification:
 
-1. Calibrate on the queries: a temperature, and a floor for what the half-models never expect.
+1. Calibrate on the queries: a temperature, a floor for what the half-models never expect, and the
+   experts' weights.
 2. A row's label is wrong with prior probability eta, then any other label is equally likely.
    eta and each row's posterior probability of being wrong follow by expectation-maximisation.
    Errors that follow a rule (one class for another) look less wrong: eta is then too low.
 
 The gate's bound is the envelope's, which needs no model of the errors.
+
+Rows are ranked by their **suspicion**, which also asks those who did learn the label, the audited
+model above all, as far as they do not know it by heart. A label that was learned looks less
+suspicious than a query's, so that the bounds err to the safe side.
 
 Regression: how far held-out predictions are off, beside how far they are on the queries; likely are
 the rows that a Student t distribution fitted to these accuses (Benjamini-Hochberg at ``fdr``).
@@ -20,12 +28,20 @@ the rows that a Student t distribution fitted to these accuses (Benjamini-Hochbe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, special, stats
 
 from forward_inf_mlflow.detect.error_control import Envelope, certain
+from forward_inf_mlflow.detect.experts import (
+    Expert,
+    Pool,
+    knows_by_heart,
+    of_probabilities,
+    pool,
+)
 from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
 from forward_inf_mlflow.halves import HeldOut
 
@@ -40,6 +56,8 @@ class Mislabeled:
     """What the detector says of every training row, all ``(n,)``.
 
     Attributes:
+        suspicion: What rows are ranked by. Classification: minus the logarithm of the given label's
+            probability, in nats. Regression: the residual's size.
         score: Classification: posterior probability that the given label is wrong. Regression:
             one minus the adjusted p-value of the residual.
         certain: Rows accused at the promised false discovery rate.
@@ -47,11 +65,12 @@ class Mislabeled:
         surely: Share of the rows down to this one, by suspicion, that are wrong at least; with
             95 % confidence for all rows at once.
         likelier: Class index that the half-models prefer (regression: predicted value).
-        held_out_probability: Calibrated probability of the given label by models that did not see
-            the row; NaN for regression.
+        held_out_probability: Calibrated probability of the given label by those who did not learn
+            it; NaN for regression.
         measure: The summary.
     """
 
+    suspicion: np.ndarray
     score: np.ndarray
     certain: np.ndarray
     flags: np.ndarray
@@ -176,6 +195,8 @@ def mislabeled_classes(
     query_labels: np.ndarray,
     trusted: np.ndarray,
     *,
+    others: Sequence[Expert] = (),
+    learned: Sequence[Expert] = (),
     apart: np.ndarray | None = None,
     fdr: float = 0.1,
 ) -> Mislabeled:
@@ -186,6 +207,8 @@ def mislabeled_classes(
         labels: ``(n,)`` given class indices of the training rows.
         query_labels: ``(m,)`` class indices of the queries.
         trusted: ``(m,)`` bool, queries that may calibrate (not leaked ones).
+        others: Who else did not learn the training rows' labels.
+        learned: Who did: the audited model first.
         apart: ``(n,)`` bool, training rows that are not like the trusted queries even if they are
             right: near copies of the leaked ones, which somebody may have altered.
         fdr: Largest expected share of innocent rows among the certain ones.
@@ -196,6 +219,7 @@ def mislabeled_classes(
     def nothing(why: str) -> Mislabeled:
         probability = special.softmax(np.nan_to_num(held_out.train_out), axis=-1).mean(0)
         return Mislabeled(
+            suspicion=np.full(n, np.nan),
             score=np.full(n, np.nan),
             certain=np.zeros(n, dtype=bool),
             flags=np.zeros(n, dtype=bool),
@@ -212,7 +236,9 @@ def mislabeled_classes(
             f"only {len(truth)} query rows that are not leaked, {MIN_QUERIES} are needed to "
             "calibrate what models expect of a label"
         )
-    right = int((special.softmax(logits, axis=-1).mean(0).argmax(1) == truth).sum())
+    calibration = calibrate(logits, truth)
+    joined = _joined(calibration, held_out, others, query_labels, trusted)
+    right = int((joined.queries[trusted].argmax(1) == truth).sum())
     guess = float(np.bincount(truth, minlength=classes).max() / len(truth))
     if binomial_low(right, len(truth)) <= guess:
         return nothing(
@@ -221,18 +247,20 @@ def mislabeled_classes(
             "nothing"
         )
 
-    calibration = calibrate(logits, truth)
-    probability = calibration(held_out.train_out)
-    given = probability[np.arange(n), labels]
-    expected = calibration(logits)[np.arange(len(truth)), truth]
+    rows, asked = np.arange(n), np.arange(len(query_labels))
+    probability = np.exp(joined.train)
+    given = probability[rows, labels]
     wrong, eta = posterior_wrong(given, classes)
-    beside = _Beside.of(-given, -expected, apart, fdr)
+    ranked = _with_learned(joined, learned, labels, query_labels, trusted, eta)
+    suspicion = -ranked.train[rows, labels]
+    expected = -ranked.queries[asked, query_labels][trusted]
+    beside = _Beside.of(suspicion, expected, apart, fdr)
     flags = wrong > 0.5
     certainly = beside.certain & flags  # the promise leaves room for rows that look right
     masked = probability.copy()
-    masked[np.arange(n), labels] = -1
+    masked[rows, labels] = -1
 
-    agree = int((special.softmax(held_out.train_out, axis=-1).mean(0).argmax(1) == labels).sum())
+    agree = int((probability.argmax(1) == labels).sum())
     surely_differ, differ, at_most_differ = (
         disagreement(right, len(truth), agree, n, classes, deviations=z)
         for z in (-3.09, -2.33, 1.645)
@@ -249,6 +277,7 @@ def mislabeled_classes(
     estimate = max(eta, differ, low)
     named, sure = int(flags.sum()), int(certainly.sum())
     return Mislabeled(
+        suspicion=suspicion,
         score=wrong,
         certain=certainly,
         flags=flags,
@@ -267,11 +296,63 @@ def mislabeled_classes(
             note=(
                 f"{sure:,} rows are certain at a false discovery rate of {fdr:.0%} beside "
                 f"{len(truth):,} query rows, {named - sure:,} more are likelier wrong than right; "
-                f"{held_out.note}"
+                f"{held_out.note}; {_heard(joined)}"
             ),
             abstained=abstained,
         ),
     )
+
+
+def _joined(
+    calibration: Calibration,
+    held_out: HeldOut,
+    others: Sequence[Expert],
+    query_labels: np.ndarray,
+    trusted: np.ndarray,
+) -> Pool:
+    """Join the half-models with whoever else did not learn the labels."""
+    halves = of_probabilities(
+        "half-models", calibration(held_out.train_out), calibration(held_out.queries)
+    )
+    joined = pool([halves, *others], query_labels, trusted)
+    return replace(
+        joined,
+        train=_floored(joined.train, calibration.floor),
+        queries=_floored(joined.queries, calibration.floor),
+    )
+
+
+def _floored(logs: np.ndarray, floor: float) -> np.ndarray:
+    return np.asarray(np.log((1 - floor) * np.exp(logs) + floor / logs.shape[1]))
+
+
+def _with_learned(
+    joined: Pool,
+    learned: Sequence[Expert],
+    labels: np.ndarray,
+    query_labels: np.ndarray,
+    trusted: np.ndarray,
+    noise: float,
+) -> Expert:
+    """Ask those too who learned the labels, as far as the audited model does not know its own."""
+    if not learned:
+        return joined
+    heart = knows_by_heart(learned[0], labels, query_labels, trusted, noise)
+    all_of_them = pool([joined, *learned], query_labels, trusted)
+    return Expert(
+        all_of_them.name,
+        heart * joined.train + (1 - heart) * all_of_them.train,
+        heart * joined.queries + (1 - heart) * all_of_them.queries,
+    )
+
+
+def _heard(joined: Pool) -> str:
+    """Return who was heard besides the half-models, one clause."""
+    others = [f"{name} ({weight:.2g})" for name, weight in list(joined.weights.items())[1:]]
+    if not others:
+        return "nobody else was heard"
+    first = next(iter(joined.weights.values()))
+    return f"they are heard with weight {first:.2g} beside {' and '.join(others)}"
 
 
 def mislabeled_targets(
@@ -297,7 +378,7 @@ def mislabeled_targets(
     def nothing(why: str) -> Mislabeled:
         nobody, unknown = np.zeros(n, dtype=bool), np.full(n, np.nan)
         none = Measure.none(n, why)
-        return Mislabeled(unknown, nobody, nobody, np.zeros(n), predicted, unknown, none)
+        return Mislabeled(unknown, unknown, nobody, nobody, np.zeros(n), predicted, unknown, none)
 
     if held_out.diverged is not None:
         return nothing(held_out.diverged)
@@ -323,6 +404,7 @@ def mislabeled_targets(
     named, sure = int(flags.sum()), int(beside.certain.sum())
     low, share = beside.guilty / n, float((1 - fdr) * named / n)
     return Mislabeled(
+        suspicion=np.abs(residual - centre),
         score=1 - adjusted,
         certain=beside.certain,
         flags=flags,

@@ -168,3 +168,24 @@ def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None)
         index[rows], first[rows], fifth[rows] = near[:, 0], distance[:, 0], distance[:, -1]
     tiny = 1e-4 * float(np.median(fifth)) + np.finfo(np.float32).tiny
     return Nearest(index, np.log(np.maximum(first, tiny) / np.maximum(fifth, tiny)))
+
+
+def nearest_ranks(
+    queries: np.ndarray, train: np.ndarray, ranks: int, *, own: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the positions of the nearest rows, nearest first, ``(rows, ranks)``, block by block.
+
+    ``own``: ``(m,)`` a training row that does not count for each query, -1 for none.
+    """
+    squares = np.einsum("ij,ij->i", train, train)
+    step = max(1, _BLOCK // len(train))
+    for start in range(0, len(queries), step):
+        # The query's own square is the same for all: it changes no order.
+        d = squares - 2 * (queries[start : start + step] @ train.T)
+        if own is not None:
+            mine = own[start : start + step]
+            rows = np.flatnonzero(mine >= 0)
+            d[rows, mine[rows]] = np.inf
+        near = np.argpartition(d, ranks - 1, axis=1)[:, :ranks]
+        order = np.argsort(np.take_along_axis(d, near, 1), axis=1, kind="stable")
+        yield np.take_along_axis(near, order, 1)

@@ -28,6 +28,7 @@ class AuditedModel:
         classes: ``(K,)`` the label that each output stands for; None if labels are 0 .. K-1.
         features: Inputs ``(B, ...)`` to the penultimate features ``(B, h)``, what the model's last
             linear layer sees; None where no such layer was found.
+        encoded: The same, to what its first linear layer sees.
         original: From stored features to what the loaded model itself answers, to compare with;
             nothing that was done to the module was done to it, except that a model logged in train
             mode, which is random, was switched to evaluation.
@@ -46,6 +47,7 @@ class AuditedModel:
     task: str | None = None
     classes: np.ndarray | None = None
     features: Callable[[Tensor], Tensor] | None = None
+    encoded: Callable[[Tensor], Tensor] | None = None
     estimator: Any = None
     max_batch: int | None = None
     notes: tuple[str, ...] = field(default=())

@@ -1,4 +1,4 @@
-"""What a model's last linear layer sees: the penultimate features."""
+"""What a model's linear layers see: the last one penultimate features, the first one encodings."""
 
 from __future__ import annotations
 
@@ -21,13 +21,29 @@ def penultimate(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     Returns:
         None where the module has no linear layer that its output depends on.
     """
+    return _seen(module, last=True)
+
+
+def encoded(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """Return a function from inputs to what the *first* linear layer sees, ``(B, h)``.
+
+    Of an image network these are the encodings that its convolutions make: they know single rows by
+    heart less than later layers do.
+
+    Returns:
+        None as of `penultimate`.
+    """
+    return _seen(module, last=False)
+
+
+def _seen(module: nn.Module, *, last: bool) -> Callable[[Tensor], Tensor] | None:
     if isinstance(module, Wrapped):  # its answers are those of the inner module, written otherwise
-        return penultimate(module.inner)
+        return _seen(module.inner, last=last)
     if isinstance(module, fx.GraphModule):
-        node = _last_linear_input(module.graph)
+        node = _linear_input(module.graph, last=last)
         return None if node is None else lambda inputs: _flat(_value_of(module, node, inputs))
     if any(isinstance(part, nn.Linear) for part in module.modules()):
-        return lambda inputs: _flat(_seen_by_last_linear(module, inputs))
+        return lambda inputs: _flat(_seen_by_linear(module, inputs, last=last))
     return None
 
 
@@ -35,18 +51,20 @@ def _flat(values: Tensor) -> Tensor:
     return values.flatten(1) if values.ndim > 1 else values[:, None]
 
 
-def _last_linear_input(graph: fx.Graph) -> fx.Node | None:
-    """Walk back from the output to the nearest linear layer, and return its input's node."""
+def _linear_input(graph: fx.Graph, *, last: bool) -> fx.Node | None:
+    """Walk back from the output to the nearest linear layer, or the farthest; return its input."""
     (output,) = (node for node in graph.nodes if node.op == "output")
-    needed = {output}
+    needed, found = {output}, None
     for node in reversed(graph.nodes):
         if node not in needed:
             continue
         if str(node.target) in _LINEAR:
             source = node.args[1 if "addmm" in str(node.target) else 0]
-            return source if isinstance(source, fx.Node) else None
+            found = source if isinstance(source, fx.Node) else None
+            if last:
+                return found
         needed.update(node.all_input_nodes)
-    return None
+    return found
 
 
 class _Recorder(fx.Interpreter):
@@ -75,11 +93,12 @@ def _value_of(module: fx.GraphModule, node: fx.Node, inputs: Tensor) -> Tensor:
     return recorder.value
 
 
-def _seen_by_last_linear(module: nn.Module, inputs: Tensor) -> Tensor:
+def _seen_by_linear(module: nn.Module, inputs: Tensor, *, last: bool) -> Tensor:
     seen: list[Tensor] = []
 
     def remember(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen[:] = arguments[:1]
+        if last or not seen:
+            seen[:] = arguments[:1]
 
     hooks = [
         part.register_forward_pre_hook(remember)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.models.audited import AuditedModel
-from forward_inf_mlflow.models.features import penultimate
+from forward_inf_mlflow.models.features import encoded, penultimate
 from forward_inf_mlflow.models.forward import outputs, require_output
 from forward_inf_mlflow.models.inputs import InputSpec
 from forward_inf_mlflow.models.modes import (
@@ -79,15 +79,15 @@ def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = No
         takes = next(p.dtype for p in original.parameters() if p.is_floating_point())
     if max_batch == 1:
         notes.append(_SINGLE)
-    features = penultimate(loaded)
+    views = [penultimate(loaded), encoded(loaded)]
     if spec.shape is not None and None not in spec.shape:
         sample = torch.zeros(
             (max_batch or 2, *(d for d in spec.shape if d is not None)),
             dtype=torch.as_tensor(np.zeros(1, spec.dtype)).dtype,
         )
         _require_differentiable(loaded, sample)
-        if features is not None and len(features(sample)) != len(sample):
-            features = None  # the last linear layer does not see one row per row
+        # A linear layer that does not see one row per row gives no view of the rows.
+        views = [v if v is not None and len(v(sample)) == len(sample) else None for v in views]
 
     asked = _Asked(original, takes)
 
@@ -99,7 +99,8 @@ def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = No
         prepare=spec.prepare,
         kind=kind,
         original=answer,
-        features=features,
+        features=views[0],
+        encoded=views[1],
         max_batch=max_batch,
         notes=tuple(notes),
         probabilities=probabilities,

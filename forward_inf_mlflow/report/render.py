@@ -277,12 +277,13 @@ def _verdict(
 
 def _depths(scores: pd.DataFrame) -> list[Section]:
     """Return what to expect of the most suspicious rows, at a few depths."""
-    if not {"mislabeled_score", "mislabeled_surely"} <= set(scores.columns):
+    needed = ("mislabeled_score", "mislabeled_suspicion", "mislabeled_surely")
+    if not set(needed) <= set(scores.columns):
         return []
-    score, surely = (_floats(scores[name]) for name in ("mislabeled_score", "mislabeled_surely"))
-    if np.isnan(score).all():
+    score, suspicion, surely = (_floats(scores[name]) for name in needed)
+    if np.isnan(suspicion).all():
         return []
-    order = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
+    order = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable")
     found = []
     for depth in (k for k in _DEPTHS if k <= len(order)):
         first = order[:depth]

@@ -1,0 +1,311 @@
+"""Audited models for the detectors' benchmark: rows, labels that are partly wrong, a network.
+
+Each setting is one kind of rows, one kind of errors and one state of the model: *generalising*
+(trained with augmentation, dropout or few epochs: it resists wrong labels) or *memorised* (trained
+until it knows every label by heart). A seed decides the first weights, the order of the rows and
+the errors that are drawn. Networks are kept under ``benchmarks/.cache`` by a hash of all that
+decides them.
+
+Rows come from a file with ``train_x`` or ``train_text``, ``train_y_clean``, ``train_y_human``,
+``test_x`` or ``test_text`` and ``test_y`` (see README.md), and from scikit-learn's digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from banks import CACHE
+from sklearn.datasets import load_digits
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: Rows that a network is trained on, by its state.
+ROWS = {"memorised": 4000, "generalising": 6000}
+#: Queries, their labels trusted.
+QUERIES = 1000
+#: Share of labels that are spoiled where people did not.
+NOISE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained: SGD with momentum .9, its rate up and down in one cycle.
+
+    Attributes:
+        epochs: Passes over the rows.
+        rate: The largest learning rate.
+        batch: Rows of a step.
+        weight_decay: SGD's.
+        augment: Whether images are shifted by up to four pixels and mirrored at random.
+        dropout: Share of the inputs that are set to zero at random, where they are no images.
+    """
+
+    epochs: int
+    rate: float = 0.05
+    batch: int = 64
+    weight_decay: float = 5e-4
+    augment: bool = False
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One audited model.
+
+    Attributes:
+        setting: Its name.
+        seed: See the module.
+        x: ``(n, ...)`` float32 training inputs.
+        given, true: ``(n,)`` int64 labels.
+        query_x, query_y: The queries.
+        make: Seed to a fresh network.
+        recipe: How it is trained.
+    """
+
+    setting: str
+    seed: int
+    x: Tensor
+    given: Tensor
+    true: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    make: Callable[[int], nn.Module]
+    recipe: Recipe
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Return which labels are wrong, ``(n,)`` bool."""
+        return (self.given != self.true).numpy()
+
+    @property
+    def classes(self) -> int:
+        """Return K."""
+        return int(max(self.given.max(), self.query_y.max())) + 1
+
+    def network(self) -> nn.Module:
+        """Return the audited network, trained on all rows, from the cache where it is there."""
+        return self.kept("network", None, self.seed)
+
+    def kept(self, name: str, index: np.ndarray | None, seed: int) -> nn.Module:
+        """Return a network trained on some rows (None: all), kept by what decides it."""
+        module = self.make(seed)
+        path = self.folder() / f"{name}-{_digest(index, seed)}.pt"
+        if not path.exists():
+            trained = self.fit(index, seed)
+            aside = path.with_suffix(f".{os.getpid()}")
+            torch.save(trained.state_dict(), aside)
+            aside.replace(path)
+        module.load_state_dict(torch.load(path, weights_only=True))
+        return module.eval()
+
+    def fit(
+        self,
+        index: np.ndarray | None,
+        seed: int,
+        watch: Callable[[nn.Module], None] | None = None,
+    ) -> nn.Module:
+        """Return a network trained on some rows, in evaluation mode.
+
+        Args:
+            index: Positions ``(k,)``; None for all rows.
+            seed: Of weights, order and augmentation.
+            watch: Called after every epoch with the network in evaluation mode.
+        """
+        x, y, recipe = self.x, self.given, self.recipe
+        if index is not None:
+            x, y = x[torch.as_tensor(index)], y[torch.as_tensor(index)]
+        module = self.make(seed).to(memory_format=torch.channels_last)
+        random = torch.Generator().manual_seed(seed)
+        parts = max(1, len(x) // recipe.batch)
+        optimizer = torch.optim.SGD(
+            module.parameters(), recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.rate, total_steps=recipe.epochs * parts
+        )
+        for _ in range(recipe.epochs):
+            module.train()
+            for rows in torch.tensor_split(torch.randperm(len(x), generator=random), parts):
+                inputs = _augmented(x[rows], recipe, random)
+                optimizer.zero_grad()
+                torch.autograd.backward(functional.cross_entropy(module(inputs), y[rows]))
+                optimizer.step()
+                schedule.step()
+            if watch is not None:
+                watch(module.eval())
+        return module.to(memory_format=torch.contiguous_format).eval()
+
+    def folder(self) -> Path:
+        """Return the folder of what is kept of this case."""
+        digest = hashlib.sha256()
+        for tensor in (self.x, self.given, self.query_x):
+            digest.update(tensor.numpy().tobytes())
+        code = (repr(asdict(self.recipe)), inspect.getsource(Case.fit), repr(self.make(0)))
+        digest.update("\n".join(code).encode())
+        folder = CACHE / "detectors" / digest.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def _digest(index: np.ndarray | None, seed: int) -> str:
+    rows = b"all" if index is None else np.asarray(index, np.int64).tobytes()
+    return hashlib.sha256(rows + str(seed).encode()).hexdigest()[:16]
+
+
+def _augmented(x: Tensor, recipe: Recipe, random: torch.Generator) -> Tensor:
+    if recipe.dropout:
+        keep = torch.rand(x.shape, generator=random) >= recipe.dropout
+        return x * keep / (1 - recipe.dropout)
+    if not recipe.augment:
+        return x
+    padded = functional.pad(x, (4, 4, 4, 4), mode="reflect")
+    down, right = (torch.randint(0, 9, (len(x),), generator=random) for _ in range(2))
+    side = x.shape[-1]
+    rows = (down[:, None] + torch.arange(side))[:, None, :, None]
+    columns = (right[:, None] + torch.arange(side))[:, None, None, :]
+    every, channels = torch.arange(len(x))[:, None, None, None], torch.arange(x.shape[1])
+    moved = padded[every, channels[None, :, None, None], rows, columns]
+    mirrored = torch.rand(len(x), generator=random) < 0.5
+    return torch.where(mirrored[:, None, None, None], moved.flip(-1), moved)
+
+
+def convolutional(classes: int) -> Callable[[int], nn.Module]:
+    """Return a maker of networks for images of 32 pixels: three convolutions with batch norm."""
+
+    def build() -> nn.Module:
+        layers: list[nn.Module] = []
+        for before, after in ((3, 32), (32, 64), (64, 128)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)]
+            layers += [nn.ReLU(), nn.MaxPool2d(2)]
+        head = [nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, classes)]
+        return nn.Sequential(*layers, *head)
+
+    return _seeded(build)
+
+
+def perceptron(inputs: int, hidden: int, classes: int) -> Callable[[int], nn.Module]:
+    """Return a maker of networks with one hidden layer."""
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+    return _seeded(build)
+
+
+def _seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
+    def make(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build()
+
+    return make
+
+
+#: By kind of rows and state of the model.
+RECIPES = {
+    ("images", "memorised"): Recipe(epochs=30, weight_decay=0),
+    ("images", "generalising"): Recipe(epochs=24, augment=True),
+    ("texts", "memorised"): Recipe(epochs=40, rate=0.5, weight_decay=0),
+    ("texts", "generalising"): Recipe(epochs=8, rate=0.2, weight_decay=1e-3, dropout=0.3),
+    ("digits", "memorised"): Recipe(epochs=200, rate=0.2, weight_decay=0),
+    ("digits", "generalising"): Recipe(epochs=20, rate=0.1),
+}
+
+
+def settings(kind: str) -> list[str]:
+    """Return the names of the settings of one kind of rows: kind, errors, state."""
+    errors = ("symmetric",) if kind == "digits" else ("human", "symmetric")
+    return [f"{kind}, {e}, {state}" for e in errors for state in ("memorised", "generalising")]
+
+
+def kind_of(file: Path) -> str:
+    """Return "images" or "texts", by what the file holds."""
+    with np.load(file, allow_pickle=False) as data:
+        return "texts" if "train_text" in data.files else "images"
+
+
+def case(setting: str, seed: int, file: Path | None) -> Case:
+    """Return a case, not trained yet.
+
+    Args:
+        setting: One of `settings`.
+        seed: See the module.
+        file: Of the rows; None for the digits.
+    """
+    kind, errors, state = setting.split(", ")
+    x, clean, human, query_x, query_y = _rows(kind, file, ROWS[state])
+    classes = int(max(clean.max(), query_y.max())) + 1
+    given = human if errors == "human" else _spoiled(clean, classes, seed)
+    make = (
+        convolutional(classes)
+        if kind == "images"
+        else perceptron(x.shape[1], 64 if kind == "texts" else 128, classes)
+    )
+    return Case(
+        setting,
+        seed,
+        *map(torch.as_tensor, (x, given, clean, query_x, query_y)),
+        make,
+        RECIPES[kind, state],
+    )
+
+
+def smaller(whole: Case, rows: int) -> Case:
+    """Return the case with its first rows only."""
+    return replace(whole, x=whole.x[:rows], given=whole.given[:rows], true=whole.true[:rows])
+
+
+def _spoiled(clean: np.ndarray, classes: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng([11, seed])
+    bad, given = rng.random(len(clean)) < NOISE, clean.copy()
+    given[bad] = (clean[bad] + rng.integers(1, classes, bad.sum())) % classes
+    return given
+
+
+def _rows(kind: str, file: Path | None, most: int) -> tuple[np.ndarray, ...]:
+    """Return training inputs, true and people's labels, query inputs and labels."""
+    if file is None:
+        x, y = load_digits(return_X_y=True)
+        order = np.random.default_rng(0).permutation(len(x))
+        x, y = (x[order] / 16).astype(np.float32), y[order].astype(np.int64)
+        return x[:1200], y[:1200], y[:1200], x[1200:], y[1200:]
+    with np.load(file, allow_pickle=False) as data:
+        held = {name: data[name] for name in data.files}
+    clean, human, query_y = (
+        held[name].astype(np.int64) for name in ("train_y_clean", "train_y_human", "test_y")
+    )
+    clean, human, query_y = clean[:most], human[:most], query_y[:QUERIES]
+    if kind == "texts":
+        words = TfidfVectorizer(max_features=3000, sublinear_tf=True, min_df=2)
+        x = words.fit_transform(held["train_text"][:most].tolist()).toarray()
+        query_x = words.transform(held["test_text"][:QUERIES].tolist()).toarray()
+        return x.astype(np.float32), clean, human, query_x.astype(np.float32), query_y
+    pictures = (held["train_x"][:most], held["test_x"][:QUERIES])
+    x, query_x = (pixels(some) for some in pictures)
+    return x, clean, human, query_x, query_y
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Return images of bytes ``(n, h, w, 3)`` as ``(n, 3, h, w)`` float32 about 0."""
+    moved = ((images.astype(np.float32) / 255 - 0.47) / 0.25).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(moved)
+
+
+def leaky(seed: int, file: Path) -> tuple[Case, dict[str, np.ndarray]]:
+    """Return a case of a file with leaks, true labels alone, and the file's other arrays."""
+    with np.load(file, allow_pickle=False) as data:
+        held = {name: data[name] for name in data.files}
+    x, query_x = pixels(held["train_x"]), pixels(held["test_x"])
+    y, query_y = (held[name].astype(np.int64) for name in ("train_y", "test_y"))
+    classes = int(max(y.max(), query_y.max())) + 1
+    rows = map(torch.as_tensor, (x, y, y, query_x, query_y))
+    found = Case("leaks", seed, *rows, convolutional(classes), RECIPES["images", "memorised"])
+    return found, held

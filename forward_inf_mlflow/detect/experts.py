@@ -1,0 +1,208 @@
+"""Experts: who can say a row's class without having learned its label, and what each is worth.
+
+An expert gives every class a probability, for training rows it has not learned from and for
+queries. The queries' labels are trusted, so they show what an expert is worth; no label that may be
+wrong decides. Experts are joined in a logarithmic opinion pool, ``log p = sum w_e log p_e + c``,
+whose weights have the highest likelihood on the queries (stacking: Wolpert, Neural Networks 1992;
+pools: Heskes, NeurIPS 1998). An expert joins only if the likelihood gains more than a weight costs
+(Akaike's criterion), so that few queries are not overfitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, special
+
+from forward_inf_mlflow.detect import neighbours as nb
+
+#: How many neighbours may vote.
+_VOTERS = (5, 10, 20, 40)
+#: Votes that every class has before any is counted.
+_PRIOR = 0.5
+#: Queries that weights are fitted on, at most: numbers, not rows.
+_FITTED = 2_000_000
+#: Rows that may vote, at most: numbers in all of a distance matrix's sums.
+_BUDGET = 2e13
+
+
+@dataclass(frozen=True)
+class Expert:
+    """What one says.
+
+    Attributes:
+        name: Who, in words that follow "with".
+        train: ``(n, K)`` log-probabilities.
+        queries: ``(m, K)`` log-probabilities.
+    """
+
+    name: str
+    train: np.ndarray
+    queries: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pool(Expert):
+    """Several joined.
+
+    Attributes:
+        weights: Of each expert that joined, by name.
+    """
+
+    weights: dict[str, float]
+
+
+def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> Pool:
+    """Join experts, the first of which is always in.
+
+    Args:
+        experts: At least one.
+        labels: ``(m,)`` class indices of the queries.
+        trusted: ``(m,)`` bool, queries that count.
+    """
+    chosen, weights, cost = [experts[0]], np.ones(1), np.inf
+    fitted = _some(trusted, experts[0].queries.shape[1])
+    weights, cost = _fit([e.queries[fitted] for e in chosen], labels[fitted])
+    left = list(experts[1:])
+    while left:
+        trials = [
+            _fit([e.queries[fitted] for e in (*chosen, other)], labels[fitted]) for other in left
+        ]
+        best = int(np.argmin([found[1] for found in trials]))
+        if trials[best][1] * len(fitted) > cost * len(fitted) - 1:
+            break
+        chosen.append(left.pop(best))
+        weights, cost = trials[best]
+    kept = [(e, w) for e, w in zip(chosen, weights, strict=True) if w > 1e-3]
+    train, queries = (
+        _normal(sum(w * getattr(e, which) for e, w in kept)) for which in ("train", "queries")
+    )
+    return Pool(
+        " and ".join(e.name for e, _ in kept),
+        train,
+        queries,
+        {e.name: round(float(w), 3) for e, w in kept},
+    )
+
+
+def of_probabilities(name: str, train: np.ndarray, queries: np.ndarray) -> Expert:
+    """Return an expert from probabilities ``(n, K)`` and ``(m, K)``."""
+    tiny = np.finfo(np.float64).tiny
+    return Expert(name, *(np.log(np.maximum(x, tiny)) for x in (train, queries)))
+
+
+def of_neighbours(
+    name: str,
+    train: np.ndarray,
+    queries: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    query_labels: np.ndarray,
+    trusted: np.ndarray,
+    *,
+    classes: int,
+) -> Expert | None:
+    """Return the votes of the nearest training rows; how many may vote, the queries choose.
+
+    Args:
+        name: What the rows are compared by.
+        train: ``(n, d)`` float32.
+        queries: ``(m, d)``.
+        labels: ``(n,)`` class indices, some of them wrong.
+        groups: ``(n,)`` rows of one group are the same row and do not vote for each other.
+        query_labels: ``(m,)`` class indices.
+        trusted: ``(m,)`` bool, queries that count.
+        classes: K.
+
+    Returns:
+        None where there are too few rows, or too many to compare.
+    """
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    voters, own = first, member.reshape(-1)
+    if len(voters) <= _VOTERS[0]:
+        return None
+    each = float(len(train) + len(queries)) * train.shape[1]
+    most = int(_BUDGET / each)
+    if most < 50 * classes:
+        return None
+    if most < len(voters):  # some of the rows stand for all
+        drawn = np.sort(np.random.default_rng(0).permutation(len(voters))[:most])
+        at = np.full(len(voters), -1)
+        at[drawn] = np.arange(most)
+        voters, own = voters[drawn], at[own]
+    ks = [k for k in _VOTERS if k < len(voters)]
+    said = [
+        labels[voters[near]] for near in nb.nearest_ranks(train, train[voters], ks[-1], own=own)
+    ]
+    asked = [labels[voters[near]] for near in nb.nearest_ranks(queries, train[voters], ks[-1])]
+    near_train, near_queries = np.concatenate(said), np.concatenate(asked)
+    fitted = _some(trusted, classes)
+
+    def cost(k: int) -> float:
+        return _fit([_votes(near_queries[fitted, :k], classes)], query_labels[fitted])[1]
+
+    k = min(ks, key=cost)
+    return Expert(name, _votes(near_train[:, :k], classes), _votes(near_queries[:, :k], classes))
+
+
+def knows_by_heart(
+    expert: Expert, labels: np.ndarray, query_labels: np.ndarray, trusted: np.ndarray, noise: float
+) -> float:
+    """Return which share of what could be known by heart an expert knows by heart, 0 to 1.
+
+    One that never learned from the training labels agrees with them as often as its skill on the
+    queries and the share of wrong labels let it. What it agrees beyond that, it was told.
+
+    Args:
+        expert: Who may have learned from the training labels, the audited model say.
+        labels: ``(n,)`` given class indices.
+        query_labels: ``(m,)`` class indices.
+        trusted: ``(m,)`` bool, queries that count.
+        noise: Share of wrong training labels, about.
+    """
+    right = float((expert.queries.argmax(1) == query_labels)[trusted].mean())
+    agrees = float((expert.train.argmax(1) == labels).mean())
+    classes = expert.train.shape[1]
+    expected = (1 - noise) * right + noise * (1 - right) / (classes - 1)
+    return float(np.clip((agrees - expected) / max(1 - expected, 1e-9), 0, 1))
+
+
+def _fit(said: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the weights of experts, and minus the mean log-likelihood that they reach."""
+    stacked, rows = np.stack(said), np.arange(len(labels))
+
+    def cost(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = np.exp(logs)
+        probability = special.softmax(np.tensordot(weights, stacked, 1), axis=1)
+        chosen = np.maximum(probability[rows, labels], np.finfo(np.float64).tiny)
+        slope = (stacked * probability).sum(2) - stacked[:, rows, labels]
+        return float(-np.log(chosen).mean()), weights * slope.mean(1)
+
+    start = np.full(len(said), -np.log(len(said)))
+    found = optimize.minimize(
+        cost, start, jac=True, method="L-BFGS-B", bounds=[(-9, 3)] * len(said)
+    )
+    return np.exp(found.x), float(found.fun)
+
+
+def _votes(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return log shares of votes, ``(rows, K)``, of neighbours' labels ``(rows, k)``."""
+    counts = np.zeros((len(labels), classes), dtype=np.float32)
+    rows = np.arange(len(labels))
+    for column in labels.T:
+        counts[rows, column] += 1
+    total = labels.shape[1] + _PRIOR * classes
+    return np.asarray(np.log((counts + np.float32(_PRIOR)) / np.float32(total)))
+
+
+def _normal(logs: np.ndarray) -> np.ndarray:
+    return np.asarray(logs - special.logsumexp(logs, axis=1, keepdims=True))
+
+
+def _some(trusted: np.ndarray, classes: int) -> np.ndarray:
+    """Return positions of the trusted queries, evenly spread if they are very many."""
+    rows = np.flatnonzero(trusted)
+    most = max(200, _FITTED // classes)
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]

@@ -1,0 +1,125 @@
+"""Views: the rows as they are, and as the audited model sees them, for whoever compares rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forward_inf_mlflow.detect import neighbours as nb
+from forward_inf_mlflow.detect.experts import Expert, of_neighbours
+from forward_inf_mlflow.memory import batches_that_fit
+from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.preparation import Problem
+from forward_inf_mlflow.tensors import Tensors
+
+#: Numbers of a view that are held at most; more are projected at random, to fewer columns.
+_HELD, _COLUMNS = 2**28, 256
+
+
+@dataclass(frozen=True)
+class View:
+    """Training rows and queries in one form, float32.
+
+    Attributes:
+        name: What rows are compared by.
+        train: ``(n, d)``.
+        queries: ``(m, d)``.
+    """
+
+    name: str
+    train: np.ndarray
+    queries: np.ndarray
+
+
+@dataclass(frozen=True)
+class Views:
+    """Every form there is.
+
+    Attributes:
+        inputs: The model's inputs as they are, and columns by their spread where they are a table.
+        encodings: What the model's first linear layer sees, where that is not the input; or None.
+        features: What its last one sees; or None.
+    """
+
+    inputs: tuple[View, ...]
+    encodings: View | None
+    features: View | None
+
+
+def read_views(model: AuditedModel, problem: Problem) -> Views:
+    """Read all rows once more where the model has features."""
+    train, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
+    flat = [x.reshape(len(x), -1).astype(np.float32) for x in (train, queries)]
+    inputs = [View("neighbours by input", *map(_unit, flat))]
+    if train.ndim == 2:
+        other, own = nb.standardized(queries, train)
+        inputs.append(View("neighbours by standardised input", own, other))
+    encodings = _view("neighbours by the model's encodings", model.encoded, problem)
+    features = _view("neighbours by the model's features", model.features, problem)
+    if encodings is not None and encodings.train.shape == flat[0].shape:
+        encodings = None if np.allclose(encodings.train, inputs[0].train, atol=1e-5) else encodings
+    return Views(tuple(inputs), encodings, features)
+
+
+def experts(
+    views: Views,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    query_labels: np.ndarray,
+    trusted: np.ndarray,
+    classes: int,
+) -> tuple[list[Expert], list[Expert]]:
+    """Return the neighbours' votes: of those that did not learn labels, and of those that did.
+
+    Args as in `detect.experts.of_neighbours`.
+    """
+
+    def votes(view: View) -> Expert | None:
+        return of_neighbours(
+            view.name,
+            view.train,
+            view.queries,
+            labels,
+            groups,
+            query_labels,
+            trusted,
+            classes=classes,
+        )
+
+    naive = [votes(view) for view in (*views.inputs, views.encodings) if view is not None]
+    taught = [votes(view) for view in (views.features,) if view is not None]
+    return [e for e in naive if e is not None], [e for e in taught if e is not None]
+
+
+@torch.no_grad()
+def _view(name: str, function: Callable[[Tensor], Tensor] | None, problem: Problem) -> View | None:
+    """Return what a function of the inputs gives, rows at unit length."""
+    if function is None:
+        return None
+    projection: Tensor | None = None
+    rows_in_all = len(problem.train) + len(problem.queries)
+
+    def of(rows: Tensors) -> np.ndarray:
+        def read(values: Tensor) -> Tensor:
+            nonlocal projection
+            found = function(values).float()
+            if found.shape[1] * rows_in_all > _HELD and found.shape[1] > _COLUMNS:
+                if projection is None:
+                    draw = torch.Generator().manual_seed(0)
+                    drawn = torch.randn(found.shape[1], _COLUMNS, generator=draw)
+                    projection = drawn.to(found.device)
+                found = found @ projection
+            return found.cpu()
+
+        return _unit(torch.cat(list(batches_that_fit(rows, lambda b: read(b.inputs)))).numpy())
+
+    return View(name, of(problem.train), of(problem.queries))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(lengths, np.finfo(np.float32).tiny))
