@@ -36,11 +36,13 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler, normalize
 
 from forward_inf_mlflow.decision import Facts, decide
+from forward_inf_mlflow.detect.experts import of_logits
 from forward_inf_mlflow.detect.mislabeled import mislabeled_classes
 from forward_inf_mlflow.detect.neighbours import row_keys
 from forward_inf_mlflow.halves import read_halves
 from forward_inf_mlflow.policy import Policy
 from forward_inf_mlflow.trainers import Refitted
+from forward_inf_mlflow.views import Views, experts, input_views
 
 DATA = Path(os.environ.get("BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ROWS, QUERIES, REPEATS = 600, 300, 3
@@ -114,8 +116,17 @@ def draw(name: str, model: str, kind: str, share: float, seed: int) -> dict[str,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fit = Refitted(MODELS[model](), x, given, query_x, classes)
-        halves = read_halves(fit, given, repeats=REPEATS, seed=seed, groups=row_keys(x))
-    found = mislabeled_classes(halves, given, query_y, np.ones(len(query_y), dtype=bool))
+        groups = row_keys(x)
+        halves = read_halves(fit, given, repeats=REPEATS, seed=seed, groups=groups)
+        audited = MODELS[model]().fit(x, given)
+    trusted = np.ones(len(query_y), dtype=bool)
+    seen = Views(input_views(x, query_x), None, None)
+    others, _ = experts(seen, given, groups, query_y, trusted, len(classes))
+    itself = of_logits(
+        "the audited model", *(np.log(audited.predict_proba(r) + 1e-30)[None] for r in (x, query_x))
+    )
+    half_models = of_logits("half-models", halves.train_out, halves.queries)
+    found = mislabeled_classes([half_models, *others], given, query_y, trusted, learned=[itself])
     wrong, measure = given != truth, found.measure
     outcome = decide({"mislabeled": measure}, Facts(), POLICY).outcome
 

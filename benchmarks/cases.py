@@ -185,8 +185,9 @@ def convolutional(classes: int) -> Callable[[int], nn.Module]:
         for before, after in ((3, 32), (32, 64), (64, 128)):
             layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)]
             layers += [nn.ReLU(), nn.MaxPool2d(2)]
-        head = [nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, classes)]
-        return nn.Sequential(*layers, *head)
+        return nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes)
+        )
 
     return _seeded(build)
 
@@ -211,7 +212,7 @@ def _seeded(build: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
 
 #: By kind of rows and state of the model.
 RECIPES = {
-    ("images", "memorised"): Recipe(epochs=30, weight_decay=0),
+    ("images", "memorised"): Recipe(epochs=40, weight_decay=0),
     ("images", "generalising"): Recipe(epochs=24, augment=True),
     ("texts", "memorised"): Recipe(epochs=40, rate=0.5, weight_decay=0),
     ("texts", "generalising"): Recipe(epochs=8, rate=0.2, weight_decay=1e-3, dropout=0.3),

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from forward_inf_mlflow import halves, trainers
-from forward_inf_mlflow.detect.experts import Expert
+from forward_inf_mlflow.detect.experts import Expert, of_logits
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
-from forward_inf_mlflow.detect.mislabeled import Mislabeled, mislabeled_classes, mislabeled_targets
+from forward_inf_mlflow.detect.mislabeled import (
+    Mislabeled,
+    mislabeled_classes,
+    mislabeled_targets,
+    undecided,
+)
 from forward_inf_mlflow.detect.neighbours import row_keys
 from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.errors import ModelError
@@ -26,7 +30,6 @@ from forward_inf_mlflow.probe import Which
 from forward_inf_mlflow.scores import InfluenceScores
 from forward_inf_mlflow.survey import survey
 from forward_inf_mlflow.sweep import outputs, read
-from forward_inf_mlflow.tensors import Tensors
 from forward_inf_mlflow.views import Views, experts, read_views
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
@@ -194,6 +197,9 @@ def examine(
         problem.queries.inputs.numpy(),
         problem.train.inputs.numpy(),
         ModelView(suspects, asked, single.values),
+        encodings=None
+        if seen.encodings is None
+        else (seen.encodings.queries, seen.encodings.train),
     )
 
     # Half-models: what is said of a row by models that never saw it.
@@ -210,17 +216,20 @@ def examine(
     trusted = ~leaks.flags
     if problem.classes is not None:
         given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
-        others, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
-        wrong = mislabeled_classes(
-            held_out,
-            labels,
-            truth,
-            trusted,
-            others=others,
-            learned=[_itself(problem), *learned],
-            apart=leaks.train_flags,
-            fdr=settings.fdr,
-        )
+        if held_out.diverged is not None:
+            wrong = undecided(n, held_out.diverged)
+        else:
+            naive, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
+            wrong = mislabeled_classes(
+                [of_logits("half-models", held_out.train_out, held_out.queries), *naive],
+                labels,
+                truth,
+                trusted,
+                learned=[_itself(problem), *learned],
+                apart=leaks.train_flags,
+                fdr=settings.fdr,
+                note=held_out.note,
+            )
         known = memorized_classes(held_out, labels, given)
     else:
         given = np.full(n, np.nan)
@@ -281,11 +290,8 @@ def _feature_copies(seen: Views, queries: int) -> np.ndarray:
 def _itself(problem: Problem) -> Expert:
     """Return what the audited model says of rows that it learned and of queries."""
 
-    def said(rows: Tensors) -> np.ndarray:
-        logits = outputs(problem.module, rows).numpy().astype(np.float64)
-        return np.asarray(special.log_softmax(logits, axis=1))
-
-    return Expert("the audited model", said(problem.train), said(problem.queries))
+    said = [outputs(problem.module, rows).numpy() for rows in (problem.train, problem.queries)]
+    return of_logits("the audited model", said[0][None], said[1][None])
 
 
 def _whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarray:

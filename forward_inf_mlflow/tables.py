@@ -141,7 +141,9 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
 def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
     leaks = found.leaked
     queries = np.flatnonzero(leaks.flags)
-    kinds = pd.Categorical(leaks.kind[queries], categories=["exact", "near", "influence"])
+    kinds = pd.Categorical(
+        leaks.kind[queries], categories=["exact", "near", "encoded", "influence"]
+    )
     queries = queries[np.argsort(kinds.codes, kind="stable")]
     rows = scores.iloc[leaks.train_index[queries]]
     table = _common(rows, "leaked", "loss").reset_index(drop=True)

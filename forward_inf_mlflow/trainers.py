@@ -39,11 +39,11 @@ class Recipe:
     Attributes:
         epochs: Passes over the half.
         batch_size: Rows a step.
-        rates: Peak learning rates of a one-cycle AdamW; the one with the lowest loss on the
-            queries after the first half is taken for all.
+        rates: Peak learning rates of a one-cycle AdamW, rising; from the second on they are tried
+            up or down as long as the first half's loss on the queries falls.
         weight_decay: AdamW's.
-        skill: Fresh weights are taken if they reach this share of the skill on the queries that
-            the shrunk ones reach.
+        skill: Fresh weights are taken if they reach this share of the audited model's skill on the
+            queries, or of that which the shrunk ones reach.
         shrink: Weight matrices of a shrunk start are multiplied by it.
         noise: Then normal noise is added, of this share of each matrix's own spread.
     """
@@ -112,18 +112,30 @@ class Continued:
 
     def _choose(self, index: np.ndarray, seed: int) -> tuple[tuple[Start, float], nn.Module]:
         """Choose rate and start by the queries, whose labels are trusted."""
-        best: tuple[float, float, nn.Module] | None = None
-        for rate in self._recipe.rates:
-            model = self._fit(index, seed, "fresh", rate)
-            loss = self._query_loss(model)
-            if best is None or loss < best[0]:
-                best = loss, rate, model
-        assert best is not None, "a recipe has at least one rate"
-        _, rate, fresh = best
+        rate, fresh = self._best_rate(index, seed)
+        reached = self._skill(fresh)
+        if reached >= self._recipe.skill * self._skill(self._module):
+            return ("fresh", rate), fresh
         shrunk = self._fit(index, seed, "shrunk", rate)
-        if self._skill(fresh) >= self._recipe.skill * self._skill(shrunk):
+        if reached >= self._recipe.skill * self._skill(shrunk):
             return ("fresh", rate), fresh
         return ("shrunk", rate), shrunk
+
+    def _best_rate(self, index: np.ndarray, seed: int) -> tuple[float, nn.Module]:
+        rates = self._recipe.rates
+        start = min(1, len(rates) - 1)
+        best = start, self._fit(index, seed, "fresh", rates[start])
+        least = self._query_loss(best[1])
+        for way in (1, -1):
+            for i in range(start + way, len(rates) if way > 0 else -1, way):
+                model = self._fit(index, seed, "fresh", rates[i])
+                loss = self._query_loss(model)
+                if loss >= least:
+                    break
+                best, least = (i, model), loss
+            if best[0] != start:
+                break
+        return rates[best[0]], best[1]
 
     def _skill(self, model: nn.Module) -> float:
         return self._task.skill(outputs(model, self._queries), self._queries.targets)

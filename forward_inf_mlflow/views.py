@@ -52,17 +52,22 @@ class Views:
 
 def read_views(model: AuditedModel, problem: Problem) -> Views:
     """Read all rows once more where the model has features."""
-    train, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
-    flat = [x.reshape(len(x), -1).astype(np.float32) for x in (train, queries)]
-    inputs = [View("neighbours by input", *map(_unit, flat))]
-    if train.ndim == 2:
-        other, own = nb.standardized(queries, train)
-        inputs.append(View("neighbours by standardised input", own, other))
+    inputs = input_views(problem.train.inputs.numpy(), problem.queries.inputs.numpy())
     encodings = _view("neighbours by the model's encodings", model.encoded, problem)
     features = _view("neighbours by the model's features", model.features, problem)
-    if encodings is not None and encodings.train.shape == flat[0].shape:
+    if encodings is not None and encodings.train.shape == inputs[0].train.shape:
         encodings = None if np.allclose(encodings.train, inputs[0].train, atol=1e-5) else encodings
-    return Views(tuple(inputs), encodings, features)
+    return Views(inputs, encodings, features)
+
+
+def input_views(train: np.ndarray, queries: np.ndarray) -> tuple[View, ...]:
+    """Return inputs ``(n, ...)`` and ``(m, ...)`` by direction, and a table's columns by spread."""
+    flat = [x.reshape(len(x), -1).astype(np.float32) for x in (train, queries)]
+    views = [View("neighbours by input", *map(_unit, flat))]
+    if train.ndim == 2:
+        other, own = nb.standardized(queries, train)
+        views.append(View("neighbours by standardised input", own, other))
+    return tuple(views)
 
 
 def experts(
@@ -73,7 +78,7 @@ def experts(
     trusted: np.ndarray,
     classes: int,
 ) -> tuple[list[Expert], list[Expert]]:
-    """Return the neighbours' votes: of those that did not learn labels, and of those that did.
+    """Return the neighbours' votes: by what no label has shaped, and by what the model has learned.
 
     Args as in `detect.experts.of_neighbours`.
     """
@@ -90,8 +95,8 @@ def experts(
             classes=classes,
         )
 
-    naive = [votes(view) for view in (*views.inputs, views.encodings) if view is not None]
-    taught = [votes(view) for view in (views.features,) if view is not None]
+    naive = [votes(view) for view in views.inputs]
+    taught = [votes(view) for view in (views.encodings, views.features) if view is not None]
     return [e for e in naive if e is not None], [e for e in taught if e is not None]
 
 

@@ -179,8 +179,45 @@ def test_with_few_rows_only_exact_copies_are_accused(m: int, n: int) -> None:
 def test_the_bound_lies_below_the_rate() -> None:
     queries, train = table(M, 1), table(N)
     queries[:6] = train[:6]
-    measure = leaked(queries, train, None).measure
-    assert 0 < measure.rate_low < measure.rate == 0.1
+    exact = leaked(queries, train, None).measure
+    assert exact.rate_low == exact.rate == 0.1 < exact.rate_high
+    queries[:6] += 1e-3
+    near = leaked(queries, train, None).measure
+    assert near.count == 6
+    assert 0 < near.rate_low < near.rate <= 0.1, "some of them may be chance"
+
+
+def encoded(copies: int, twins: int, seed: int) -> Leaked:
+    """Leaks that only encodings show: the values are others altogether."""
+    rng = np.random.default_rng(seed)
+    seen, reference = rng.normal(size=(400, 16)), rng.normal(size=(2000, 16))
+    reference[:twins] = reference[1000 : 1000 + twins] + 0.05 * rng.normal(size=(twins, 16))
+    seen[:copies] = reference[500 : 500 + copies] + 0.05 * rng.normal(size=(copies, 16))
+    unit = [
+        (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (seen, reference)
+    ]
+    return leaked(table(400, seed + 1), table(2000, seed), None, encodings=(unit[0], unit[1]))
+
+
+def test_copies_to_the_model_are_found_by_its_encodings() -> None:
+    found = encoded(40, 0, 0)
+    assert found.kind[:40].tolist() == ["encoded"] * 40
+    assert found.train_index[:40].tolist() == list(range(500, 540))
+    assert found.flags[40:].mean() <= 0.01
+    assert "in the model's encodings" in found.evidence[0]
+    assert 0.08 < found.measure.rate_low <= 0.1
+
+
+def test_copies_inside_the_training_set_hide_leaks_and_invent_none() -> None:
+    found = encoded(40, 200, 0)
+    assert found.flags[40:].mean() <= 0.01
+
+
+def test_the_promised_share_of_clean_queries_is_kept() -> None:
+    accused = [encoded(0, 20, seed).flags.mean() for seed in range(20)]
+    assert np.mean(accused) <= 0.01
+    bounds = [encoded(0, 20, seed).measure.rate_low for seed in range(20)]
+    assert np.mean(np.array(bounds) > 0) <= 0.1
 
 
 def test_equal_distances_everywhere_accuse_nobody() -> None:

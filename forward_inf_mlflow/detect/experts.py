@@ -53,6 +53,10 @@ class Pool(Expert):
 
     weights: dict[str, float]
 
+    def described(self) -> str:
+        """Return who was heard, and how loudly, one clause."""
+        return " and ".join(f"{name} (weight {w:.2g})" for name, w in self.weights.items())
+
 
 def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> Pool:
     """Join experts, the first of which is always in.
@@ -77,8 +81,11 @@ def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> 
         weights, cost = trials[best]
     kept = [(e, w) for e, w in zip(chosen, weights, strict=True) if w > 1e-3]
     train, queries = (
-        _normal(sum(w * getattr(e, which) for e, w in kept)) for which in ("train", "queries")
+        _normal(np.sum([w * getattr(e, which) for e, w in kept], axis=0))
+        for which in ("train", "queries")
     )
+    floor = _floor(queries[fitted], labels[fitted])
+    train, queries = (_floored(logs, floor) for logs in (train, queries))
     return Pool(
         " and ".join(e.name for e, _ in kept),
         train,
@@ -87,10 +94,16 @@ def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> 
     )
 
 
-def of_probabilities(name: str, train: np.ndarray, queries: np.ndarray) -> Expert:
-    """Return an expert from probabilities ``(n, K)`` and ``(m, K)``."""
-    tiny = np.finfo(np.float64).tiny
-    return Expert(name, *(np.log(np.maximum(x, tiny)) for x in (train, queries)))
+def of_logits(name: str, train: np.ndarray, queries: np.ndarray) -> Expert:
+    """Return an expert from logits ``(R, n, K)`` and ``(R, m, K)``: the mean over R models."""
+
+    def mean(logits: np.ndarray) -> np.ndarray:
+        found = np.full(logits.shape[1:], -np.inf)
+        for one in logits:  # one at a time: R copies in float64 would be the peak of memory
+            found = np.logaddexp(found, special.log_softmax(one.astype(np.float64), axis=1))
+        return np.asarray(found - np.log(len(logits)))
+
+    return Expert(name, mean(train), mean(queries))
 
 
 def of_neighbours(
@@ -147,28 +160,6 @@ def of_neighbours(
     return Expert(name, _votes(near_train[:, :k], classes), _votes(near_queries[:, :k], classes))
 
 
-def knows_by_heart(
-    expert: Expert, labels: np.ndarray, query_labels: np.ndarray, trusted: np.ndarray, noise: float
-) -> float:
-    """Return which share of what could be known by heart an expert knows by heart, 0 to 1.
-
-    One that never learned from the training labels agrees with them as often as its skill on the
-    queries and the share of wrong labels let it. What it agrees beyond that, it was told.
-
-    Args:
-        expert: Who may have learned from the training labels, the audited model say.
-        labels: ``(n,)`` given class indices.
-        query_labels: ``(m,)`` class indices.
-        trusted: ``(m,)`` bool, queries that count.
-        noise: Share of wrong training labels, about.
-    """
-    right = float((expert.queries.argmax(1) == query_labels)[trusted].mean())
-    agrees = float((expert.train.argmax(1) == labels).mean())
-    classes = expert.train.shape[1]
-    expected = (1 - noise) * right + noise * (1 - right) / (classes - 1)
-    return float(np.clip((agrees - expected) / max(1 - expected, 1e-9), 0, 1))
-
-
 def _fit(said: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the weights of experts, and minus the mean log-likelihood that they reach."""
     stacked, rows = np.stack(said), np.arange(len(labels))
@@ -185,6 +176,26 @@ def _fit(said: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, fl
         cost, start, jac=True, method="L-BFGS-B", bounds=[(-9, 3)] * len(said)
     )
     return np.exp(found.x), float(found.fun)
+
+
+def _floor(logs: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of a uniform distribution that the labels call for.
+
+    It is at least 1 / (2 (m + 1)), Jeffreys' estimate of what did not happen once in m rows: they
+    cannot show that it never does.
+    """
+    least = 0.5 / (len(labels) + 1)
+    chosen = np.exp(logs[np.arange(len(labels)), labels])
+
+    def cost(floor: float) -> float:
+        return float(-np.log((1 - floor) * chosen + floor / logs.shape[1]).mean())
+
+    found = optimize.minimize_scalar(cost, bounds=(least, 0.5), method="bounded").x
+    return float(min((least, found), key=cost))
+
+
+def _floored(logs: np.ndarray, floor: float) -> np.ndarray:
+    return np.asarray(np.log((1 - floor) * np.exp(logs) + floor / logs.shape[1]))
 
 
 def _votes(labels: np.ndarray, classes: int) -> np.ndarray:

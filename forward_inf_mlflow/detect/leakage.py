@@ -1,12 +1,21 @@
 """Leaked queries: is some training row the same example?
 
-Three kinds, from sure to suspected:
+Four kinds, from sure to suspected:
 
 exact      every value is the same.
 near       the nearest training row is far nearer than the fifth, compared with how that ratio
            falls for training rows among themselves; images are compared under small shifts too.
+encoded    the same by what the audited model makes of the rows (its encodings), where the nearest
+           row must also be near as such: crops, recoloured and recompressed copies.
 influence  the rows differ, but the model's features tell them apart no better than copies, and
            the mirrored influence of the query names the same training row.
+
+**The false-positive rate.** A search accuses what at most its share of the promised rate reaches
+among training rows, each asked for its nearest *other* row: rows known to be others, as far as the
+training set holds no copies. Where two searches name the same other row it may, and such rows show
+nothing; nor do the queries, since a test set may leak as a whole. The assumption: a clean query is
+no nearer to the training rows than these are to each other. Where one search is made, copies inside
+the training set raise its threshold: it then finds fewer leaks, not more.
 """
 
 from __future__ import annotations
@@ -18,11 +27,13 @@ import numpy as np
 from scipy import stats
 
 from forward_inf_mlflow.detect import neighbours as nb
-from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
+from forward_inf_mlflow.detect.measure import Measure, binomial_high
 
-#: How many robust standard deviations below the median the log gap of a copy lies. Look-alikes of
-#: clean data reach 5 (benchmarks/RESULTS.md, "Leaks").
-THRESHOLD = -6.0
+#: How many robust standard deviations beyond the median a copy lies at least, whatever the promised
+#: rate allows: look-alikes of clean data reach 5 (benchmarks/RESULTS.md, "Leaks").
+LEAST = 6.0
+#: Largest share of the clean queries that is accused.
+FPR = 0.01
 #: In tables a copy must also lie within this share of the fifth row's distance: rows that share
 #: most of their coarse columns lie near each other without being one.
 TABLE_GAP = 0.1
@@ -33,7 +44,7 @@ CHANCE, IMPOSSIBLE = 0.01, 1e-30
 EXCESS = 0.001
 #: Fewer distinct training rows than this do not show which gaps are usual; more than NULL_ROWS
 #: show nothing new.
-MIN_ROWS, NULL_ROWS = 50, 1000
+MIN_ROWS, NULL_ROWS = 50, 2000
 #: Queries whose influence must be known before a row's usual influence is.
 MIN_ASKED = 20
 
@@ -43,11 +54,11 @@ class Leaked:
     """What the detector says of every query, all ``(m,)``.
 
     Attributes:
-        kind: "exact", "near", "influence" or "".
+        kind: "exact", "near", "encoded", "influence" or "".
         train_index: The training row it is a copy of, or the nearest one.
         train_flags: ``(n,)`` bool, all training rows that a leaked query is a copy of.
-        score: Log gap in robust standard deviations from that of training rows; negative is
-            nearer. NaN for exact copies, and where there are too few rows.
+        score: Minus the nearness of the nearest row over the threshold, by the search that finds it
+            nearest: -1 and below is accused. NaN for exact copies, and where rows are too few.
         evidence: A sentence for every leaked query, else "".
         measure: The summary.
     """
@@ -80,13 +91,23 @@ class ModelView:
     influence: np.ndarray
 
 
-def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Leaked:
+def leaked(
+    queries: np.ndarray,
+    train: np.ndarray,
+    view: ModelView | None,
+    *,
+    encodings: tuple[np.ndarray, np.ndarray] | None = None,
+    fpr: float = FPR,
+) -> Leaked:
     """Find a training row behind each query.
 
     Args:
         queries: ``(m, ...)`` the model's inputs; images keep their shape.
         train: ``(n, ...)``.
-        view: The model's features and influence, or None to go by values alone.
+        view: The model's features and influence, or None to go by nearness alone.
+        encodings: What the model makes of queries ``(m, h)`` and training rows ``(n, h)``, rows at
+            unit length; None to go by values alone.
+        fpr: Largest share of the clean queries that may be accused.
     """
     m = len(queries)
     kind = np.full(m, "", dtype=object)
@@ -104,16 +125,26 @@ def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Le
     # Copies inside the training set are one row here, else a twin hides the gap.
     _, distinct = np.unique(keys, return_index=True)
     rest = np.flatnonzero(copies < 0)
+    innocent, innocent_most = 0.0, 0.0
     if len(distinct) < MIN_ROWS:
         notes.append("near copies not searched: too few rows to know which distances are usual")
     elif len(rest):
-        search, note = _search(queries[rest], train[distinct])
-        near = search.queries()
-        score[rest] = z = (near.gap - search.centre) / search.spread
-        index[rest] = distinct[near.index]
-        for i in np.flatnonzero((z <= THRESHOLD) & (near.gap <= search.most)):
-            kind[rest[i]], evidence[rest[i]] = "near", search.evidence(int(i), near)
-        notes.append(note)
+        searches = [_by_values(queries[rest], train[distinct])]
+        if encodings is not None:
+            searches.append(_by_encodings(encodings[0][rest], encodings[1][distinct]))
+        judged = [_judge(search, searches, fpr) for search in searches]
+        ratio = np.stack([found.ratio for found in judged])
+        best = ratio.argmax(0)
+        score[rest] = -ratio.max(0)
+        index[rest] = distinct[
+            np.stack([search.asked.index for search in searches])[best, np.arange(len(rest))]
+        ]
+        for i in np.flatnonzero(ratio.max(0) >= 1):
+            search = searches[best[i]]
+            kind[rest[i]], evidence[rest[i]] = search.kind, search.evidence(int(i))
+        notes += [search.note for search in searches]
+        innocent = sum(found.innocent for found in judged)
+        innocent_most = sum(found.innocent_most for found in judged)
     if view is not None:
         named = _confirmed(view)
         for q in np.flatnonzero((named >= 0) & (kind == "") & (copies < 0)):
@@ -123,7 +154,8 @@ def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Le
                 "influence names this row first"
             )
         notes.append("copies in the model's features that its influence confirms")
-    count = int((kind != "").sum())
+    count, sure = int((kind != "").sum()), int((kind == "exact").sum())
+    by_chance = stats.binom.ppf(0.95, len(rest), min(1.0, innocent_most))
     return Leaked(
         kind=kind,
         train_index=index,
@@ -133,10 +165,14 @@ def leaked(queries: np.ndarray, train: np.ndarray, view: ModelView | None) -> Le
         measure=Measure(
             count=count,
             total=m,
-            rate_low=binomial_low(count, m),
+            estimate=(sure + max(0.0, count - sure - innocent * len(rest))) / m,
+            rate_low=(sure + max(0.0, count - sure - by_chance)) / m,
             rate_high=binomial_high(count, m),
-            threshold=THRESHOLD,
-            note=f"{'; '.join(notes)}; the bounds are Clopper-Pearson's at 95 %",
+            threshold=-1.0,
+            note=(
+                f"{'; '.join(notes)}; at most {fpr:.1%} of clean queries are accused, and as many "
+                f"as chance may have brought ({by_chance:.0f}) do not count for the lower bound"
+            ),
         ),
     )
 
@@ -163,49 +199,104 @@ def _beyond_chance(
 
 @dataclass(frozen=True)
 class _Search:
-    """A search for near copies, with what is usual: the gaps of training rows among themselves.
+    """A search for near copies.
 
-    That null is not taken from the queries, since a test set may leak as a whole. ``most`` is the
-    largest log gap that a copy may have, whatever is usual.
+    Attributes:
+        kind: What its finds are called.
+        asked: The queries' nearest rows.
+        usual: Those of training rows among themselves.
+        absolute: Whether the nearest row must be near as such, not only beside the fifth.
+        most: The largest log gap that a copy may have, whatever is usual.
+        evidence: A sentence for a query.
+        note: What is compared.
     """
 
-    queries: Callable[[], nb.Nearest]
-    evidence: Callable[[int, nb.Nearest], str]
+    kind: str
+    asked: nb.Nearest
+    usual: nb.Nearest
+    absolute: bool
     most: float
-    centre: float
-    spread: float
+    evidence: Callable[[int], str]
+    note: str
+
+    def nearness(self, near: nb.Nearest) -> np.ndarray:
+        """Return how many robust standard deviations nearer than usual the nearest rows are."""
+        found = -_deviations(near.gap, self.usual.gap)
+        if self.absolute:
+            found = found - _deviations(near.distance, self.usual.distance)
+        return found
 
 
-def _search(queries: np.ndarray, train: np.ndarray) -> tuple[_Search, str]:
-    """Return a search fit for the rows' shape, and what it looks for."""
-    own = np.linspace(0, len(train) - 1, min(len(train), NULL_ROWS)).astype(np.int64)
+@dataclass(frozen=True)
+class _Judged:
+    """Nearness over the threshold, and the share of clean queries that reach it, and at most do."""
+
+    ratio: np.ndarray
+    innocent: float
+    innocent_most: float
+
+
+def _judge(search: _Search, searches: list[_Search], fpr: float) -> _Judged:
+    """Set a search's threshold by training rows that are no copies of each other."""
+    others = np.ones(len(search.usual.index), dtype=bool)
+    if len(searches) > 1:
+        others = searches[0].usual.index != searches[1].usual.index
+    if not others.any():  # every row has a twin that both searches know: nothing is usual
+        others[:] = True
+    usual = np.sort(search.nearness(search.usual)[others])[::-1]
+    allowed = int(fpr / len(searches) * (len(usual) + 1))
+    threshold = max(LEAST, float(usual[min(allowed, len(usual) - 1)]))
+    reached = int((usual > threshold).sum())
+    ratio = search.nearness(search.asked) / threshold
+    ratio[search.asked.gap > search.most] = np.minimum(ratio[search.asked.gap > search.most], 0.99)
+    return _Judged(ratio, reached / len(usual), binomial_high(reached, len(usual)))
+
+
+def _own(train: np.ndarray) -> np.ndarray:
+    """Return the training rows that show what is usual, evenly spread."""
+    return np.linspace(0, len(train) - 1, min(len(train), NULL_ROWS)).astype(np.int64)
+
+
+def _by_values(queries: np.ndarray, train: np.ndarray) -> _Search:
+    """Return a search fit for the rows' shape."""
+    own = _own(train)
     images, others = nb.as_images(queries), nb.as_images(train)
     if images is None or others is None:
         flat, reference = nb.standardized(queries, train)
-        usual = nb.nearest_rows(reference[own], reference, own=own).gap
+        near = nb.nearest_rows(flat, reference)
 
-        def values(i: int, near: nb.Nearest) -> str:
+        def values(i: int) -> str:
             return f"at {np.exp(near.gap[i]):.1%} of the distance of the fifth nearest row"
 
-        def by_values() -> nb.Nearest:
-            return nb.nearest_rows(flat, reference)
-
+        usual = nb.nearest_rows(reference[own], reference, own=own)
         note = "near copies by standardised values"
-        return _Search(by_values, values, np.log(TABLE_GAP), *_usual(usual)), note
+        return _Search("near", near, usual, False, float(np.log(TABLE_GAP)), values, note)
 
     radius = nb.search_radius(images, others)
-    usual = nb.nearest_images(others[own], others, radius=radius, own=own).gap
+    found = nb.nearest_images(images, others, radius=radius)
 
-    def shifted(i: int, near: nb.Nearest) -> str:
-        shift = nb.best_shift(images[i], others[near.index[i]], radius=radius)
+    def shifted(i: int) -> str:
+        shift = nb.best_shift(images[i], others[found.index[i]], radius=radius)
         moved = f"shifted by {shift[0]:+d} down, {shift[1]:+d} right; " if any(shift) else ""
-        return f"{moved}at {np.exp(near.gap[i]):.1%} of the distance of the fifth nearest image"
+        return f"{moved}at {np.exp(found.gap[i]):.1%} of the distance of the fifth nearest image"
 
-    def by_pixels() -> nb.Nearest:
-        return nb.nearest_images(images, others, radius=radius)
-
+    usual = nb.nearest_images(others[own], others, radius=radius, own=own)
     extent = f"shifts of up to {radius} pixels" if radius else "no shifts: too many pairs of rows"
-    return _Search(by_pixels, shifted, 0, *_usual(usual)), f"near copies by pixels, {extent}"
+    return _Search("near", found, usual, False, 0.0, shifted, f"near copies by pixels, {extent}")
+
+
+def _by_encodings(queries: np.ndarray, train: np.ndarray) -> _Search:
+    """Return a search by what the model makes of the rows."""
+    own, near = _own(train), nb.nearest_rows(queries, train)
+
+    def seen(i: int) -> str:
+        return (
+            f"in the model's encodings at {np.exp(near.gap[i]):.1%} of the distance of the fifth "
+            "nearest row"
+        )
+
+    usual = nb.nearest_rows(train[own], train, own=own)
+    return _Search("encoded", near, usual, True, 0.0, seen, "near copies by the model's encodings")
 
 
 def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -224,11 +315,11 @@ def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
     _, distinct = np.unique(nb.row_keys(unit_train), return_index=True)
     if len(distinct) < MIN_ROWS:
         return found
-    own = np.linspace(0, len(distinct) - 1, min(len(distinct), NULL_ROWS)).astype(np.int64)
     reference = unit_train[distinct]
-    centre, spread = _usual(nb.nearest_rows(reference[own], reference, own=own).gap)
+    own = _own(reference)
+    usual = nb.nearest_rows(reference[own], reference, own=own)
     near = nb.nearest_rows(unit_queries, reference)
-    hit = (near.gap - centre) / spread <= THRESHOLD
+    hit = _deviations(near.gap, usual.gap) <= -LEAST
     found[hit] = distinct[near.index[hit]]
     return found
 
@@ -246,8 +337,11 @@ def _confirmed(view: ModelView) -> np.ndarray:
     return named
 
 
-def _usual(gaps: np.ndarray) -> tuple[float, float]:
-    """Return median and robust standard deviation; an infinite one where there is no spread."""
-    centre = float(np.median(gaps))
-    spread = 1.4826 * float(np.median(np.abs(gaps - centre)))
-    return centre, spread if spread > 0 else np.inf
+def _deviations(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Return how many robust standard deviations values lie above the usual ones' median.
+
+    Where these have no spread nothing deviates.
+    """
+    centre = float(np.median(usual))
+    spread = 1.4826 * float(np.median(np.abs(usual - centre)))
+    return np.asarray((values - centre) / (spread if spread > 0 else np.inf))

@@ -1,7 +1,7 @@
 """Mislabeled rows: whose given label do models that never saw the row find hard to believe?
 
-Experts say it: the half-models, and whoever else did not learn the row's label (`experts`), joined
-as the queries' trusted labels show what each is worth.
+Experts say it (`experts`): half-models and others that did not learn the row's label, joined as the
+queries' trusted labels show what each is worth.
 
 Three tiers. **Certain**: likely, and so suspicious beside the query rows, whose labels are trusted,
 that at most a share ``fdr`` of them is expected to be innocent, whatever the suspicion means
@@ -10,8 +10,7 @@ is ranked, with the share that is surely wrong down to each row.
 
 Classification:
 
-1. Calibrate on the queries: a temperature, a floor for what the half-models never expect, and the
-   experts' weights.
+1. Calibrate on the queries: the experts' weights, and a floor for what they never expect.
 2. A row's label is wrong with prior probability eta, then any other label is equally likely.
    eta and each row's posterior probability of being wrong follow by expectation-maximisation.
    Errors that follow a rule (one class for another) look less wrong: eta is then too low.
@@ -19,8 +18,8 @@ Classification:
 The gate's bound is the envelope's, which needs no model of the errors.
 
 Rows are ranked by their **suspicion**, which also asks those who did learn the label, the audited
-model above all, as far as they do not know it by heart. A label that was learned looks less
-suspicious than a query's, so that the bounds err to the safe side.
+model above all. A label that was learned looks less suspicious than a query's, so that the bounds
+err to the safe side.
 
 Regression: how far held-out predictions are off, beside how far they are on the queries; likely are
 the rows that a Student t distribution fitted to these accuses (Benjamini-Hochberg at ``fdr``).
@@ -32,16 +31,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import stats
 
 from forward_inf_mlflow.detect.error_control import Envelope, certain
-from forward_inf_mlflow.detect.experts import (
-    Expert,
-    Pool,
-    knows_by_heart,
-    of_probabilities,
-    pool,
-)
+from forward_inf_mlflow.detect.experts import Expert, pool
 from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
 from forward_inf_mlflow.halves import HeldOut
 
@@ -64,7 +57,7 @@ class Mislabeled:
         flags: Named rows: the certain and the likely ones.
         surely: Share of the rows down to this one, by suspicion, that are wrong at least; with
             95 % confidence for all rows at once.
-        likelier: Class index that the half-models prefer (regression: predicted value).
+        likelier: Class index that who did not learn the label prefers (regression: the prediction).
         held_out_probability: Calibrated probability of the given label by those who did not learn
             it; NaN for regression.
         measure: The summary.
@@ -78,45 +71,6 @@ class Mislabeled:
     likelier: np.ndarray
     held_out_probability: np.ndarray
     measure: Measure
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Turns held-out logits ``(R, rows, K)`` into probabilities ``(rows, K)``."""
-
-    temperature: float
-    floor: float
-
-    def __call__(self, logits: np.ndarray) -> np.ndarray:
-        """Return mean softmax at the temperature, mixed with the uniform distribution."""
-        mean = np.zeros(logits.shape[1:])
-        for repeat in logits:  # one at a time: R copies in float64 would be the peak of memory
-            mean += special.softmax(repeat.astype(np.float64) / self.temperature, axis=-1)
-        return np.asarray((1 - self.floor) * mean / len(logits) + self.floor / logits.shape[-1])
-
-
-def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """Fit temperature and floor by the likelihood of the trusted labels.
-
-    The floor is at least 1 / (2 (m + 1)), Jeffreys' estimate of what did not happen once in m
-    rows: they cannot show that it never does.
-
-    Args:
-        logits: ``(R, m, K)`` held-out logits of the queries.
-        labels: ``(m,)`` class indices.
-    """
-    rows, least = np.arange(len(labels)), 0.5 / (len(labels) + 1)
-
-    def make(v: np.ndarray) -> Calibration:
-        floor = least + (0.5 - least) * special.expit(v[1])
-        return Calibration(float(np.exp(np.clip(v[0], -5, 5))), float(floor))
-
-    def cost(v: np.ndarray) -> float:
-        return float(-np.log(make(v)(logits)[rows, labels]).mean())
-
-    # From the best of a grid: far from it the search can end in the largest floor.
-    start = min((np.array([t, -4.0]) for t in np.linspace(-2, 3, 11)), key=cost)
-    return make(optimize.minimize(cost, start, method="Nelder-Mead").x)
 
 
 def posterior_wrong(given: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
@@ -190,68 +144,54 @@ def disagreement(
 
 
 def mislabeled_classes(
-    held_out: HeldOut,
+    naive: Sequence[Expert],
     labels: np.ndarray,
     query_labels: np.ndarray,
     trusted: np.ndarray,
     *,
-    others: Sequence[Expert] = (),
     learned: Sequence[Expert] = (),
     apart: np.ndarray | None = None,
     fdr: float = 0.1,
+    note: str = "",
 ) -> Mislabeled:
     """Judge class labels.
 
     Args:
-        held_out: Logits of the half-models.
+        naive: Who did not learn the training rows' labels; at least one.
         labels: ``(n,)`` given class indices of the training rows.
         query_labels: ``(m,)`` class indices of the queries.
         trusted: ``(m,)`` bool, queries that may calibrate (not leaked ones).
-        others: Who else did not learn the training rows' labels.
-        learned: Who did: the audited model first.
+        learned: Who did learn them. They help to rank rows, not to count wrong labels.
         apart: ``(n,)`` bool, training rows that are not like the trusted queries even if they are
             right: near copies of the leaked ones, which somebody may have altered.
         fdr: Largest expected share of innocent rows among the certain ones.
+        note: How the experts came to be, one clause.
     """
-    n, classes = held_out.train_out.shape[1:]
-    logits, truth = held_out.queries[:, trusted], query_labels[trusted]
-
-    def nothing(why: str) -> Mislabeled:
-        probability = special.softmax(np.nan_to_num(held_out.train_out), axis=-1).mean(0)
-        return Mislabeled(
-            suspicion=np.full(n, np.nan),
-            score=np.full(n, np.nan),
-            certain=np.zeros(n, dtype=bool),
-            flags=np.zeros(n, dtype=bool),
-            surely=np.zeros(n),
-            likelier=probability.argmax(1),
-            held_out_probability=probability[np.arange(n), labels],
-            measure=Measure.none(n, why),
-        )
-
-    if held_out.diverged is not None:
-        return nothing(held_out.diverged)
+    n, classes = naive[0].train.shape
+    truth = query_labels[trusted]
     if len(truth) < MIN_QUERIES:
-        return nothing(
+        return undecided(
+            n,
             f"only {len(truth)} query rows that are not leaked, {MIN_QUERIES} are needed to "
-            "calibrate what models expect of a label"
+            "calibrate what models expect of a label",
         )
-    calibration = calibrate(logits, truth)
-    joined = _joined(calibration, held_out, others, query_labels, trusted)
+    joined = pool(naive, query_labels, trusted)
     right = int((joined.queries[trusted].argmax(1) == truth).sum())
     guess = float(np.bincount(truth, minlength=classes).max() / len(truth))
     if binomial_low(right, len(truth)) <= guess:
-        return nothing(
-            f"models trained on half of the rows are right on {right / len(truth):.1%} of the "
-            f"queries, always guessing one class on {guess:.1%}: their opinion of a label says "
-            "nothing"
+        return undecided(
+            n,
+            f"who never learned a row's label is right on {right / len(truth):.1%} of the queries, "
+            f"always guessing one class on {guess:.1%}: such an opinion of a label says nothing",
         )
 
     rows, asked = np.arange(n), np.arange(len(query_labels))
     probability = np.exp(joined.train)
     given = probability[rows, labels]
     wrong, eta = posterior_wrong(given, classes)
-    ranked = _with_learned(joined, learned, labels, query_labels, trusted, eta)
+    # A learned label looks less suspicious than a query's, so that what follows errs to the safe
+    # side; on the queries, models that know their rows by heart are worth little.
+    ranked = pool([joined, *learned], query_labels, trusted)
     suspicion = -ranked.train[rows, labels]
     expected = -ranked.queries[asked, query_labels][trusted]
     beside = _Beside.of(suspicion, expected, apart, fdr)
@@ -266,13 +206,19 @@ def mislabeled_classes(
         for z in (-3.09, -2.33, 1.645)
     )
     low, abstained = beside.guilty / n, None
+    said = f"who never learned a row's label is right on {right / len(truth):.1%} of the queries, "
     if surely_differ > UNEXPLAINED + eta:
         low = 0.0
         abstained = (
-            f"models that never saw a row are right on {right / len(truth):.1%} of the queries, "
-            f"but agree with only {agree / n:.1%} of the training labels, fewer than random errors "
-            "explain: the training rows are of another kind than the queries, or many labels are "
-            "wrong by a rule"
+            f"{said}but agrees with only {agree / n:.1%} of the training labels, fewer than random "
+            "errors explain: the training rows are of another kind than the queries, or many "
+            "labels are wrong by a rule"
+        )
+    elif _surely_more(agree, n, right, len(truth)) > UNEXPLAINED:
+        abstained = (
+            f"{said}but agrees with {agree / n:.1%} of the training labels: labels that are wrong "
+            "by a rule, which models learn as they learn what is right, cannot be told from right "
+            "ones; let a person look at some (forward-inf review sample)"
         )
     estimate = max(eta, differ, low)
     named, sure = int(flags.sum()), int(certainly.sum())
@@ -296,63 +242,33 @@ def mislabeled_classes(
             note=(
                 f"{sure:,} rows are certain at a false discovery rate of {fdr:.0%} beside "
                 f"{len(truth):,} query rows, {named - sure:,} more are likelier wrong than right; "
-                f"{held_out.note}; {_heard(joined)}"
+                f"asked were {joined.described()}{'; ' + note if note else ''}"
             ),
             abstained=abstained,
         ),
     )
 
 
-def _joined(
-    calibration: Calibration,
-    held_out: HeldOut,
-    others: Sequence[Expert],
-    query_labels: np.ndarray,
-    trusted: np.ndarray,
-) -> Pool:
-    """Join the half-models with whoever else did not learn the labels."""
-    halves = of_probabilities(
-        "half-models", calibration(held_out.train_out), calibration(held_out.queries)
-    )
-    joined = pool([halves, *others], query_labels, trusted)
-    return replace(
-        joined,
-        train=_floored(joined.train, calibration.floor),
-        queries=_floored(joined.queries, calibration.floor),
+def undecided(rows: int, why: str) -> Mislabeled:
+    """Return the verdict where nothing can be said of so many rows."""
+    nobody, unknown = np.zeros(rows, dtype=bool), np.full(rows, np.nan)
+    return Mislabeled(
+        suspicion=unknown,
+        score=unknown,
+        certain=nobody,
+        flags=nobody,
+        surely=np.zeros(rows),
+        likelier=np.zeros(rows, dtype=np.int64),
+        held_out_probability=unknown,
+        measure=Measure.none(rows, why),
     )
 
 
-def _floored(logs: np.ndarray, floor: float) -> np.ndarray:
-    return np.asarray(np.log((1 - floor) * np.exp(logs) + floor / logs.shape[1]))
-
-
-def _with_learned(
-    joined: Pool,
-    learned: Sequence[Expert],
-    labels: np.ndarray,
-    query_labels: np.ndarray,
-    trusted: np.ndarray,
-    noise: float,
-) -> Expert:
-    """Ask those too who learned the labels, as far as the audited model does not know its own."""
-    if not learned:
-        return joined
-    heart = knows_by_heart(learned[0], labels, query_labels, trusted, noise)
-    all_of_them = pool([joined, *learned], query_labels, trusted)
-    return Expert(
-        all_of_them.name,
-        heart * joined.train + (1 - heart) * all_of_them.train,
-        heart * joined.queries + (1 - heart) * all_of_them.queries,
-    )
-
-
-def _heard(joined: Pool) -> str:
-    """Return who was heard besides the half-models, one clause."""
-    others = [f"{name} ({weight:.2g})" for name, weight in list(joined.weights.items())[1:]]
-    if not others:
-        return "nobody else was heard"
-    first = next(iter(joined.weights.values()))
-    return f"they are heard with weight {first:.2g} beside {' and '.join(others)}"
+def _surely_more(first: int, rows: int, second: int, others: int) -> float:
+    """Return by how much one share is above another at least, at 3.09 standard deviations."""
+    x, y = (first + 1) / (rows + 2), (second + 1) / (others + 2)
+    deviation = np.sqrt(x * (1 - x) / (rows + 2) + y * (1 - y) / (others + 2))
+    return float(x - y - 3.09 * deviation)
 
 
 def mislabeled_targets(
@@ -376,9 +292,7 @@ def mislabeled_targets(
     reference = (query_targets - query_predicted)[trusted]
 
     def nothing(why: str) -> Mislabeled:
-        nobody, unknown = np.zeros(n, dtype=bool), np.full(n, np.nan)
-        none = Measure.none(n, why)
-        return Mislabeled(unknown, unknown, nobody, nobody, np.zeros(n), predicted, unknown, none)
+        return replace(undecided(n, why), likelier=predicted)
 
     if held_out.diverged is not None:
         return nothing(held_out.diverged)

@@ -22,10 +22,12 @@ class Nearest:
     Attributes:
         index: ``(m,)`` position of the nearest training row.
         gap: ``(m,)`` log of its distance over that of the fifth; far below the others: a copy.
+        distance: ``(m,)`` log of its distance.
     """
 
     index: np.ndarray
     gap: np.ndarray
+    distance: np.ndarray
 
 
 def row_keys(rows: np.ndarray) -> np.ndarray:
@@ -167,7 +169,8 @@ def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None)
         distance = np.sqrt(np.maximum(np.take_along_axis(best, near, 1), 0))
         index[rows], first[rows], fifth[rows] = near[:, 0], distance[:, 0], distance[:, -1]
     tiny = 1e-4 * float(np.median(fifth)) + np.finfo(np.float32).tiny
-    return Nearest(index, np.log(np.maximum(first, tiny) / np.maximum(fifth, tiny)))
+    logs = np.log(np.maximum(first, tiny))
+    return Nearest(index, logs - np.log(np.maximum(fifth, tiny)), logs)
 
 
 def nearest_ranks(

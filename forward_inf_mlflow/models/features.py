@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,11 @@ from torch import Tensor, fx, nn
 from forward_inf_mlflow.models.logits import Wrapped
 
 _LINEAR = frozenset({"aten.linear.default", "aten.addmm.default"})
+#: What flattens an image network's last encodings before its first linear layer, or averages them.
+_FLATTENS = re.compile(
+    r"aten\.(adaptive_avg_pool\dd|avg_pool\dd|mean|flatten|view|_unsafe_view|reshape|squeeze"
+    r"|dropout|clone)\."
+)
 
 
 def penultimate(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -27,8 +33,8 @@ def penultimate(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 def encoded(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """Return a function from inputs to what the *first* linear layer sees, ``(B, h)``.
 
-    Of an image network these are the encodings that its convolutions make: they know single rows by
-    heart less than later layers do.
+    Of an image network these are the maps that its convolutions make, before they are averaged:
+    they say more of a row than later layers do, and know less of its label by heart.
 
     Returns:
         None as of `penultimate`.
@@ -64,6 +70,9 @@ def _linear_input(graph: fx.Graph, *, last: bool) -> fx.Node | None:
             if last:
                 return found
         needed.update(node.all_input_nodes)
+    while found is not None and _FLATTENS.match(str(found.target)):
+        source = found.args[0]
+        found = source if isinstance(source, fx.Node) else None
     return found
 
 
@@ -100,10 +109,11 @@ def _seen_by_linear(module: nn.Module, inputs: Tensor, *, last: bool) -> Tensor:
         if last or not seen:
             seen[:] = arguments[:1]
 
+    kinds = (nn.Linear,) if last else (nn.Linear, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
     hooks = [
         part.register_forward_pre_hook(remember)
         for part in module.modules()
-        if isinstance(part, nn.Linear)
+        if isinstance(part, kinds)
     ]
     try:
         module(inputs)

@@ -244,7 +244,7 @@ def _verdict(
         # By score, not by verdict: an exact copy is found without one.
         flags = values <= (-np.inf if threshold is None else threshold)
         noun = "query rows"
-        axis = "gap to the nearest training row (z score of its log): further left is closer"
+        axis = "minus nearness to a training row, over the threshold: further left is closer"
     else:
         unknown = [None] * len(scores)
         values = _floats(scores.get(f"{name}_score", unknown))

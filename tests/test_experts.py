@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import special
+
+from forward_inf_mlflow.detect import experts
+from forward_inf_mlflow.detect.experts import Expert, of_logits, of_neighbours, pool
+
+K = 4
+
+
+def drawn(seed: int, *, n: int = 600, m: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits ``(n + m, K)`` and labels drawn from them; the last m are queries."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n + m, K)) * 3
+    probability = special.softmax(logits, axis=1)
+    return logits, (probability.cumsum(1) < rng.random((n + m, 1))).sum(1)
+
+
+def expert(name: str, logits: np.ndarray, n: int = 600) -> Expert:
+    return of_logits(name, logits[None, :n], logits[None, n:])
+
+
+def likelihood(found: Expert, labels: np.ndarray) -> float:
+    return float(found.queries[np.arange(len(labels)), labels].mean())
+
+
+def everyone(m: int = 400) -> np.ndarray:
+    return np.ones(m, dtype=bool)
+
+
+@pytest.mark.parametrize("boast", [0.2, 1.0, 5.0])
+def test_a_boaster_is_turned_down_and_a_shy_one_up(boast: float) -> None:
+    logits, labels = drawn(0)
+    found = pool([expert("a", boast * logits)], labels[600:], everyone())
+    assert found.weights["a"] == pytest.approx(1 / boast, rel=0.2)
+    best = expert("", logits)
+    assert likelihood(found, labels[600:]) >= likelihood(best, labels[600:]) - 0.01
+
+
+def test_two_who_know_different_things_are_better_than_one() -> None:
+    logits, labels = drawn(1)
+    rng = np.random.default_rng(2)
+    both = [expert(name, logits + 3 * rng.normal(size=logits.shape)) for name in "ab"]
+    alone = [pool([one], labels[600:], everyone()) for one in both]
+    found = pool(both, labels[600:], everyone())
+    assert set(found.weights) == {"a", "b"}
+    assert likelihood(found, labels[600:]) > max(
+        likelihood(one, labels[600:]) for one in alone
+    ) + 0.02  # fmt: skip
+    assert "a (weight" in found.described()
+
+
+def test_who_knows_nothing_does_not_join() -> None:
+    joined = 0
+    for seed in range(20):
+        logits, labels = drawn(seed)
+        noise = np.random.default_rng([seed, 1]).normal(size=logits.shape)
+        joined += "noise" in pool(
+            [expert("a", logits), expert("noise", noise)], labels[600:], everyone()
+        ).weights  # fmt: skip
+    assert joined <= 6
+
+
+def test_untrusted_queries_weigh_nothing() -> None:
+    logits, labels = drawn(3)
+    trusted = everyone()
+    trusted[:200] = False
+    spoiled = labels[600:].copy()
+    spoiled[:200] = (spoiled[:200] + 1) % K
+    some, few = pool([expert("a", logits)], spoiled, trusted), logits[None]
+    rest = pool([of_logits("a", few[:, :600], few[:, 800:])], labels[800:], everyone(200))
+    assert some.weights == rest.weights
+    np.testing.assert_array_equal(some.train, rest.train)
+
+
+def test_probabilities_sum_to_one_and_stay_above_what_queries_can_show() -> None:
+    logits, labels = drawn(4)
+    found = pool([expert("a", 50 * logits)], labels[600:], everyone())
+    for logs in (found.train, found.queries):
+        np.testing.assert_allclose(np.exp(logs).sum(1), 1)
+        assert np.exp(logs).min() >= 0.5 / (400 + 1) / K - 1e-12
+
+
+def test_repeats_are_averaged_as_probabilities() -> None:
+    logits = np.float32([[[3, 0]], [[-2, 0]]])
+    found = np.exp(of_logits("a", logits, logits).train)
+    np.testing.assert_allclose(found, special.softmax(logits, axis=2).mean(0), rtol=1e-6)
+
+
+def blobs(seed: int, n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(K, 5)) * 4
+    labels = rng.integers(K, size=n + m)
+    x = (centres[labels] + rng.normal(size=(n + m, 5))).astype(np.float32)
+    return x[:n], x[n:], labels[:n], labels[n:]
+
+
+def votes(x: np.ndarray, q: np.ndarray, y: np.ndarray, z: np.ndarray, **changes: object) -> Expert:
+    options = {"groups": np.arange(len(x)), "trusted": everyone(len(q)), **changes}
+    found = of_neighbours(
+        "near", x, q, y, options["groups"], z, options["trusted"], classes=K
+    )  # type: ignore[arg-type]  # fmt: skip
+    assert found is not None
+    return found
+
+
+def test_neighbours_vote_for_the_class_around_a_row_not_for_its_own_label() -> None:
+    x, q, y, z = blobs(0, 400, 200)
+    spoiled = y.copy()
+    spoiled[:40] = (y[:40] + 1) % K
+    found = votes(x, q, spoiled, z)
+    assert (found.train.argmax(1)[:40] == y[:40]).mean() > 0.9
+    assert (found.queries.argmax(1) == z).mean() > 0.9
+    np.testing.assert_allclose(np.exp(found.train).sum(1), 1, rtol=1e-5)
+
+
+def test_votes_of_a_few_rows_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "_VOTERS", (2,))
+    x = np.float32([[0], [1], [2.5], [10]])
+    y = np.array([0, 1, 1, 2])
+    found = votes(x, np.float32([[9]]), y, np.array([2]))
+    # Of row 0 the nearest are 1 and 2, both of class 1; half a vote each class has from the start.
+    np.testing.assert_allclose(
+        np.exp(found.train[0]), np.array([0.5, 2.5, 0.5, 0.5]) / 4, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.exp(found.queries[0]), np.array([0.5, 1.5, 1.5, 0.5]) / 4, rtol=1e-5
+    )
+
+
+def test_copies_of_a_row_do_not_vote_for_it() -> None:
+    x, q, y, z = blobs(1, 100, 100)
+    y[0] = (y[0] + 1) % K
+    x, y = np.concatenate([x, np.repeat(x[:1], 30, 0)]), np.concatenate([y, np.repeat(y[:1], 30)])
+    groups = np.concatenate([np.arange(100), np.zeros(30, int)])
+    found = votes(x, q, y, z, groups=groups)
+    assert (found.train.argmax(1)[[0, 100, 129]] != y[0]).all()
+
+
+def test_too_many_rows_to_compare_let_some_vote_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, q, y, z = blobs(2, 600, 200)
+    monkeypatch.setattr(experts, "_BUDGET", 250 * 800 * 5)
+    found = votes(x, q, y, z)
+    assert (found.train.argmax(1) == y).mean() > 0.9
+    monkeypatch.setattr(experts, "_BUDGET", 100 * 800 * 5)
+    nobody = of_neighbours("", x, q, y, np.arange(600), z, everyone(200), classes=K)
+    assert nobody is None
+
+
+def test_a_handful_of_rows_has_no_neighbours_to_ask() -> None:
+    x, q, y, z = blobs(3, 5, 50)
+    assert of_neighbours("", x, q, y, np.arange(5), z, everyone(50), classes=K) is None
