@@ -12,9 +12,11 @@ Rows come from a file with ``train_x`` or ``train_text``, ``train_y_clean``, ``t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,6 +59,21 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
+class Training:
+    """What was seen while a network was trained.
+
+    Attributes:
+        states: Its weights after a quarter, half, three quarters and all of the epochs.
+        logits: ``(epochs, n, K)`` float32, of the training rows after each epoch.
+        seconds: Of the processor, without the watching.
+    """
+
+    states: dict[int, dict[str, Tensor]]
+    logits: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """One audited model.
 
@@ -90,20 +107,43 @@ class Case:
         """Return K."""
         return int(max(self.given.max(), self.query_y.max())) + 1
 
-    def network(self) -> nn.Module:
-        """Return the audited network, trained on all rows, from the cache where it is there."""
-        return self.kept("network", None, self.seed)
+    def training(self) -> Training:
+        """Return the audited network's training on all rows, from the cache where it is there."""
+        folder = self.folder()
+        kept = [folder / f"{name}-{self.seed}" for name in ("network.pt", "training.npz")]
+        if not all(path.exists() for path in kept):
+            logits: list[np.ndarray] = []
+            states: list[dict[str, Tensor]] = []
+            watching = 0.0
 
-    def kept(self, name: str, index: np.ndarray | None, seed: int) -> nn.Module:
-        """Return a network trained on some rows (None: all), kept by what decides it."""
-        module = self.make(seed)
-        path = self.folder() / f"{name}-{_digest(index, seed)}.pt"
-        if not path.exists():
-            trained = self.fit(index, seed)
-            aside = path.with_suffix(f".{os.getpid()}")
-            torch.save(trained.state_dict(), aside)
-            aside.replace(path)
-        module.load_state_dict(torch.load(path, weights_only=True))
+            def watch(module: nn.Module) -> None:
+                nonlocal watching
+                start = time.process_time()
+                logits.append(answers(module, self.x))
+                states.append(copy.deepcopy(module.state_dict()))
+                watching += time.process_time() - start
+
+            start = time.process_time()
+            self.fit(None, self.seed, watch)
+            seconds = time.process_time() - start - watching
+            last = self.recipe.epochs
+            chosen = {str(e): states[e - 1] for e in (last // 4, last // 2, 3 * last // 4, last)}
+            _whole(kept[0], lambda aside: torch.save(chosen, aside))
+            arrays = {"logits": np.stack(logits), "seconds": np.array(seconds)}
+            _whole(kept[1], lambda aside: _savez(aside, arrays))
+        states_by_epoch = torch.load(kept[0], weights_only=True)
+        with np.load(kept[1], allow_pickle=False) as held:
+            return Training(
+                {int(epoch): state for epoch, state in states_by_epoch.items()},
+                held["logits"],
+                float(held["seconds"]),
+            )
+
+    def network(self) -> nn.Module:
+        """Return the audited network, in evaluation mode."""
+        module = self.make(self.seed)
+        states = self.training().states
+        module.load_state_dict(states[max(states)])
         return module.eval()
 
     def fit(
@@ -153,6 +193,24 @@ class Case:
         folder = CACHE / "detectors" / digest.hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+@torch.no_grad()
+def answers(module: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
+    """Return what a network, or a part of one, says of every row, ``(n, ...)`` float32."""
+    return torch.cat([module(part) for part in x.split(500)]).numpy()
+
+
+def _whole(path: Path, save: Callable[[Path], object]) -> None:
+    """Save a file whole or not at all."""
+    aside = path.with_suffix(f".{os.getpid()}")
+    save(aside)
+    aside.replace(path)
+
+
+def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _digest(index: np.ndarray | None, seed: int) -> str:
@@ -310,3 +368,34 @@ def leaky(seed: int, file: Path) -> tuple[Case, dict[str, np.ndarray]]:
     rows = map(torch.as_tensor, (x, y, y, query_x, query_y))
     found = Case("leaks", seed, *rows, convolutional(classes), RECIPES["images", "memorised"])
     return found, held
+
+
+#: Models that say how much every row is memorized, and the share of the rows that each learns.
+SUBSETS, SHARE = 60, 0.7
+
+
+def memorized(whole: Case) -> np.ndarray:
+    """Return P(label right | learned) - P(label right | not learned) of every row, ``(n,)``.
+
+    From models on random subsets (Feldman and Zhang, NeurIPS 2020), kept one file each.
+    """
+    n = len(whole.x)
+    learned, right = np.zeros((SUBSETS, n), bool), np.zeros((SUBSETS, n), bool)
+    for number in range(SUBSETS):
+        chosen = np.random.default_rng([13, number]).permutation(n)[: int(SHARE * n)]
+        learned[number, chosen] = True
+        right[number] = _answers(whole, np.sort(chosen), 5000 + number) == whole.given.numpy()
+    with_it = (right & learned).sum(0) / np.maximum(1, learned.sum(0))
+    without = (right & ~learned).sum(0) / np.maximum(1, (~learned).sum(0))
+    return np.asarray(with_it - without)
+
+
+def _answers(whole: Case, index: np.ndarray, seed: int) -> np.ndarray:
+    """Return what a model trained on some rows says of all, ``(n,)`` class indices."""
+    path = whole.folder() / f"subset-{_digest(index, seed)}.npz"
+    if not path.exists():
+        module = whole.fit(index, seed)
+        said = answers(module, whole.x).argmax(1).astype(np.int16)
+        _whole(path, lambda aside: _savez(aside, {"said": said}))
+    with np.load(path, allow_pickle=False) as held:
+        return np.asarray(held["said"])

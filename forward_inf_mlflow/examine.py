@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from forward_inf_mlflow.detect.mislabeled import (
 )
 from forward_inf_mlflow.detect.neighbours import row_keys
 from forward_inf_mlflow.directions import Direction
-from forward_inf_mlflow.errors import ModelError
+from forward_inf_mlflow.errors import ForwardInfError, ModelError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.planner import Plan, plan
@@ -36,6 +36,10 @@ from forward_inf_mlflow.work import KEEP_NOTHING, Work
 #: Gradients that an audit draws for the curvature: its influence names no row by itself, so a
 #: quarter of what an explanation draws will do.
 _GRADIENTS = 1000
+Effort = Literal["quick", "standard", "thorough"]
+#: How often the training rows are halved.
+_REPEATS = {"quick": 0, "standard": 2, "thorough": 8}
+_NO_HALVES = "no half-models were trained (take the effort 'standard')"
 #: Called as progress(stage, done, total).
 Progress = Callable[[str, int, int], None]
 
@@ -46,7 +50,8 @@ class Settings:
 
     Attributes:
         seed: Of the halves and their training.
-        repeats: How often the training rows are halved.
+        effort: "quick" trains nothing, "standard" halves the training rows twice, "thorough" eight
+            times.
         fdr: Largest expected share of innocent rows among those that are certainly mislabeled.
         influence_queries: How many queries are asked about one by one: suspected copies first,
             then those with the largest loss. All queries are asked about together anyway.
@@ -59,7 +64,7 @@ class Settings:
     """
 
     seed: int = 0
-    repeats: int = 3
+    effort: Effort = "standard"
     fdr: float = 0.1
     influence_queries: int = 100
     top: int = 10
@@ -69,11 +74,25 @@ class Settings:
     compiled: bool = False
     recipe: trainers.Recipe = field(default_factory=trainers.Recipe)
 
+    def __post_init__(self) -> None:
+        """Check the effort.
+
+        Raises:
+            ForwardInfError: There is none of that name.
+        """
+        if self.effort not in _REPEATS:
+            raise ForwardInfError(f"effort is one of {', '.join(_REPEATS)}, not {self.effort!r}")
+
+    @property
+    def repeats(self) -> int:
+        """Return how often the training rows are halved."""
+        return _REPEATS[self.effort]
+
     def describe(self) -> dict[str, Any]:
         """Return the settings as ``audit.json`` keeps them."""
         return {
             "seed": self.seed,
-            "repeats": self.repeats,
+            "effort": self.effort,
             "fdr": self.fdr,
             "influence_queries": self.influence_queries,
             "top": self.top,
@@ -141,6 +160,8 @@ def halves_cost(model: AuditedModel, problem: Problem, settings: Settings) -> in
     """Return the forward-equivalents of training and reading the half-models, about."""
     n, m = len(problem.train), len(problem.queries)
     fits, recipe = 2 * settings.repeats, settings.recipe
+    if not fits:
+        return 0
     if model.estimator is not None:  # fits on its own terms; count the reading
         return fits * (n + m)
     tries = fits + len(recipe.rates)
@@ -203,39 +224,14 @@ def examine(
     )
 
     # Half-models: what is said of a row by models that never saw it.
-    groups = row_keys(problem.train.inputs.numpy())
-    held_out = halves.read_halves(
-        _fit(model, problem, settings, work),
-        _strata(problem),
-        repeats=settings.repeats,
-        seed=settings.seed,
-        groups=groups,
-        progress=stage(progress, "models trained on half of the rows", 2 * settings.repeats),
-    )
-    labels, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
-    trusted = ~leaks.flags
+    held_out = _held_out(model, problem, settings, progress, work)
     if problem.classes is not None:
         given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
-        if held_out.diverged is not None:
-            wrong = undecided(n, held_out.diverged)
-        else:
-            naive, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
-            wrong = mislabeled_classes(
-                [of_logits("half-models", held_out.train_out, held_out.queries), *naive],
-                labels,
-                truth,
-                trusted,
-                learned=[_itself(problem), *learned],
-                apart=leaks.train_flags,
-                fdr=settings.fdr,
-                note=held_out.note,
-            )
-        known = memorized_classes(held_out, labels, given)
+        wrong = _wrong_classes(problem, seen, held_out, leaks, settings.fdr)
+        known = memorized_classes(held_out, labels_of(problem), given, wrong.suspicion)
     else:
         given = np.full(n, np.nan)
-        wrong = mislabeled_targets(
-            held_out, labels, truth, trusted, apart=leaks.train_flags, fdr=settings.fdr
-        )
+        wrong = _wrong_targets(problem, held_out, leaks, settings.fdr)
         known = memorized_targets(n)
 
     return Findings(
@@ -255,6 +251,65 @@ def examine(
         ),
         facts={**found.facts, "read_by": found.choice.method, "read_why": found.choice.note},
     )
+
+
+def _held_out(
+    model: AuditedModel, problem: Problem, settings: Settings, progress: Progress, work: Work
+) -> halves.HeldOut | None:
+    """Train the half-models and read all rows under them; None where the effort trains nothing."""
+    if not settings.repeats:
+        return None
+    return halves.read_halves(
+        _fit(model, problem, settings, work),
+        _strata(problem),
+        repeats=settings.repeats,
+        seed=settings.seed,
+        groups=row_keys(problem.train.inputs.numpy()),
+        progress=stage(progress, "models trained on half of the rows", 2 * settings.repeats),
+    )
+
+
+def _wrong_classes(
+    problem: Problem, seen: Views, held_out: halves.HeldOut | None, leaks: Leaked, fdr: float
+) -> Mislabeled:
+    """Ask everybody who has an opinion of the rows' classes."""
+    assert problem.classes is not None, "rows have classes here"
+    labels, truth = labels_of(problem), problem.queries.targets.numpy()
+    if held_out is not None and held_out.diverged is not None:
+        return undecided(len(labels), held_out.diverged)
+    groups = row_keys(problem.train.inputs.numpy())
+    naive, learned = experts(seen, labels, groups, truth, ~leaks.flags, len(problem.classes))
+    if held_out is not None:
+        naive.insert(0, of_logits("half-models", held_out.train_out, held_out.queries))
+    if not naive:
+        return undecided(len(labels), f"nobody can be asked about the labels: {_NO_HALVES}")
+    return mislabeled_classes(
+        naive,
+        labels,
+        truth,
+        ~leaks.flags,
+        learned=[_itself(problem), *learned],
+        apart=leaks.train_flags,
+        fdr=fdr,
+        note=_NO_HALVES if held_out is None else held_out.note,
+    )
+
+
+def _wrong_targets(
+    problem: Problem, held_out: halves.HeldOut | None, leaks: Leaked, fdr: float
+) -> Mislabeled:
+    """Hold targets against the half-models' predictions."""
+    targets, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
+    if held_out is None:
+        return undecided(len(targets), _NO_HALVES)
+    return mislabeled_targets(
+        held_out, targets, truth, ~leaks.flags, apart=leaks.train_flags, fdr=fdr
+    )
+
+
+def labels_of(problem: Problem) -> np.ndarray:
+    """Return the training rows' class indices, ``(n,)``."""
+    return np.asarray(problem.train.targets.numpy())
 
 
 def stage(progress: Progress, name: str, total: int) -> Callable[[int], None]:

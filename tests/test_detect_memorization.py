@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forward_inf_mlflow.detect.memorization import THRESHOLD, memorized_classes, memorized_targets
+from forward_inf_mlflow.detect.memorization import memorized_classes, memorized_targets
 from forward_inf_mlflow.halves import HeldOut
 
 
@@ -13,26 +13,44 @@ def held_out(*probability: list[float]) -> HeldOut:
     return HeldOut(logits, logits, "")
 
 
+def unknown(n: int) -> np.ndarray:
+    return np.full(n, np.nan)
+
+
+def test_everybodys_opinion_ranks_rows_and_half_models_name_them() -> None:
+    models, labels = held_out([0.5, 0.5, 0.9]), np.array([1, 1, 1])
+    suspicion = -np.log([0.2, 0.6, 0.9])
+    found = memorized_classes(models, labels, np.array([0.9, 0.9, 0.9]), suspicion)
+    np.testing.assert_allclose(found.score, [0.7, 0.3, 0.0], atol=1e-12)
+    assert found.flags.tolist() == [True, True, False]
+
+
+def test_without_half_models_rows_are_ranked_and_nobody_is_named() -> None:
+    found = memorized_classes(None, np.array([1, 1]), np.array([0.9, 0.9]), -np.log([0.2, 0.8]))
+    np.testing.assert_allclose(found.score, [0.7, 0.1])
+    assert not found.flags.any()
+    assert "effort 'standard'" in str(found.measure.abstained)
+
+
 def test_three_rows_worked_by_hand() -> None:
     # Means without the row: .5, .85, .2. With it: .9, .9, .3. Labels 1, 1, 0.
     models = held_out([0.4, 0.8, 0.7], [0.6, 0.9, 0.9])
-    found = memorized_classes(models, np.array([1, 1, 0]), np.array([0.9, 0.9, 0.3]))
+    found = memorized_classes(models, np.array([1, 1, 0]), np.array([0.9, 0.9, 0.3]), unknown(3))
     np.testing.assert_allclose(found.score, [0.4, 0.05, 0.1], atol=1e-12)
     assert found.flags.tolist() == [True, False, False]
     assert (found.measure.count, found.measure.total) == (1, 3)
     assert found.measure.rate == found.measure.rate_low == 1 / 3
-    assert found.measure.threshold == THRESHOLD
 
 
 def test_a_row_that_other_models_know_as_well_is_never_memorized() -> None:
     p = np.random.default_rng(0).uniform(0.01, 0.99, 500)
-    found = memorized_classes(held_out(list(p)), np.ones(500, dtype=int), p)
+    found = memorized_classes(held_out(list(p)), np.ones(500, dtype=int), p, unknown(500))
     np.testing.assert_allclose(found.score, 0, atol=1e-9)
     assert found.measure.count == 0
 
 
 def test_the_threshold_itself_counts() -> None:
-    found = memorized_classes(held_out([0.5]), np.array([1]), np.array([0.75]))
+    found = memorized_classes(held_out([0.5]), np.array([1]), np.array([0.75]), unknown(1))
     assert found.flags.tolist() == [True]
 
 
@@ -40,13 +58,14 @@ def test_scores_lie_between_minus_one_and_one() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 200, 4)) * 50
     models = HeldOut(logits, logits, "")
-    found = memorized_classes(models, rng.integers(4, size=200), rng.random(200))
+    found = memorized_classes(models, rng.integers(4, size=200), rng.random(200), unknown(200))
     assert (np.abs(found.score) <= 1).all()
 
 
 def test_models_that_answer_no_numbers_give_no_verdict() -> None:
     logits = np.full((1, 3, 2), np.nan)
-    found = memorized_classes(HeldOut(logits, logits, ""), np.zeros(3, dtype=int), np.ones(3))
+    models = HeldOut(logits, logits, "")
+    found = memorized_classes(models, np.zeros(3, dtype=int), np.ones(3), unknown(3))
     assert found.measure.abstained is not None
     assert not found.flags.any()
 

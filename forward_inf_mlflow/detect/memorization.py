@@ -2,12 +2,13 @@
 
 After Feldman and Zhang (2020), mem_i = P(label | trained with i) - P(label | trained without i).
 With: the audited model. Without: the mean over half-models that did not see the row. The audited
-model is one draw, so the number is a rough one; its ranking is what counts.
+model is one draw, so the number is a rough one; its ranking is what counts, and that is better when
+neighbours and the model itself are heard too (`experts`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
@@ -29,23 +30,36 @@ class Memorized:
 
 
 def memorized_classes(
-    held_out: HeldOut, labels: np.ndarray, given_probability: np.ndarray
+    held_out: HeldOut | None,
+    labels: np.ndarray,
+    given_probability: np.ndarray,
+    suspicion: np.ndarray,
 ) -> Memorized:
-    """Compare the audited model's probability of the given label with the half-models'.
+    """Compare the audited model's probability of the given label with what others give it.
+
+    Rows are ranked by what it falls to with everybody who has an opinion; they are named by what it
+    falls to in half-models alone, which is mem_i itself.
 
     Args:
-        held_out: Logits of the half-models; uncalibrated, like the audited model's.
+        held_out: Logits of the half-models; uncalibrated, like the audited model's. None: nobody
+            was trained, and nobody is named.
         labels: ``(n,)`` given class indices.
         given_probability: ``(n,)`` what the audited model gives the given label.
+        suspicion: ``(n,)`` minus the logarithm of what all experts together give it; NaN if they
+            could not be joined.
     """
     n = len(labels)
+    if held_out is None:
+        found = _nobody(n, "no half-models were trained (take the effort 'standard')")
+        return replace(found, score=given_probability - np.exp(-suspicion))
     if held_out.diverged is not None:
         return _nobody(n, held_out.diverged)
     without = np.zeros(n)
     for repeat in held_out.train_out:
         without += special.softmax(repeat, axis=-1)[np.arange(n), labels] / len(held_out.train_out)
-    score = given_probability - without
-    flags = score >= THRESHOLD
+    fall = given_probability - without
+    score = np.where(np.isfinite(suspicion), given_probability - np.exp(-suspicion), fall)
+    flags = fall >= THRESHOLD
     count = int(flags.sum())
     return Memorized(
         score,
@@ -57,7 +71,7 @@ def memorized_classes(
             # one model is one draw is why the default policy does not bound it.
             rate_low=count / n,
             rate_high=count / n,
-            threshold=THRESHOLD,
+            threshold=None,
             note=(
                 f"the label's probability falls by {THRESHOLD} or more in models that did not "
                 "see the row (the threshold of Feldman and Zhang, 2020)"

@@ -1,0 +1,336 @@
+"""The three detectors beside what the field has, each on the same models in the same run.
+
+- **mislabeled**: rows whose labels are wrong, by people or drawn, of models that generalise and
+  models that memorised. Best ranked first: AUROC, average precision, precision among as many rows
+  as are wrong, and the share of the wrong ones missed there.
+- **leakage**: queries of which a training row is a copy: AUROC, average precision, share found at
+  1 % of clean queries accused, and how often the right row is named.
+- **memorization**: rank and linear correlation with Feldman and Zhang's mem_i from 60 models on
+  random subsets, and AUROC for mem_i > .25.
+- **calibration**: what the verdicts of the mislabeled and leakage parts promised, and what it was
+  worth; calibration.py asks that of hundreds of draws.
+
+Ours goes through the registry as a user's model would: logged as pt2, loaded, audited. What methods
+need and cost (in trainings of the audited model, by the processor's seconds) stands beside each.
+
+    OMP_NUM_THREADS=1 python benchmarks/detectors.py [--only mislabeled] [--data FILE]
+        [--leakage FILE] [--seeds 3] [--quick] [--json FILE]
+
+--quick: one seed, one setting of each part. The files' keys are in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rivals
+import torch
+from cases import Case, case, kind_of, leaky, memorized, settings, smaller
+from measure import line, machine, write
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import nn
+
+from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.detect.measure import binomial_interval
+from forward_inf_mlflow.examine import Findings, Settings, examine, plan_influence
+from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.preparation import choose_device, prepare
+
+DATA = Path(os.environ.get("BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+PARTS = ("mislabeled", "leakage", "memorization")
+OURS = "forward_inf"
+#: Rows of the models that are trained 60 times.
+FEWER = 2000
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A method's figures on one case."""
+
+    figures: Figures
+    needs: str
+
+
+def registered(module: nn.Module, example: torch.Tensor) -> AuditedModel:
+    """Return the module as it comes back from a registry of its own."""
+    import mlflow
+
+    from forward_inf_mlflow.registry import load, resolve
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_experiment(
+            experiment_id=mlflow.create_experiment("detectors", f"file://{folder}/artifacts")
+        )
+        with mlflow.start_run():
+            mlflow.pytorch.log_model(
+                module.eval(),
+                name="model",
+                serialization_format="pt2",
+                input_example=example[:2].numpy(),
+                registered_model_name="audited",
+            )
+        return load(resolve("models:/audited/1"))
+
+
+def audit(some: Case, settings_: Settings) -> tuple[Findings, float]:
+    """Return what an audit finds, and its cost in trainings of the audited model."""
+    seconds = some.training().seconds
+    model = registered(some.network(), some.x)
+    train, queries = (
+        Rows(x.numpy(), y.numpy(), np.arange(len(y)).astype(str), None, "memory", "")
+        for x, y in ((some.x, some.given), (some.query_x, some.query_y))
+    )
+    start = time.process_time()
+    problem = prepare(
+        model, train, queries, task="auto", device=choose_device("cpu"), batch_size=None
+    )
+    planned = plan_influence(model, problem, settings_)
+    found = examine(model, problem, planned, settings_, lambda *_: None)
+    return found, (time.process_time() - start) / seconds
+
+
+def judge_mislabeled(some: Case) -> Iterator[tuple[str, Scored]]:
+    """Yield every method's figures."""
+    wrong = some.wrong
+
+    def figures(scores: np.ndarray, cost: float) -> Figures:
+        scores = np.nan_to_num(scores, nan=-np.inf, posinf=1e9, neginf=-1e9)
+        first = np.argsort(-scores, kind="stable")[: wrong.sum()]
+        return {
+            "auroc": float(roc_auc_score(wrong, scores)),
+            "ap": float(average_precision_score(wrong, scores)),
+            "precision_at_n": float(wrong[first].mean()),
+            "missed_at_n": float(1 - wrong[first].sum() / wrong.sum()),
+            "cost": cost,
+        }
+
+    for effort in ("standard", "quick"):
+        found, cost = audit(some, Settings(seed=some.seed, effort=effort, influence_queries=0))
+        verdict = found.mislabeled
+        name = OURS if effort == "standard" else f"{OURS}_{effort}"
+        scored = figures(verdict.suspicion, cost)
+        if effort == "standard":
+            accused = verdict.certain
+            measure = verdict.measure
+            scored |= {
+                "certain": float(accused.sum()),
+                "innocent among the certain": float(
+                    (accused & ~wrong).sum() / max(1, accused.sum())
+                ),
+                "rate": float(wrong.mean()),
+                "rate_low": measure.rate_low,
+                "rate_estimate": measure.rate,
+                "rate_high": measure.rate_high,
+                "abstained": float(measure.abstained is not None),
+            }
+        yield name, Scored(scored, rivals.FINAL)
+    for name, rival in rivals.mislabeled(some):
+        yield name, Scored(figures(rival.scores, rival.cost), rival.needs)
+
+
+def judge_leaks(some: Case, held: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Scored]]:
+    """Yield every method's figures."""
+    leaked = held["test_leaked"].astype(bool)
+    copies = {int(query): int(row) for query, row in held["pairs"][:, :2]}
+
+    def figures(scores: np.ndarray, rows: np.ndarray, cost: float) -> Figures:
+        clean = np.sort(scores[~leaked])[::-1]
+        threshold = clean[int(0.01 * len(clean))]
+        named = [rows[query] == row for query, row in copies.items()]
+        return {
+            "auroc": float(roc_auc_score(leaked, scores)),
+            "ap": float(average_precision_score(leaked, scores)),
+            "tpr_at_1fpr": float((scores[leaked] > threshold).mean()),
+            "top1": float(np.mean(named)),
+            "cost": cost,
+        }
+
+    found, cost = audit(some, Settings(seed=some.seed, effort="quick"))
+    leaks = found.leaked
+    scores = np.where(leaks.kind == "exact", 1e9, -np.nan_to_num(leaks.score))
+    flags = leaks.flags
+    low, high = binomial_interval(int(flags[~leaked].sum()), int((~leaked).sum()))
+    yield (
+        OURS,
+        Scored(
+            {
+                **figures(scores, leaks.train_index, cost),
+                "found": float(flags[leaked].mean()),
+                "clean accused": float(flags[~leaked].mean()),
+                "clean accused, low": low,
+                "clean accused, high": high,
+                "rate": float(leaked.mean()),
+                "rate_low": leaks.measure.rate_low,
+                "rate_estimate": leaks.measure.rate,
+            },
+            rivals.FINAL,
+        ),
+    )
+    images = held["train_x"], held["test_x"]
+    for name, rival, rows in rivals.leaks(some, images):
+        yield name, Scored(figures(rival.scores, rows, rival.cost), rival.needs)
+
+
+def judge_memorization(some: Case) -> Iterator[tuple[str, Scored]]:
+    """Yield every method's figures."""
+    truth = memorized(some)
+
+    def figures(scores: np.ndarray, cost: float) -> Figures:
+        return {
+            "spearman": float(stats.spearmanr(scores, truth)[0]),
+            "pearson": float(stats.pearsonr(scores, truth)[0]),
+            "auroc_25": float(roc_auc_score(truth > 0.25, scores)),
+            "cost": cost,
+        }
+
+    for effort in ("standard", "quick"):
+        found, cost = audit(some, Settings(seed=some.seed, effort=effort, influence_queries=0))
+        name = OURS if effort == "standard" else f"{OURS}_{effort}"
+        yield name, Scored(figures(found.memorized.score, cost), rivals.FINAL)
+    for name, rival in rivals.mislabeled(some):
+        if name not in ("forward_inf_plain", "cleanlab", "ssft"):
+            yield name, Scored(figures(rival.scores, rival.cost), rival.needs)
+
+
+def table(
+    part: str,
+    setting: str,
+    judge: Callable[[int], Iterator[tuple[str, Scored]]],
+    seeds: int,
+    main_figure: str,
+) -> dict[str, dict[str, Any]]:
+    """Judge every seed's model, print means with intervals, and return them."""
+    found: dict[str, list[Scored]] = {}
+    for seed in range(seeds):
+        for name, scored in judge(seed):
+            found.setdefault(name, []).append(scored)
+            shown = scored.figures[main_figure]
+            print(
+                f"{part}, {setting}, seed {seed}: {name} {shown:.3f}", file=sys.stderr, flush=True
+            )
+    print(f"\n{part}: {setting}, {seeds} seeds")
+    result: dict[str, dict[str, Any]] = {}
+    for name in sorted(found, key=lambda name: -mean(found[name], main_figure)):
+        runs = found[name]
+        result[name] = {figure: round(mean(runs, figure), 4) for figure in runs[0].figures} | {
+            "needs": runs[0].needs
+        }
+        ahead = [a.figures[main_figure] - b.figures[main_figure]
+                 for a, b in zip(found[OURS], runs, strict=True)]  # fmt: skip
+        if len(ahead) > 1 and name != OURS:
+            half = stats.t.ppf(0.975, len(ahead) - 1) * np.std(ahead, ddof=1) / len(ahead) ** 0.5
+            result[name]["ours_ahead"] = [
+                round(float(np.mean(ahead) + side * half), 4) for side in (-1, 0, 1)
+            ]
+        shown = "  ".join(
+            f"{figure} {value:.3f}" for figure, value in result[name].items()
+            if isinstance(value, float)
+        )  # fmt: skip
+        paired = result[name].get("ours_ahead")
+        print(
+            f"  {name:22} {shown}  ({runs[0].needs})"
+            + (
+                f"  ours ahead {paired[1]:+.3f} [{paired[0]:+.3f}, {paired[2]:+.3f}]"
+                if paired
+                else ""
+            ),
+            flush=True,
+        )
+    return result
+
+
+def mean(runs: list[Scored], figure: str) -> float:
+    """Return a figure's mean over seeds."""
+    return float(np.mean([run.figures[figure] for run in runs]))
+
+
+def promised(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Return what ours promised in each setting and what it was worth."""
+    wanted = ("certain", "innocent among the certain", "rate", "rate_low", "rate_estimate",
+              "rate_high", "abstained", "found", "clean accused")  # fmt: skip
+    kept = {}
+    for part in ("mislabeled", "leakage"):
+        for setting, methods in results.get(part, {}).items():
+            ours = methods[OURS]
+            kept[f"{part}: {setting}"] = {name: ours[name] for name in wanted if name in ours}
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA / "cifar10n_10k.npz")
+    parser.add_argument("--leakage", type=Path, default=DATA / "cifair_leakage.npz")
+    parser.add_argument("--only", choices=PARTS, action="append", help="repeatable")
+    parser.add_argument("--setting", action="append", help="repeatable; default: all of the data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one seed, one setting of each part")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(line(machine("numpy", "scikit-learn", "mlflow")))
+    parts = arguments.only or PARTS
+    seeds = 1 if arguments.quick else arguments.seeds
+    for file in (arguments.data, arguments.leakage):
+        if not file.exists():
+            print(f"{file} is not there: what needs it is not measured (see benchmarks/README.md)")
+    file = arguments.data if arguments.data.exists() else None
+    names = settings("digits") + (settings(kind_of(file)) if file else [])
+    if arguments.quick:
+        names = names[-2 if file else 0 :][:1] if file is None else [settings(kind_of(file))[0]]
+    names = arguments.setting or names
+    results: dict[str, Any] = {part: {} for part in parts}
+
+    def source(setting: str) -> Path | None:
+        return None if setting.startswith("digits") else file
+
+    for setting in names:
+        if "mislabeled" in parts:
+            results["mislabeled"][setting] = table(
+                "mislabeled",
+                setting,
+                lambda seed, s=setting: judge_mislabeled(case(s, seed, source(s))),  # type: ignore[misc]
+                seeds,
+                "ap",
+            )
+            write(arguments.json, results | {"calibration": promised(results)})
+    if "leakage" in parts and arguments.leakage.exists():
+        results["leakage"]["real leaks, memorised"] = table(
+            "leakage",
+            "real leaks, memorised",
+            lambda seed: judge_leaks(*leaky(seed, arguments.leakage)),
+            seeds,
+            "tpr_at_1fpr",
+        )
+    for setting in names:
+        if "memorization" in parts and setting.endswith("memorised"):
+            results["memorization"][setting] = table(
+                "memorization",
+                setting,
+                lambda seed, s=setting: judge_memorization(  # type: ignore[misc]
+                    smaller(case(s, seed, source(s)), FEWER)
+                ),
+                seeds,
+                "spearman",
+            )
+    results["calibration"] = promised(results)
+    print("\n" + json.dumps(results["calibration"], indent=1))
+    write(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()
