@@ -20,7 +20,14 @@ from forward_inf_mlflow.data.lineage import DataSet
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.examine import Progress, Settings, examine, halves_cost, plan_influence
+from forward_inf_mlflow.examine import (
+    Effort,
+    Progress,
+    Settings,
+    examine,
+    halves_cost,
+    plan_influence,
+)
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.policy import Policy, load_policy
@@ -86,6 +93,7 @@ def audit(
     batch_size: int | None = None,
     seed: int = 0,
     max_rows: int | None = None,
+    effort: Effort = "standard",
     influence_queries: int = 100,
     allow_pickle: bool = False,
     experiment: str | None = None,
@@ -117,6 +125,9 @@ def audit(
         batch_size: Rows read at once; None chooses.
         seed: Decides the halves and their training.
         max_rows: Audit only so many training rows, drawn at random; the audit is marked partial.
+        effort: "quick" trains nothing: neighbours and the model itself are asked about labels, and
+            memorized rows are ranked, not named. "standard" trains half-models twice, "thorough"
+            eight times.
         influence_queries: How many queries to ask about one by one (``influence.parquet``), each
             at the cost of a sweep: suspected copies first, then those with the largest loss.
         allow_pickle: Permit models whose loading runs code of their own.
@@ -156,6 +167,7 @@ def audit(
         "batch-size": batch_size,
         "seed": seed,
         "max-rows": max_rows,
+        "effort": effort if effort != "standard" else None,
         "influence-queries": influence_queries if influence_queries != 100 else None,
         "direction": direction if direction != "auto" else None,
         "readout": readout if readout != "auto" else None,
@@ -163,7 +175,9 @@ def audit(
         "compiled": compiled or None,
         "allow-pickle": allow_pickle or None,
     }
-    settings = _settings(seed, influence_queries, direction, readout, weight_decay, compiled)
+    settings = _settings(
+        seed, effort, influence_queries, direction, readout, weight_decay, compiled
+    )
     choose_device(device)
     if out is not None:
         output.require_writable(Path(out))
@@ -244,6 +258,7 @@ def audit(
 def plan_audit(
     model_uri: str,
     *,
+    effort: Effort = "standard",
     influence_queries: int = 100,
     direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"] = "auto",
     readout: Literal["auto", "loss", "margin"] = "auto",
@@ -261,7 +276,9 @@ def plan_audit(
     most = {name: where.get(name) for name in ("batch_size", "max_rows")}
     require_positive(influence_queries=influence_queries, **most)
     seed = where.get("seed", 0)
-    settings = _settings(seed, influence_queries, direction, readout, weight_decay, compiled)
+    settings = _settings(
+        seed, effort, influence_queries, direction, readout, weight_decay, compiled
+    )
     posed = pose(model_uri, **where)
     problem = posed.problem
     planned = plan_influence(posed.model, problem, settings)
@@ -285,6 +302,7 @@ def _planned(
 
 def _settings(
     seed: int,
+    effort: Effort,
     influence_queries: int,
     direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"],
     readout: Literal["auto", "loss", "margin"],
@@ -295,6 +313,7 @@ def _settings(
         raise ForwardInfError(f"there is no readout '{readout}': use auto, loss or margin")
     return Settings(
         seed=seed,
+        effort=effort,
         influence_queries=influence_queries,
         direction=named_direction(direction, weight_decay, seed),
         readout=None if readout == "auto" else readout,

@@ -39,6 +39,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "batch_size": (int,),
     "seed": (int,),
     "max_rows": (int,),
+    "effort": (str,),
     "influence_queries": (int,),
     "direction": (str,),
     "readout": (str,),

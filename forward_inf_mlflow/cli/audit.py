@@ -24,6 +24,13 @@ _REMEMBERS = "may still remember wrong labels"
 @click.argument("model_uri")
 @policy_option
 @click.option(
+    "--effort",
+    type=click.Choice(["quick", "standard", "thorough"]),
+    default="standard",
+    show_default=True,
+    help="quick trains no half-models, thorough eight pairs.",
+)
+@click.option(
     "--influence-queries",
     type=click.IntRange(min=1),
     default=100,
