@@ -222,6 +222,7 @@ def audit(
             repeat=command_line("audit", version.uri, options),
             measures=found.measures,
             leak_scores=found.leaked.score,
+            leak_worth=found.leak_worth,
             sources=tables.sources_table(problem, scores),
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,

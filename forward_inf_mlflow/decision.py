@@ -17,6 +17,7 @@ WORDS: dict[str, str] = {"pass": "PASS", "fail": "REFUSED", "undecided": "UNDECI
 BOUNDS = (
     ("mislabeled", "max_mislabeled_rate", "mislabeled rows", "training rows"),
     ("leaked", "max_leakage_rate", "leaked rows", "query rows"),
+    ("inflated", "max_leak_inflation", "rows right because they leaked", "query rows"),
     ("memorized", "max_memorized_rate", "memorized rows", "training rows"),
 )
 

@@ -20,6 +20,7 @@ from forward_inf_mlflow.detect.mislabeled import (
     undecided,
 )
 from forward_inf_mlflow.detect.neighbours import row_keys
+from forward_inf_mlflow.detect.worth import LeakWorth, worth
 from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.errors import ForwardInfError, ModelError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
@@ -113,6 +114,7 @@ class Findings:
         influence: ``(n,)`` of each training row on all queries together.
         single: Influence on the queries that were asked about one by one, ``(p, n)``.
         mislabeled, leaked, memorized: The verdicts.
+        leak_worth: What the leaks do for the accuracy; None for regression.
         forward_passes: Rows passed forward without training on them.
         facts: What was found on the way: damping, reliability, how rows were read and why.
     """
@@ -124,6 +126,7 @@ class Findings:
     mislabeled: Mislabeled
     leaked: Leaked
     memorized: Memorized
+    leak_worth: LeakWorth | None
     forward_passes: int
     facts: Mapping[str, object]
 
@@ -133,6 +136,11 @@ class Findings:
         return {
             "mislabeled": self.mislabeled.measure,
             "leaked": self.leaked.measure,
+            "inflated": (
+                self.leak_worth.measure
+                if self.leak_worth is not None
+                else Measure.none(self.leaked.measure.total, "regression has no accuracy")
+            ),
             "memorized": self.memorized.measure,
         }
 
@@ -227,10 +235,13 @@ def examine(
     held_out = _held_out(model, problem, settings, progress, work)
     if problem.classes is not None:
         given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
-        wrong = _wrong_classes(problem, seen, held_out, leaks, settings.fdr)
+        itself = _itself(problem)
+        right = itself.queries.argmax(1) == problem.queries.targets.numpy()
+        value = worth(right, query_loss, leaks.flags)
+        wrong = _wrong_classes(problem, seen, itself, held_out, leaks, settings.fdr)
         known = memorized_classes(held_out, labels_of(problem), given, wrong.suspicion)
     else:
-        given = np.full(n, np.nan)
+        given, value = np.full(n, np.nan), None
         wrong = _wrong_targets(problem, held_out, leaks, settings.fdr)
         known = memorized_targets(n)
 
@@ -242,6 +253,7 @@ def examine(
         mislabeled=wrong,
         leaked=leaks,
         memorized=known,
+        leak_worth=value,
         forward_passes=(
             m
             + found.forward_passes
@@ -270,7 +282,12 @@ def _held_out(
 
 
 def _wrong_classes(
-    problem: Problem, seen: Views, held_out: halves.HeldOut | None, leaks: Leaked, fdr: float
+    problem: Problem,
+    seen: Views,
+    itself: Expert,
+    held_out: halves.HeldOut | None,
+    leaks: Leaked,
+    fdr: float,
 ) -> Mislabeled:
     """Ask everybody who has an opinion of the rows' classes."""
     assert problem.classes is not None, "rows have classes here"
@@ -288,7 +305,7 @@ def _wrong_classes(
         labels,
         truth,
         ~leaks.flags,
-        learned=[_itself(problem), *learned],
+        learned=[itself, *learned],
         apart=leaks.train_flags,
         fdr=fdr,
         note=_NO_HALVES if held_out is None else held_out.note,

@@ -24,6 +24,7 @@ class Policy:
 
     max_mislabeled_rate: float | None = 0.03
     max_leakage_rate: float | None = 0.01
+    max_leak_inflation: float | None = None
     max_memorized_rate: float | None = None
     data: Literal["verified", "logged", "declared"] = "logged"
     partial: bool = False

@@ -17,6 +17,7 @@ import yaml
 
 from forward_inf_mlflow.decision import Decision, Facts
 from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.detect.worth import LeakWorth
 from forward_inf_mlflow.errors import PolicyError, TrackingError
 from forward_inf_mlflow.policy import Policy, parse_policy
 from forward_inf_mlflow.version import __version__
@@ -44,6 +45,7 @@ def make_record(
     repeat: str,
     measures: Mapping[str, Measure],
     leak_scores: np.ndarray,
+    leak_worth: LeakWorth | None,
     sources: pd.DataFrame | None,
     seconds: float,
     forward_passes: int,
@@ -71,6 +73,14 @@ def make_record(
         },
         "sources": None if sources is None else sources.to_dict("records"),
         "leak_scores": leak_scores,
+        "leak_worth": None
+        if leak_worth is None
+        else {
+            "leaked": asdict(leak_worth.leaked),
+            "clean": asdict(leak_worth.clean),
+            "everything": asdict(leak_worth.everything),
+            "sentence": leak_worth.sentence(),
+        },
         "influence": dict(influence),
         "resumed_pieces": resumed,
         "costs": {
@@ -160,7 +170,7 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
     "no bad rows".
     """
 
-    def of(measure: str, rate: str, count: str) -> dict[str, float]:
+    def of(measure: str, rate: str, count: str | None = None) -> dict[str, float]:
         stored = record["measures"][measure]
         if stored["abstained"] is not None:
             return {}
@@ -168,7 +178,7 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
             rate: float(stored["rate"]),
             f"{rate}_low": float(stored["rate_low"]),
             f"{rate}_high": float(stored["rate_high"]),
-            count: float(stored["count"]),
+            **({count: float(stored["count"])} if count else {}),
         }
 
     return {
@@ -178,7 +188,21 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
             "gate_passed": float(record["decision"]["outcome"] == "pass"),
             **{name: float(value) for name, value in record["costs"].items()},
         },
-        "queries": of("leaked", "leakage_rate", "leaked_count"),
+        "queries": {
+            **of("leaked", "leakage_rate", "leaked_count"),
+            **of("inflated", "leak_inflation"),
+            **_accuracies(record),
+        },
+    }
+
+
+def _accuracies(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracy on all queries and on those that did not leak."""
+    groups = record["leak_worth"] or {}
+    return {
+        f"accuracy_{name}": float(group["accuracy"])
+        for name, group in groups.items()
+        if name in ("clean", "everything") and group["rows"]
     }
 
 

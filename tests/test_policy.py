@@ -13,6 +13,7 @@ from forward_inf_mlflow.policy import Policy, default_text, load_policy, parse_p
 OTHER = Policy(
     max_mislabeled_rate=0.5,
     max_leakage_rate=None,
+    max_leak_inflation=0.25,
     max_memorized_rate=0.125,
     data="declared",
     partial=True,
@@ -69,7 +70,7 @@ def test_null_bounds_nothing(text: str) -> None:
     ("bad", "says"),
     [
         ("max_mislabelled_rate: 0.1", "did you mean 'max_mislabeled_rate'?"),
-        ("qwerty: 1", "unknown key 'qwerty'; known: data, max_leakage_rate"),
+        ("qwerty: 1", "unknown key 'qwerty'; known: data, max_leak_inflation"),
         ("[1, 2]: 3", "unknown key '?'"),
         ("1: 3", "unknown key '1'"),
         ("data: logged", "'data' stands here a second time"),

@@ -17,6 +17,7 @@ from forward_inf_mlflow.data.lineage import DataSet
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.decision import Facts, decide
 from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.detect.worth import worth
 from forward_inf_mlflow.errors import TrackingError
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.policy import Policy
@@ -40,6 +41,7 @@ MEASURES = {
         count=9, total=40, rate_low=0.1, rate_high=0.4, threshold=0.6, note="a note"
     ),
     "leaked": Measure(count=0, total=20, rate_low=0.0, rate_high=0.2, threshold=None, note="none"),
+    "inflated": worth(np.arange(20) < 12, np.ones(20), np.arange(20) < 6).measure,
     "memorized": Measure.none(40, "no label has a probability"),
 }
 POLICY = Policy(max_mislabeled_rate=0.2, max_leakage_rate=None, data="declared")
@@ -77,6 +79,7 @@ def made(**changes: Any) -> dict[str, Any]:
         "repeat": "forward-inf audit models:/m/3",
         "measures": MEASURES,
         "leak_scores": np.array([-7.5, np.nan, np.inf], dtype=np.float32),
+        "leak_worth": worth(np.arange(20) < 12, np.ones(20), np.arange(20) < 6),
         "sources": pd.DataFrame({"source": ["a"], "influence_low": [math.nan]}),
         "seconds": 1.23456,
         "forward_passes": 99,
@@ -120,6 +123,11 @@ def test_a_detector_without_a_verdict_has_no_metric() -> None:
         "leakage_rate_low": 0.0,
         "leakage_rate_high": 0.2,
         "leaked_count": 0.0,
+        "accuracy_clean": 6 / 14,
+        "accuracy_everything": 0.6,
+        "leak_inflation": pytest.approx(0.6 - 6 / 14),
+        "leak_inflation_low": pytest.approx(0.05, abs=0.05),
+        "leak_inflation_high": pytest.approx(0.25, abs=0.05),
     }
     assert "memorized_rate" not in metrics["train"]
     assert "memorized_count" not in metrics["train"]

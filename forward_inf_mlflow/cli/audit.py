@@ -176,6 +176,8 @@ def _say_rest(console: Console, record: Any) -> None:
     console.say()
     for name, found in measures:
         console.say(f"  {name:<11} {found}")
+    if (worth := record["leak_worth"]) and worth["sentence"]:
+        console.say(f"  {'':<11} {worth['sentence']}")
     if record["sources"]:
         console.say()
         console.say("  sources, with 95 % intervals", bold=True)

@@ -144,6 +144,7 @@ def render(
         flagged_any=len(flagged) > 0,
         regression=top["task"] == "regression",
         depths=_depths(scores),
+        leak_worth=_section(top["leak_worth"], "leak_worth")["sentence"],
         sources=sources[:MAX_ROWS],
         more_sources=max(0, len(sources) - MAX_ROWS),
         guilty=_guilty(sources, verdicts[0].measure),

@@ -1,0 +1,110 @@
+"""What leaks are worth: how much of the accuracy on the queries they account for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forward_inf_mlflow.detect.measure import Measure, binomial_interval
+
+#: Fewer leaked queries than this say nothing of how the model does on leaked ones.
+MIN_LEAKED = 5
+_NORMAL = 1.96
+
+
+@dataclass(frozen=True)
+class Group:
+    """How the model does on some queries.
+
+    Attributes:
+        rows: How many.
+        accuracy, low, high: Share that is right, and its 95 % Clopper-Pearson interval.
+        loss: Mean, in nats.
+    """
+
+    rows: int
+    accuracy: float
+    low: float
+    high: float
+    loss: float
+
+    @classmethod
+    def of(cls, right: np.ndarray, loss: np.ndarray) -> Group:
+        """Sum up ``(k,)`` answers."""
+        count, rows = int(right.sum()), len(right)
+        share = count / rows if rows else float("nan")
+        mean = float(loss.mean()) if rows else float("nan")
+        return cls(rows, share, *binomial_interval(count, rows), mean)
+
+
+@dataclass(frozen=True)
+class LeakWorth:
+    """How the model does on leaked queries, on the others and on all.
+
+    Attributes:
+        leaked, clean, everything: See `Group`.
+        inflation: How much higher the accuracy on all queries is than that on the clean ones.
+        measure: The same as a share of the queries: those that are right because they leaked.
+    """
+
+    leaked: Group
+    clean: Group
+    everything: Group
+    measure: Measure
+
+    @property
+    def inflation(self) -> float:
+        """Return the accuracy on all queries less that on the clean ones."""
+        return self.everything.accuracy - self.clean.accuracy
+
+    def sentence(self) -> str | None:
+        """Return it in words; None where nothing leaked."""
+        if not self.leaked.rows:
+            return None
+        leaked, clean = self.leaked, self.clean
+        return (
+            f"the model is right on {leaked.accuracy:.1%} of the leaked query rows "
+            f"({leaked.low:.1%} to {leaked.high:.1%}) and on {clean.accuracy:.1%} of the others "
+            f"({clean.low:.1%} to {clean.high:.1%}): without the leaks its accuracy is "
+            f"{100 * self.inflation:.1f} points lower"
+            if self.inflation >= 0
+            else f"the model is right on {leaked.accuracy:.1%} of the leaked query rows and on "
+            f"{clean.accuracy:.1%} of the others: the leaks do not help it"
+        )
+
+
+def worth(right: np.ndarray, loss: np.ndarray, leaked: np.ndarray) -> LeakWorth:
+    """Compare the queries that leaked with those that did not.
+
+    The interval of the inflation is that of a difference of two shares (Agresti and Caffo, 2000)
+    times the share of leaked queries. It says what these queries show, and takes the leaked ones
+    for as hard as the others: leaks of easy queries look worth more than they are.
+
+    Args:
+        right: ``(m,)`` bool, which queries the model answers right.
+        loss: ``(m,)`` nats.
+        leaked: ``(m,)`` bool.
+    """
+    of_leaked, of_clean = (Group.of(right[some], loss[some]) for some in (leaked, ~leaked))
+    m, k = len(right), int(leaked.sum())
+    if k == m:
+        measure = Measure.none(m, "every query leaked: nothing is left to compare with")
+    elif 0 < k < MIN_LEAKED:
+        measure = Measure.none(m, f"only {k} queries leaked, too few to see what that is worth")
+    else:
+        x, y = ((int(right[some].sum()) + 1, int(some.sum()) + 2) for some in (leaked, ~leaked))
+        p, q = x[0] / x[1], y[0] / y[1]
+        spread = _NORMAL * float(np.sqrt(p * (1 - p) / x[1] + q * (1 - q) / y[1]))
+        share = k / m
+        inflation = share * (of_leaked.accuracy - of_clean.accuracy) if k else 0.0
+        measure = Measure(
+            count=k,
+            total=m,
+            estimate=max(0.0, inflation),
+            rate_low=float(np.clip(share * (p - q - spread), 0, max(0.0, inflation))),
+            rate_high=float(np.clip(share * (p - q + spread), max(0.0, inflation), 1)),
+            threshold=None,
+            note="accuracy on all query rows less that on those that did not leak",
+        )
+    return LeakWorth(of_leaked, of_clean, Group.of(right, loss), measure)
