@@ -279,7 +279,7 @@ def _say_sources(result: AuditResult, say: Callable[[str], None]) -> None:
     say("   Sources, with 95 % intervals:")
     for source in sources:
         say(f"     {sentence(source)}")
-    blamed = guilty(sources, overall)
+    blamed = guilty(sources)
     for name in blamed:
         say(
             f"   To blame is '{name}': surely worse than all rows together "

@@ -53,6 +53,7 @@ def make_audit(**changes: Any) -> dict[str, Any]:
                 "mislabeled_rate": 0.075,
                 "mislabeled_low": 0.05,
                 "mislabeled_high": 0.1,
+                "mislabeled_p": 0.001,
                 "influence": -0.01,
             }
         ],

@@ -1,4 +1,9 @@
-"""Sources: which supplier, annotator or crawl do the accused rows come from?"""
+"""Sources: which supplier, annotator or crawl do the accused rows come from?
+
+Whether a source is worse than the others is tested for every source, by Fisher's exact test; with
+many sources some are worse by chance, so that the p-values are adjusted (Holm, 1979): that anybody
+is blamed by chance has a chance of at most 5 %.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from forward_inf_mlflow.detect.measure import binomial_interval
+
+#: Chance that any innocent source is blamed, at most.
+LEVEL = 0.05
 
 
 def by_source(
@@ -31,15 +40,17 @@ def by_source(
     Returns:
         A row a source: ``source``, ``rows``; for each verdict the count of its rows
         (``mislabeled``, ``leaked``, ``memorized``), their share of the source (``..._rate``), and
-        the share's 95 % Clopper-Pearson interval (``..._low``, ``..._high``); ``influence``, the
+        the share's 95 % Clopper-Pearson interval (``..._low``, ``..._high``); ``mislabeled_p``,
+        how likely chance alone gives the source so many of the mislabeled rows, adjusted for as
+        many tests as there are sources; ``influence``, the
         mean of its rows (so that a large source does not weigh more than a small one), with a 95 %
         normal interval (``influence_low``, ``influence_high``).
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in sorted(set(sources)):
         mine = sources == name
         n = int(mine.sum())
-        row: dict[str, object] = {"source": name, "rows": n}
+        row: dict[str, Any] = {"source": name, "rows": n}
         verdicts = {"mislabeled": mislabeled, "leaked": leaked, "memorized": memorized}
         for verdict, flags in verdicts.items():
             count = int(flags[mine].sum())
@@ -54,6 +65,8 @@ def by_source(
         half = 1.96 * float(influence[mine].std(ddof=1)) / n**0.5 if n > 1 else float("nan")
         row |= {"influence": mean, "influence_low": mean - half, "influence_high": mean + half}
         rows.append(row)
+    for row, p in zip(rows, _adjusted(sources, mislabeled, rows), strict=True):
+        row["mislabeled_p"] = p
     return pd.DataFrame(rows).sort_values(
         ["mislabeled_low", "source"], ascending=[False, True], ignore_index=True
     )
@@ -73,11 +86,25 @@ def sentence(source: Mapping[str, Any]) -> str:
     return f"{source['source']}: {source['rows']:,} rows; {shares}; {influence} per row"
 
 
-def guilty(sources: Sequence[Mapping[str, Any]], overall: float) -> list[str]:
-    """Return the sources that are surely worse than all rows together, the worst first.
+def guilty(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the sources that have more mislabeled rows than chance gives them, the worst first.
 
     Args:
         sources: Rows of the table.
-        overall: The mislabeled rate of all rows together.
     """
-    return [str(source["source"]) for source in sources if source["mislabeled_low"] > overall]
+    return [str(source["source"]) for source in sources if source["mislabeled_p"] < LEVEL]
+
+
+def _adjusted(
+    sources: np.ndarray, accused: np.ndarray, rows: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    """Return Holm's p-values, in the order of ``rows``."""
+    n, wrong = len(sources), int(accused.sum())
+    p = np.array([
+        float(stats.hypergeom.sf(row["mislabeled"] - 1, n, wrong, row["rows"])) for row in rows
+    ])  # fmt: skip
+    order = np.argsort(p, kind="stable")
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    found = np.empty(len(p))
+    found[order] = np.minimum(1, adjusted)
+    return found

@@ -21,6 +21,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from forward_inf_mlflow.decision import WORDS
+from forward_inf_mlflow.detect.sources import LEVEL
 from forward_inf_mlflow.errors import DataError, TrackingError
 from forward_inf_mlflow.report.charts import distribution
 from forward_inf_mlflow.report.formats import (
@@ -147,7 +148,7 @@ def render(
         leak_worth=_section(top["leak_worth"], "leak_worth")["sentence"],
         sources=sources[:MAX_ROWS],
         more_sources=max(0, len(sources) - MAX_ROWS),
-        guilty=_guilty(sources, verdicts[0].measure),
+        guilty=_guilty(sources),
         album=album,
         audit_command=_own_command(top["repeat"]) or shlex.join(["forward-inf", "audit", uri]),
         promote_command=shlex.join(["forward-inf", "promote", uri, "--alias", "champion"]),
@@ -333,12 +334,10 @@ def _sources(value: Any) -> list[Section]:
     return sorted(sources, key=lambda source: -(number(source["mislabeled_rate"]) or 0.0))
 
 
-def _guilty(sources: list[Section], measure: Section) -> list[Section]:
-    """Return the sources whose mislabeled rate is above the whole set's beyond chance."""
-    overall = number(measure["rate"])
-    if overall is None:
-        return []
-    return [s for s in sources if (number(s["mislabeled_low"]) or 0.0) > overall][:3]
+def _guilty(sources: list[Section]) -> list[Section]:
+    """Return the sources whose mislabeled rate is above the others' beyond chance."""
+    p = [(number(source["mislabeled_p"]), source) for source in sources]
+    return [source for value, source in p if value is not None and value < LEVEL][:3]
 
 
 def _own_command(value: Any) -> str | None:
