@@ -223,6 +223,8 @@ def audit(
             measures=found.measures,
             leak_scores=found.leaked.score,
             leak_worth=found.leak_worth,
+            duplicates=found.duplicates,
+            membership=found.membership,
             sources=tables.sources_table(problem, scores),
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from forward_inf_mlflow import halves, trainers
+from forward_inf_mlflow.detect.duplicates import Duplicates, duplicates
 from forward_inf_mlflow.detect.experts import Expert, of_logits
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
 from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.detect.membership import Membership, membership
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
 from forward_inf_mlflow.detect.mislabeled import (
     Mislabeled,
@@ -114,6 +116,8 @@ class Findings:
         influence: ``(n,)`` of each training row on all queries together.
         single: Influence on the queries that were asked about one by one, ``(p, n)``.
         mislabeled, leaked, memorized: The verdicts.
+        duplicates: Copies inside the training set.
+        membership: What an attack on the model learns of its rows; None where it cannot be told.
         leak_worth: What the leaks do for the accuracy; None for regression.
         forward_passes: Rows passed forward without training on them.
         facts: What was found on the way: damping, reliability, how rows were read and why.
@@ -126,6 +130,8 @@ class Findings:
     mislabeled: Mislabeled
     leaked: Leaked
     memorized: Memorized
+    duplicates: Duplicates
+    membership: Membership | None
     leak_worth: LeakWorth | None
     forward_passes: int
     facts: Mapping[str, object]
@@ -240,8 +246,10 @@ def examine(
         value = worth(right, query_loss, leaks.flags)
         wrong = _wrong_classes(problem, seen, itself, held_out, leaks, settings.fdr)
         known = memorized_classes(held_out, labels_of(problem), given, wrong.suspicion)
+        truth = problem.queries.targets.numpy()
+        attacked = membership(loss, query_loss, held_out, labels_of(problem), truth, leaks.flags)
     else:
-        given, value = np.full(n, np.nan), None
+        given, value, attacked = np.full(n, np.nan), None, None
         wrong = _wrong_targets(problem, held_out, leaks, settings.fdr)
         known = memorized_targets(n)
 
@@ -253,6 +261,12 @@ def examine(
         mislabeled=wrong,
         leaked=leaks,
         memorized=known,
+        duplicates=duplicates(
+            problem.train.inputs.numpy(),
+            labels_of(problem),
+            None if seen.encodings is None else seen.encodings.train,
+        ),
+        membership=attacked,
         leak_worth=value,
         forward_passes=(
             m
@@ -325,7 +339,7 @@ def _wrong_targets(
 
 
 def labels_of(problem: Problem) -> np.ndarray:
-    """Return the training rows' class indices, ``(n,)``."""
+    """Return the training rows' class indices, or their targets, ``(n,)``."""
     return np.asarray(problem.train.targets.numpy())
 
 

@@ -16,7 +16,9 @@ import pandas as pd
 import yaml
 
 from forward_inf_mlflow.decision import Decision, Facts
+from forward_inf_mlflow.detect.duplicates import Duplicates
 from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.detect.membership import Membership
 from forward_inf_mlflow.detect.worth import LeakWorth
 from forward_inf_mlflow.errors import PolicyError, TrackingError
 from forward_inf_mlflow.policy import Policy, parse_policy
@@ -33,6 +35,9 @@ if TYPE_CHECKING:  # the gate reads records without torch
 FORMAT = 2
 
 
+_COPIES = ("rows", "conflicts")
+
+
 def make_record(
     *,
     version: Version,
@@ -46,6 +51,8 @@ def make_record(
     measures: Mapping[str, Measure],
     leak_scores: np.ndarray,
     leak_worth: LeakWorth | None,
+    duplicates: Duplicates,
+    membership: Membership | None,
     sources: pd.DataFrame | None,
     seconds: float,
     forward_passes: int,
@@ -71,6 +78,15 @@ def make_record(
         "measures": {
             name: {**asdict(measure), "rate": measure.rate} for name, measure in measures.items()
         },
+        "duplicates": {
+            "rows": int((duplicates.twin >= 0).sum()),
+            "exact": int(duplicates.exact.sum()),
+            "conflicts": int(duplicates.conflict.sum()),
+            "sentence": duplicates.sentence(),
+        },
+        "membership": None
+        if membership is None
+        else {**asdict(membership), "sentence": membership.sentence()},
         "sources": None if sources is None else sources.to_dict("records"),
         "leak_scores": leak_scores,
         "leak_worth": None
@@ -185,6 +201,8 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
         "train": {
             **of("mislabeled", "mislabeled_rate", "mislabeled_count"),
             **of("memorized", "memorized_rate", "memorized_count"),
+            **_membership(record),
+            **{f"duplicate_{name}": float(record["duplicates"][name]) for name in _COPIES},
             "gate_passed": float(record["decision"]["outcome"] == "pass"),
             **{name: float(value) for name, value in record["costs"].items()},
         },
@@ -194,6 +212,16 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
             **_accuracies(record),
         },
     }
+
+
+def _membership(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return what an attack reaches at 1 % false positives, with its interval."""
+    found = record["membership"]
+    if found is None:
+        return {}
+    name = "membership_tpr_at_1fpr"
+    keys = {name: "rate", f"{name}_low": "low", f"{name}_high": "high"}
+    return {metric: float(found[key]) for metric, key in keys.items()}
 
 
 def _accuracies(record: Mapping[str, Any]) -> dict[str, float]:

@@ -36,7 +36,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     held_out_probability, likelier_label, mislabeled_score, mislabeled_suspicion (what rows are
     ranked by), memorized_score, influence (on all queries together), the flags mislabeled, leaked
     and memorized; mislabeled_certain, the flags at the promised error rate; and mislabeled_surely,
-    the share of the rows down to this one by mislabeled_suspicion that are wrong at least.
+    the share of the rows down to this one by mislabeled_suspicion that are wrong at least; copy_of,
+    a training row that is the same example, and copy_conflicts, whether a copy has another label.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
     likelier = found.mislabeled.likelier
@@ -58,6 +59,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "mislabeled_surely": found.mislabeled.surely,
             "leaked": found.leaked.train_flags,
             "memorized": found.memorized.flags,
+            "copy_of": np.where(found.duplicates.twin >= 0, rows.ids[found.duplicates.twin], ""),
+            "copy_conflicts": found.duplicates.conflict,
         }
     )
 

@@ -176,8 +176,9 @@ def _say_rest(console: Console, record: Any) -> None:
     console.say()
     for name, found in measures:
         console.say(f"  {name:<11} {found}")
-    if (worth := record["leak_worth"]) and worth["sentence"]:
-        console.say(f"  {'':<11} {worth['sentence']}")
+    for part in ("leak_worth", "duplicates", "membership"):
+        if (said := record[part]) and said["sentence"]:
+            console.say(f"  {said['sentence']}")
     if record["sources"]:
         console.say()
         console.say("  sources, with 95 % intervals", bold=True)

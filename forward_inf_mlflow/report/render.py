@@ -47,6 +47,10 @@ _BOUNDS = {
 }
 
 
+#: What more there is to say below a verdict, by the part of the record that says it.
+_MORE = {"mislabeled": "duplicates", "leaked": "leak_worth", "memorized": "membership"}
+
+
 class Section(dict[str, Any]):
     """A part of an audit; what an older audit lacks reads as None."""
 
@@ -145,7 +149,7 @@ def render(
         flagged_any=len(flagged) > 0,
         regression=top["task"] == "regression",
         depths=_depths(scores),
-        leak_worth=_section(top["leak_worth"], "leak_worth")["sentence"],
+        more={verdict: _section(top[part], part)["sentence"] for verdict, part in _MORE.items()},
         sources=sources[:MAX_ROWS],
         more_sources=max(0, len(sources) - MAX_ROWS),
         guilty=_guilty(sources),

@@ -1,0 +1,95 @@
+"""Membership inference: how well can a stranger tell training rows from others by the model?
+
+An attack accuses a row of having been trained on. What is reported is the share of training rows
+that it names while it names at most 1 % of others (Carlini et al., S&P 2022), by the better of two
+attacks: the model's own loss, and that beside what half-models without the row say of it (the
+likelihood ratio of RMIA; Zarifzadeh, Liu, Shokri, ICML 2024). It is a *lower* bound on what leaks
+about the rows: better attacks are known, and better ones will be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from forward_inf_mlflow.detect.measure import binomial_interval
+from forward_inf_mlflow.halves import HeldOut
+
+#: Share of rows not trained on that may be named, and the fewest such rows that can show it.
+FALSE, MIN_OTHERS = 0.01, 300
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What the attack reaches.
+
+    Attributes:
+        attack: "loss" or "ratio".
+        rate, low, high: Share of training rows named, and its 95 % Clopper-Pearson interval. Whose
+            threshold came from few other rows is unsure beyond that.
+        others: Rows not trained on.
+    """
+
+    attack: str
+    rate: float
+    low: float
+    high: float
+    others: int
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        return (
+            f"an attack by the model's {self.attack} names {self.rate:.1%} of the training rows "
+            f"({self.low:.1%} to {self.high:.1%}) while it names {FALSE:.0%} of {self.others:,} "
+            "query rows: a lower bound on what the model gives away about its rows"
+        )
+
+
+def membership(
+    loss: np.ndarray,
+    query_loss: np.ndarray,
+    held_out: HeldOut | None,
+    labels: np.ndarray,
+    query_labels: np.ndarray,
+    leaked: np.ndarray,
+) -> Membership | None:
+    """Attack the audited model.
+
+    Args:
+        loss: ``(n,)`` the training rows' losses under it, nats.
+        query_loss: ``(m,)`` the queries'.
+        held_out: Half-models, for the ratio; None for the loss alone.
+        labels: ``(n,)`` class indices.
+        query_labels: ``(m,)``.
+        leaked: ``(m,)`` bool, queries that were trained on after all.
+
+    Returns:
+        None where there are too few rows that were not trained on.
+    """
+    if (~leaked).sum() < MIN_OTHERS:
+        return None
+    attacks = {"loss": (-loss, -query_loss[~leaked])}
+    if held_out is not None and held_out.diverged is None:
+        attacks["ratio"] = (
+            -loss - _usual(held_out.train_out, labels),
+            (-query_loss - _usual(held_out.queries, query_labels))[~leaked],
+        )
+    found = []
+    for name, (members, others) in attacks.items():
+        allowed = int(FALSE * len(others))
+        threshold = np.sort(others)[::-1][allowed]
+        named = int((members > threshold).sum())
+        low, high = binomial_interval(named, len(members))
+        found.append(Membership(name, named / len(members), low, high, len(others)))
+    return max(found, key=lambda one: one.rate)
+
+
+def _usual(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the mean probability that models without the row give its label."""
+    rows = np.arange(len(labels))
+    mean = np.zeros(len(labels))
+    for one in logits:
+        mean += special.softmax(one.astype(np.float64), axis=1)[rows, labels] / len(logits)
+    return np.asarray(np.log(mean + 1e-12))

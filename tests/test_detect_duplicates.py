@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+
+from forward_inf_mlflow.detect.duplicates import duplicates
+
+
+def rows(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 12)).astype(np.float32), rng.integers(3, size=n)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return np.float32(x / np.linalg.norm(x, axis=1, keepdims=True))
+
+
+def test_exact_copies_name_each_other_and_disagreement_is_an_error_for_sure() -> None:
+    x, y = rows()
+    x[10], x[20], x[21] = x[3], x[5], x[5]
+    y[[3, 10]], y[[5, 20, 21]] = [0, 0], [0, 0, 1]
+    found = duplicates(x, y)
+    assert np.flatnonzero(found.twin >= 0).tolist() == [3, 5, 10, 20, 21]
+    assert (found.twin[3], found.twin[10]) == (10, 3)
+    assert np.flatnonzero(found.conflict).tolist() == [5, 20, 21]
+    assert {int(found.twin[5]), int(found.twin[20])} == {21}
+    assert found.exact.sum() == 5
+    assert found.wrong_at_least == 1
+    assert "at least 1 of these are wrong" in str(found.sentence())
+
+
+def test_rows_without_copies_say_nothing() -> None:
+    found = duplicates(*rows())
+    assert found.sentence() is None
+    assert found.wrong_at_least == 0
+    assert not found.conflict.any()
+
+
+def test_near_copies_are_found_by_encodings_and_others_are_not() -> None:
+    x, y = rows(2000)
+    seen = np.random.default_rng(1).normal(size=(2000, 16))
+    seen[:40] = seen[1000:1040] + 0.01 * np.random.default_rng(2).normal(size=(40, 16))
+    y[:40] = (y[1000:1040] + np.arange(40) % 2) % 3
+    found = duplicates(x, y, unit(seen))
+    assert (found.twin[:40] == np.arange(1000, 1040)).mean() > 0.95
+    assert (found.twin[40:1000] >= 0).mean() < 0.005
+    assert not found.exact.any()
+    assert (found.conflict[:40] == (np.arange(40) % 2 == 1)).mean() > 0.95
+
+
+def test_nothing_but_copies_is_answered() -> None:
+    x, y = np.ones((30, 4), np.float32), np.arange(30) % 2
+    found = duplicates(x, y)
+    assert found.exact.all()
+    assert found.conflict.all()
+    assert 1 <= found.wrong_at_least <= 15
+
+
+def test_targets_that_differ_between_copies_conflict() -> None:
+    x, _ = rows(50)
+    x[1] = x[0]
+    found = duplicates(x, np.linspace(0, 1, 50))
+    assert np.flatnonzero(found.conflict).tolist() == [0, 1]
