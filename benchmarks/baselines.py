@@ -30,12 +30,13 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.decision import Facts, decide
 from forward_inf_mlflow.detect.leakage import leaked
 from forward_inf_mlflow.detect.measure import binomial_interval
-from forward_inf_mlflow.examine import Settings, examine, plan_influence
+from forward_inf_mlflow.examine import examine, plan_influence
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.estimator import audited_estimator
 from forward_inf_mlflow.models.torch_module import audited_module
 from forward_inf_mlflow.policy import Policy
 from forward_inf_mlflow.preparation import choose_device, prepare
+from forward_inf_mlflow.settings import Settings
 
 DATA = Path(os.environ.get("BENCH_DATA", "../shared/data"))
 
@@ -89,7 +90,7 @@ def judge(
     settings = Settings(seed=seed)
     planned = plan_influence(model, problem, settings)
     found = examine(model, problem, planned, settings, lambda *_: None)
-    flags, measure = found.mislabeled.flags, found.mislabeled.measure
+    flags, measure = found.labels.mislabeled.flags, found.labels.mislabeled.measure
     decision = decide(found.measures, Facts(), Policy(max_leakage_rate=None))
     figures = {
         "wrong rows found": float(flags[bad].mean()) if bad.any() else np.nan,
@@ -103,7 +104,7 @@ def judge(
         x = train.features.reshape(len(train), -1)
         near = NearestNeighbors(n_neighbors=11).fit(x).kneighbors(x)[1][:, 1:]
         scores = {
-            "audit": np.nan_to_num(found.mislabeled.score),
+            "audit": np.nan_to_num(found.labels.mislabeled.score),
             "own loss": found.loss,
             "kNN, inputs": (train.labels[near] != train.labels[:, None]).mean(1),
             "influence": -found.influence,

@@ -44,9 +44,10 @@ from torch import nn
 
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.detect.measure import binomial_interval
-from forward_inf_mlflow.examine import Findings, Settings, examine, plan_influence
+from forward_inf_mlflow.examine import Findings, examine, plan_influence
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.preparation import choose_device, prepare
+from forward_inf_mlflow.settings import Settings
 
 DATA = Path(os.environ.get("BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 PARTS = ("mislabeled", "leakage", "memorization")
@@ -121,7 +122,7 @@ def judge_mislabeled(some: Case) -> Iterator[tuple[str, Scored]]:
 
     for effort in ("standard", "quick"):
         found, cost = audit(some, Settings(seed=some.seed, effort=effort, influence_queries=0))
-        verdict = found.mislabeled
+        verdict = found.labels.mislabeled
         name = OURS if effort == "standard" else f"{OURS}_{effort}"
         scored = figures(verdict.suspicion, cost)
         if effort == "standard":
@@ -201,7 +202,7 @@ def judge_memorization(some: Case) -> Iterator[tuple[str, Scored]]:
     for effort in ("standard", "quick"):
         found, cost = audit(some, Settings(seed=some.seed, effort=effort, influence_queries=0))
         name = OURS if effort == "standard" else f"{OURS}_{effort}"
-        yield name, Scored(figures(found.memorized.score, cost), rivals.FINAL)
+        yield name, Scored(figures(found.labels.memorized.score, cost), rivals.FINAL)
     for name, rival in rivals.mislabeled(some):
         if name not in ("forward_inf_plain", "cleanlab", "ssft"):
             yield name, Scored(figures(rival.scores, rival.cost), rival.needs)

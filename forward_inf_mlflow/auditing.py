@@ -20,21 +20,17 @@ from forward_inf_mlflow.data.lineage import DataSet
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.examine import (
-    Effort,
-    Progress,
-    Settings,
-    examine,
-    halves_cost,
-    plan_influence,
-)
+from forward_inf_mlflow.examine import examine, plan_influence
+from forward_inf_mlflow.half_models import halves_cost
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.posing import pose
 from forward_inf_mlflow.preparation import Problem, choose_device
+from forward_inf_mlflow.progress import Progress, silent
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version
+from forward_inf_mlflow.settings import Effort, Settings
 from forward_inf_mlflow.ui_table import PICTURES
 from forward_inf_mlflow.workplace import earlier_runs, named_direction, open_work, work_key
 
@@ -94,6 +90,7 @@ def audit(
     seed: int = 0,
     max_rows: int | None = None,
     effort: Effort = "standard",
+    trainer: str | None = None,
     influence_queries: int = 100,
     allow_pickle: bool = False,
     experiment: str | None = None,
@@ -128,6 +125,9 @@ def audit(
         effort: "quick" trains nothing: neighbours and the model itself are asked about labels, and
             memorized rows are ranked, not named. "standard" trains half-models twice, "thorough"
             eight times.
+        trainer: ``module:function`` that trains a model as this one was trained; see
+            `training_function.load_trainer`. It trains the half-models, and shows what the
+            mislabeled rows cause. This runs the module's code.
         influence_queries: How many queries to ask about one by one (``influence.parquet``), each
             at the cost of a sweep: suspected copies first, then those with the largest loss.
         allow_pickle: Permit models whose loading runs code of their own.
@@ -168,6 +168,7 @@ def audit(
         "seed": seed,
         "max-rows": max_rows,
         "effort": effort if effort != "standard" else None,
+        "trainer": trainer,
         "influence-queries": influence_queries if influence_queries != 100 else None,
         "direction": direction if direction != "auto" else None,
         "readout": readout if readout != "auto" else None,
@@ -176,7 +177,7 @@ def audit(
         "allow-pickle": allow_pickle or None,
     }
     settings = _settings(
-        seed, effort, influence_queries, direction, readout, weight_decay, compiled
+        seed, effort, trainer, influence_queries, direction, readout, weight_decay, compiled
     )
     choose_device(device)
     if out is not None:
@@ -222,9 +223,10 @@ def audit(
             repeat=command_line("audit", version.uri, options),
             measures=found.measures,
             leak_scores=found.leaked.score,
-            leak_worth=found.leak_worth,
+            leak_worth=found.labels.leak_worth,
             duplicates=found.duplicates,
-            membership=found.membership,
+            membership=found.labels.membership,
+            receipt=found.receipt,
             sources=tables.sources_table(problem, scores),
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,
@@ -262,6 +264,7 @@ def plan_audit(
     model_uri: str,
     *,
     effort: Effort = "standard",
+    trainer: str | None = None,
     influence_queries: int = 100,
     direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"] = "auto",
     readout: Literal["auto", "loss", "margin"] = "auto",
@@ -280,7 +283,7 @@ def plan_audit(
     require_positive(influence_queries=influence_queries, **most)
     seed = where.get("seed", 0)
     settings = _settings(
-        seed, effort, influence_queries, direction, readout, weight_decay, compiled
+        seed, effort, trainer, influence_queries, direction, readout, weight_decay, compiled
     )
     posed = pose(model_uri, **where)
     problem = posed.problem
@@ -306,6 +309,7 @@ def _planned(
 def _settings(
     seed: int,
     effort: Effort,
+    trainer: str | None,
     influence_queries: int,
     direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"],
     readout: Literal["auto", "loss", "margin"],
@@ -317,6 +321,7 @@ def _settings(
     return Settings(
         seed=seed,
         effort=effort,
+        trainer=trainer,
         influence_queries=influence_queries,
         direction=named_direction(direction, weight_decay, seed),
         readout=None if readout == "auto" else readout,
@@ -371,7 +376,3 @@ def require_positive(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ForwardInfError(f"{name.replace('_', ' ')} is {value}: it must be at least 1")
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report nothing."""

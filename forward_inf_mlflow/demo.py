@@ -23,7 +23,7 @@ from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.decision import WORDS
 from forward_inf_mlflow.detect.sources import guilty, sentence
-from forward_inf_mlflow.examine import Progress
+from forward_inf_mlflow.progress import Progress
 from forward_inf_mlflow.promotion import PromotionResult, promote
 
 MODEL_NAME = "forward-inf-demo"
@@ -128,7 +128,7 @@ def _shift(image: np.ndarray, down: int, right: int) -> np.ndarray:
     return padded[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
-def train_model(data: Data, seed: int) -> nn.Module:
+def train_model(images: np.ndarray, labels: np.ndarray, seed: int) -> nn.Module:
     """Train a small convolutional net, as anyone would."""
     torch.manual_seed(seed)
     model = nn.Sequential(
@@ -143,7 +143,7 @@ def train_model(data: Data, seed: int) -> nn.Module:
         nn.ReLU(),
         nn.Linear(64, 10),
     )
-    x, y = torch.as_tensor(data.x), torch.as_tensor(data.y)
+    x, y = torch.as_tensor(images), torch.as_tensor(labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     for _ in range(20):
         for rows in torch.split(torch.randperm(len(x)), 64):
@@ -156,7 +156,7 @@ def train_model(data: Data, seed: int) -> nn.Module:
 
 def register(data: Data, seed: int) -> tuple[str, float]:
     """Train, log and register a version with its data; return its URI and test accuracy."""
-    model = train_model(data, seed)
+    model = train_model(data.x, data.y, seed)
     with torch.no_grad():
         answers = model(torch.as_tensor(data.test_x)).argmax(1).numpy()
     accuracy = float((answers == data.test_y).mean())
@@ -197,6 +197,10 @@ def compare(result: AuditResult, data: Data) -> Found:
     )
 
 
+#: Who shows what the mislabeled rows cause, as a user would name it.
+TRAINER = f"{__name__}:train_model"
+
+
 @dataclass(frozen=True)
 class Story:
     """What the demo did: both audits, what the first one found, and the promotion."""
@@ -224,11 +228,13 @@ def tell(seed: int, say: Callable[[str], None], progress: Progress | None = None
     )
     uri, before = register(data, seed)
     say(f"2. Trained and registered {uri}: test accuracy {before:.1%}.")
-    spoiled = audit(uri, seed=seed, progress=progress)
+    spoiled = audit(uri, seed=seed, trainer=TRAINER, progress=progress)
     found = compare(spoiled, data)
     say(f"3. Audited {uri}: {WORDS[spoiled.decision.outcome]}.")
     for reason in spoiled.decision.reasons:
         say(f"     {reason}")
+    if caused := spoiled.record["receipt"]:
+        say(f"     {caused['sentence']}")
     _say_rows(spoiled, say)
     _say_sources(spoiled, say)
     say(

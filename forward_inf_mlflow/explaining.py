@@ -17,14 +17,14 @@ from mlflow import MlflowClient
 
 from forward_inf_mlflow import answers, output, tracking
 from forward_inf_mlflow.asking import DirectionName, ReadoutName, ask
-from forward_inf_mlflow.auditing import require_positive, silent
+from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.examine import Progress, stage
 from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.mlflow_errors import translate_errors
 from forward_inf_mlflow.posing import Posed
+from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.record import write_record
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report.influence import render_influence

@@ -23,11 +23,15 @@ class HeldOut:
         queries: ``(R, m, K)`` float32, for each repeat one of the two half-models at random, so
             that queries are asked just as training rows are.
         note: How the half-models came to be, one sentence.
+        learned: ``(R, n)`` the output that each half-model that *did* see the row finds largest.
+        alike: Whether they were trained as the audited model was, by its own code.
     """
 
     train_out: np.ndarray
     queries: np.ndarray
     note: str
+    learned: np.ndarray | None = None
+    alike: bool = False
 
     @property
     def diverged(self) -> str | None:
@@ -43,6 +47,11 @@ class Fit(Protocol):
     @property
     def note(self) -> str:
         """Return how the models came to be, one sentence."""
+        ...
+
+    @property
+    def alike(self) -> bool:
+        """Return whether they are trained as the audited model was, by its own code."""
         ...
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
@@ -72,6 +81,7 @@ def read_halves(
     """
     out: list[np.ndarray] = []
     queries: list[np.ndarray] = []
+    learned: list[np.ndarray] = []
     for r in range(repeats):
         rng = np.random.default_rng([seed, r])
         first = halve(strata, rng, groups)
@@ -89,7 +99,8 @@ def read_halves(
             (queries, side, a_query, b_query),
         ):
             answers.append(np.where(mine.reshape(-1, *[1] * (a.ndim - 1)), b, a))
-    return HeldOut(np.stack(out), np.stack(queries), fit.note)
+        learned.append(np.where(first, a_train.argmax(1), b_train.argmax(1)))
+    return HeldOut(np.stack(out), np.stack(queries), fit.note, np.stack(learned), fit.alike)
 
 
 def halve(

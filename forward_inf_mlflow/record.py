@@ -19,6 +19,7 @@ from forward_inf_mlflow.decision import Decision, Facts
 from forward_inf_mlflow.detect.duplicates import Duplicates
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.membership import Membership
+from forward_inf_mlflow.detect.receipt import Receipt
 from forward_inf_mlflow.detect.worth import LeakWorth
 from forward_inf_mlflow.errors import PolicyError, TrackingError
 from forward_inf_mlflow.policy import Policy, parse_policy
@@ -53,6 +54,7 @@ def make_record(
     leak_worth: LeakWorth | None,
     duplicates: Duplicates,
     membership: Membership | None,
+    receipt: Receipt | None,
     sources: pd.DataFrame | None,
     seconds: float,
     forward_passes: int,
@@ -87,6 +89,7 @@ def make_record(
         "membership": None
         if membership is None
         else {**asdict(membership), "sentence": membership.sentence()},
+        "receipt": None if receipt is None else {**asdict(receipt), "sentence": receipt.sentence()},
         "sources": None if sources is None else sources.to_dict("records"),
         "leak_scores": leak_scores,
         "leak_worth": None
@@ -202,6 +205,7 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
             **of("mislabeled", "mislabeled_rate", "mislabeled_count"),
             **of("memorized", "memorized_rate", "memorized_count"),
             **_membership(record),
+            **_receipt(record),
             **{f"duplicate_{name}": float(record["duplicates"][name]) for name in _COPIES},
             "gate_passed": float(record["decision"]["outcome"] == "pass"),
             **{name: float(value) for name, value in record["costs"].items()},
@@ -222,6 +226,14 @@ def _membership(record: Mapping[str, Any]) -> dict[str, float]:
     name = "membership_tpr_at_1fpr"
     keys = {name: "rate", f"{name}_low": "low", f"{name}_high": "high"}
     return {metric: float(found[key]) for metric, key in keys.items()}
+
+
+def _receipt(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return what training without the mislabeled rows changes, with its interval."""
+    found = record["receipt"]
+    if found is None:
+        return {}
+    return {f"receipt_{key}": float(found[key]) for key in ("gain", "low", "high")}
 
 
 def _accuracies(record: Mapping[str, Any]) -> dict[str, float]:

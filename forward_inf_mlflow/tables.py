@@ -40,25 +40,25 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     a training row that is the same example, and copy_conflicts, whether a copy has another label.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
-    likelier = found.mislabeled.likelier
+    likelier = found.labels.mislabeled.likelier
     return pd.DataFrame(
         {
             "id": rows.ids,
             "label": rows.labels,
             "source": rows.sources if rows.sources is not None else np.full(n, ""),
             "loss": found.loss,
-            "given_probability": found.given_probability,
-            "held_out_probability": found.mislabeled.held_out_probability,
+            "given_probability": found.labels.given_probability,
+            "held_out_probability": found.labels.mislabeled.held_out_probability,
             "likelier_label": likelier if problem.classes is None else problem.classes[likelier],
-            "mislabeled_score": found.mislabeled.score,
-            "mislabeled_suspicion": found.mislabeled.suspicion,
-            "memorized_score": found.memorized.score,
+            "mislabeled_score": found.labels.mislabeled.score,
+            "mislabeled_suspicion": found.labels.mislabeled.suspicion,
+            "memorized_score": found.labels.memorized.score,
             "influence": found.influence,
-            "mislabeled": found.mislabeled.flags,
-            "mislabeled_certain": found.mislabeled.certain,
-            "mislabeled_surely": found.mislabeled.surely,
+            "mislabeled": found.labels.mislabeled.flags,
+            "mislabeled_certain": found.labels.mislabeled.certain,
+            "mislabeled_surely": found.labels.mislabeled.surely,
             "leaked": found.leaked.train_flags,
-            "memorized": found.memorized.flags,
+            "memorized": found.labels.memorized.flags,
             "copy_of": np.where(found.duplicates.twin >= 0, rows.ids[found.duplicates.twin], ""),
             "copy_conflicts": found.duplicates.conflict,
         }

@@ -60,6 +60,8 @@ class Recipe:
 class Continued:
     """Trains the audited torch module's architecture on a half."""
 
+    alike = False  # by our recipe, whatever the model's own was
+
     def __init__(
         self,
         module: nn.Module,
@@ -228,6 +230,7 @@ class Refitted:
     """
 
     note = "half-models are fresh fits of a clone of the audited estimator"
+    alike = True
 
     def __init__(
         self,

@@ -24,9 +24,9 @@ from forward_inf_mlflow.version import __version__
 from forward_inf_mlflow.work import KeepNothing, Work
 
 if TYPE_CHECKING:
-    from forward_inf_mlflow.examine import Settings
     from forward_inf_mlflow.preparation import Problem
     from forward_inf_mlflow.registry import Version
+    from forward_inf_mlflow.settings import Settings
 
 
 class Kept(Work, Protocol):

@@ -164,9 +164,10 @@ def test_compiled_passes_give_the_same_scores() -> None:
 
 def test_everything_that_an_audit_computes_runs_there() -> None:
     from forward_inf_mlflow.data.rows import Rows
-    from forward_inf_mlflow.examine import Settings, examine, plan_influence
+    from forward_inf_mlflow.examine import examine, plan_influence
     from forward_inf_mlflow.models.audited import AuditedModel
     from forward_inf_mlflow.preparation import prepare
+    from forward_inf_mlflow.settings import Settings
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, D)).astype(np.float32)
@@ -203,7 +204,7 @@ def test_everything_that_an_audit_computes_runs_there() -> None:
     planned = plan_influence(model, problem, settings)
     found = examine(model, problem, planned, settings, lambda stage, done, total: None)
     measure: Measure = found.measures["mislabeled"]
-    named = np.flatnonzero(found.mislabeled.flags)
+    named = np.flatnonzero(found.labels.mislabeled.flags)
     assert measure.total == 400
     assert len(np.intersect1d(named, wrong)) >= 10
     assert len(np.setdiff1d(named, wrong)) <= 8

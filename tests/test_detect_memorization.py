@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from forward_inf_mlflow.detect.memorization import memorized_classes, memorized_targets
 from forward_inf_mlflow.halves import HeldOut
@@ -76,3 +77,22 @@ def test_regression_gives_no_verdict_and_says_why() -> None:
     assert np.isnan(found.score).all()
     assert not found.flags.any()
     assert (found.measure.count, found.measure.total) == (0, 4)
+
+
+def test_eight_pairs_trained_alike_give_mem_i_in_its_own_unit() -> None:
+    # Row 0: known by all that saw it, by none that did not. Row 1: known by all. Row 2: by 5 and 2.
+    labels = np.array([1, 1, 0])
+    learned = np.tile(labels, (8, 1))
+    learned[5:, 2] = 1
+    out = np.tile(np.array([0, 1, 1]), (8, 1))
+    out[:2, 2] = 0
+    logits = 10.0 * np.eye(2)[out]
+    models = HeldOut(logits, logits, "", learned, True)
+    found = memorized_classes(models, labels, np.ones(3), unknown(3))
+    np.testing.assert_allclose(found.score, [1, 0, 3 / 8])
+    assert found.flags.tolist() == [True, False, True]
+    assert found.measure.rate_low == pytest.approx(1 / 3)
+    assert found.measure.rate == pytest.approx(2 / 3)
+    assert "16 models" in found.measure.note
+    few = HeldOut(logits[:7], logits[:7], "", learned[:7], True)
+    assert "mem_i" not in memorized_classes(few, labels, np.ones(3), unknown(3)).measure.note

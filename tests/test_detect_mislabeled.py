@@ -334,7 +334,7 @@ def test_rows_that_stand_apart_are_never_certain_and_lower_no_bound() -> None:
 class Uneven:
     """Half-models on clean labels of which every second one is bad."""
 
-    note = "uneven"
+    note, alike = "uneven", False
 
     def __init__(self, rng: np.random.Generator, n: int, m: int) -> None:
         self.rng, self.calls = rng, 0

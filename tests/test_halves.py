@@ -31,7 +31,7 @@ STRATA = np.arange(N) % K
 class Recorder:
     """A fit whose output for every row is whether the model was trained on it, and a number."""
 
-    note = "recorded"
+    note, alike = "recorded", False
 
     def __init__(self) -> None:
         self.seeds: list[int] = []

@@ -19,6 +19,7 @@ from forward_inf_mlflow.decision import Facts, decide
 from forward_inf_mlflow.detect.duplicates import duplicates
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.membership import Membership
+from forward_inf_mlflow.detect.receipt import Receipt
 from forward_inf_mlflow.detect.worth import worth
 from forward_inf_mlflow.errors import TrackingError
 from forward_inf_mlflow.models.audited import AuditedModel
@@ -84,6 +85,7 @@ def made(**changes: Any) -> dict[str, Any]:
         "leak_worth": worth(np.arange(20) < 12, np.ones(20), np.arange(20) < 6),
         "duplicates": duplicates(np.repeat(np.eye(2), 20, 0), np.zeros(40)),
         "membership": Membership("loss", 0.3, 0.2, 0.4, 300),
+        "receipt": Receipt("accuracy", 9, 5, 0.8, 0.02, 0.01, 0.03, -0.01),
         "sources": pd.DataFrame({"source": ["a"], "influence_low": [math.nan]}),
         "seconds": 1.23456,
         "forward_passes": 99,

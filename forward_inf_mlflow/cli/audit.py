@@ -31,6 +31,11 @@ _REMEMBERS = "may still remember wrong labels"
     help="quick trains no half-models, thorough eight pairs.",
 )
 @click.option(
+    "--trainer",
+    metavar="MODULE:FUNCTION",
+    help="Your own training code: train(x, y, seed) -> model. Runs it.",
+)
+@click.option(
     "--influence-queries",
     type=click.IntRange(min=1),
     default=100,
@@ -176,7 +181,7 @@ def _say_rest(console: Console, record: Any) -> None:
     console.say()
     for name, found in measures:
         console.say(f"  {name:<11} {found}")
-    for part in ("leak_worth", "duplicates", "membership"):
+    for part in ("leak_worth", "duplicates", "membership", "receipt"):
         if (said := record[part]) and said["sentence"]:
             console.say(f"  {said['sentence']}")
     if record["sources"]:

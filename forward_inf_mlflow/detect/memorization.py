@@ -18,6 +18,8 @@ from forward_inf_mlflow.halves import HeldOut
 
 #: Feldman and Zhang call a row memorized from this estimate on (their section 3).
 THRESHOLD = 0.25
+#: So often must the rows have been halved, or mem_i is too coarse a number.
+MIN_REPEATS = 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def memorized_classes(
         return replace(found, score=given_probability - np.exp(-suspicion))
     if held_out.diverged is not None:
         return _nobody(n, held_out.diverged)
+    if held_out.alike and held_out.learned is not None and len(held_out.learned) >= MIN_REPEATS:
+        return _in_its_own_unit(held_out.learned, held_out.train_out.argmax(2), labels)
     without = np.zeros(n)
     for repeat in held_out.train_out:
         without += special.softmax(repeat, axis=-1)[np.arange(n), labels] / len(held_out.train_out)
@@ -75,6 +79,36 @@ def memorized_classes(
             note=(
                 f"the label's probability falls by {THRESHOLD} or more in models that did not "
                 "see the row (the threshold of Feldman and Zhang, 2020)"
+            ),
+        ),
+    )
+
+
+def _in_its_own_unit(learned: np.ndarray, out: np.ndarray, labels: np.ndarray) -> Memorized:
+    """Return mem_i itself: how much oftener models that saw the row give its label."""
+    repeats, n = learned.shape
+    with_it, without = ((said == labels).sum(0) for said in (learned, out))
+    score = (with_it - without) / repeats
+    spread = np.zeros(n)
+    for count in (with_it, without):
+        share = (count + 1) / (repeats + 2)  # Agresti and Caffo, 2000
+        spread += share * (1 - share) / (repeats + 2)
+    half = 1.645 * np.sqrt(spread)
+    flags = score >= THRESHOLD
+    count = int(flags.sum())
+    return Memorized(
+        score,
+        flags,
+        Measure(
+            count=count,
+            total=n,
+            rate_low=float((score - half >= THRESHOLD).mean()),
+            rate_high=float((score + half >= THRESHOLD).mean()),
+            threshold=THRESHOLD,
+            note=(
+                f"mem_i of Feldman and Zhang (2020) from {2 * repeats} models trained as the "
+                f"audited one was, each on half of the rows; named from {THRESHOLD} on; between "
+                "the bounds lie rows for which so many models do not settle it"
             ),
         ),
     )

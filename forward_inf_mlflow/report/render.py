@@ -47,8 +47,12 @@ _BOUNDS = {
 }
 
 
-#: What more there is to say below a verdict, by the part of the record that says it.
-_MORE = {"mislabeled": "duplicates", "leaked": "leak_worth", "memorized": "membership"}
+#: What more there is to say below a verdict, by the parts of the record that say it.
+_MORE = {
+    "mislabeled": ("receipt", "duplicates"),
+    "leaked": ("leak_worth",),
+    "memorized": ("membership",),
+}
 
 
 class Section(dict[str, Any]):
@@ -149,7 +153,10 @@ def render(
         flagged_any=len(flagged) > 0,
         regression=top["task"] == "regression",
         depths=_depths(scores),
-        more={verdict: _section(top[part], part)["sentence"] for verdict, part in _MORE.items()},
+        more={
+            verdict: [said for part in names if (said := _section(top[part], part)["sentence"])]
+            for verdict, names in _MORE.items()
+        },
         sources=sources[:MAX_ROWS],
         more_sources=max(0, len(sources) - MAX_ROWS),
         guilty=_guilty(sources),

@@ -1,0 +1,108 @@
+"""Half-models: who trains them for an audited model, what that costs, and what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forward_inf_mlflow import halves, trainers
+from forward_inf_mlflow.detect.neighbours import row_keys
+from forward_inf_mlflow.detect.receipt import Receipt, receipt
+from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.preparation import Problem
+from forward_inf_mlflow.progress import Progress, stage
+from forward_inf_mlflow.settings import Settings
+from forward_inf_mlflow.training_function import Trained, load_trainer, skill
+from forward_inf_mlflow.work import Work
+
+
+def halves_cost(model: AuditedModel, problem: Problem, settings: Settings) -> int:
+    """Return the forward-equivalents of training and reading the half-models, about."""
+    n, m = len(problem.train), len(problem.queries)
+    fits, recipe = 2 * settings.repeats, settings.recipe
+    if not fits:
+        return 0
+    if settings.trainer is not None or model.estimator is not None:
+        return fits * (n + m)  # trained on their own terms: count the reading
+    tries = fits + len(recipe.rates) - 1
+    return tries * (3 * recipe.epochs * n // 2 + n + m)
+
+
+def read_held_out(
+    model: AuditedModel, problem: Problem, settings: Settings, progress: Progress, work: Work
+) -> halves.HeldOut | None:
+    """Train the half-models and read all rows under them; None where the effort trains nothing."""
+    if not settings.repeats:
+        return None
+    return halves.read_halves(
+        _fit(model, problem, settings, work),
+        _strata(problem),
+        repeats=settings.repeats,
+        seed=settings.seed,
+        groups=row_keys(problem.train.inputs.numpy()),
+        progress=stage(progress, "models trained on half of the rows", 2 * settings.repeats),
+    )
+
+
+def _fit(model: AuditedModel, problem: Problem, settings: Settings, work: Work) -> halves.Fit:
+    if settings.trainer is not None:
+        return Trained(load_trainer(settings.trainer), problem, work)
+    if model.estimator is not None:
+        targets = problem.train.targets.numpy()
+        return trainers.Refitted(
+            model.estimator,
+            problem.train_rows.features,
+            targets if problem.classes is None else problem.classes[targets],
+            problem.query_rows.features,
+            problem.classes,
+            work,
+        )
+    return trainers.Continued(
+        problem.module, problem.task, problem.train, problem.queries, settings.recipe, work
+    )
+
+
+def _strata(problem: Problem) -> np.ndarray:
+    """Return what both halves should hold alike: the classes, or tenths of the target."""
+    targets = problem.train.targets.numpy()
+    if problem.classes is not None:
+        return targets
+    return np.searchsorted(np.quantile(targets, np.linspace(0, 1, 11)[1:-1]), targets)
+
+
+def train_receipt(
+    problem: Problem,
+    flagged: np.ndarray,
+    leaked: np.ndarray,
+    settings: Settings,
+    progress: Progress,
+    work: Work,
+) -> Receipt | None:
+    """Train with and without the mislabeled rows, if the user says how a model is trained.
+
+    Args:
+        problem: Model and rows.
+        flagged: ``(n,)`` bool.
+        leaked: ``(m,)`` bool, queries that do not count.
+        settings: Trainer, seeds.
+        progress: Told of every training.
+        work: Where finished trainings are kept.
+    """
+    if settings.trainer is None:
+        return None
+    trained = Trained(load_trainer(settings.trainer), problem, work)
+    truth, classes = problem.queries.targets.numpy()[~leaked], problem.classes is not None
+    advance = stage(progress, "trained with and without flagged rows", 3 * settings.receipt_seeds)
+
+    def train(index: np.ndarray, seed: int) -> float:
+        answers = trained(index, seed)[1][~leaked]
+        advance(1)
+        return skill(answers, truth, classes=classes)
+
+    return receipt(
+        train,
+        flagged,
+        _strata(problem),
+        metric="accuracy" if classes else "mean squared error",
+        seeds=settings.receipt_seeds,
+        seed=settings.seed + 9_000,
+    )

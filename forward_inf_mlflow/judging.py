@@ -1,0 +1,140 @@
+"""Judging: from what was read of rows and half-models to verdicts about labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forward_inf_mlflow import halves
+from forward_inf_mlflow.detect.experts import Expert, of_logits
+from forward_inf_mlflow.detect.leakage import Leaked
+from forward_inf_mlflow.detect.membership import Membership, membership
+from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
+from forward_inf_mlflow.detect.mislabeled import (
+    Mislabeled,
+    mislabeled_classes,
+    mislabeled_targets,
+    undecided,
+)
+from forward_inf_mlflow.detect.neighbours import row_keys
+from forward_inf_mlflow.detect.worth import LeakWorth, worth
+from forward_inf_mlflow.preparation import Problem
+from forward_inf_mlflow.sweep import outputs
+from forward_inf_mlflow.views import Views, experts
+
+_NO_HALVES = "no half-models were trained (take the effort 'standard')"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is said of the rows' labels.
+
+    Attributes:
+        given_probability: ``(n,)`` the audited model's probability of the given label; NaN for
+            regression.
+        mislabeled, memorized: The verdicts.
+        leak_worth: What the leaks do for the accuracy; None for regression.
+        membership: What an attack on the model learns of its rows; None where it cannot be told.
+        passes: Rows passed forward for it.
+    """
+
+    given_probability: np.ndarray
+    mislabeled: Mislabeled
+    memorized: Memorized
+    leak_worth: LeakWorth | None
+    membership: Membership | None
+    passes: int
+
+
+def judge_labels(
+    problem: Problem,
+    seen: Views,
+    held_out: halves.HeldOut | None,
+    leaks: Leaked,
+    loss: np.ndarray,
+    query_loss: np.ndarray,
+    fdr: float,
+) -> Labels:
+    """Judge classes, or targets.
+
+    Args:
+        problem: Model and rows.
+        seen: The rows as neighbours are looked for.
+        held_out: What half-models say; None where none were trained.
+        leaks: Queries that do not count, and the rows that they copy.
+        loss: ``(n,)`` the training rows' losses under the audited model.
+        query_loss: ``(m,)`` the queries'.
+        fdr: See `mislabeled_classes`.
+    """
+    labels, truth = labels_of(problem), problem.queries.targets.numpy()
+    if problem.classes is None:
+        unknown = np.full(len(labels), np.nan)
+        wrong = _wrong_targets(problem, held_out, leaks, fdr)
+        return Labels(unknown, wrong, memorized_targets(len(labels)), None, None, 0)
+    given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
+    itself = _itself(problem)
+    wrong = _wrong_classes(problem, seen, itself, held_out, leaks, fdr)
+    return Labels(
+        given_probability=given,
+        mislabeled=wrong,
+        memorized=memorized_classes(held_out, labels, given, wrong.suspicion),
+        leak_worth=worth(itself.queries.argmax(1) == truth, query_loss, leaks.flags),
+        membership=membership(loss, query_loss, held_out, labels, truth, leaks.flags),
+        passes=len(labels) + len(truth),
+    )
+
+
+def _wrong_classes(
+    problem: Problem,
+    seen: Views,
+    itself: Expert,
+    held_out: halves.HeldOut | None,
+    leaks: Leaked,
+    fdr: float,
+) -> Mislabeled:
+    """Ask everybody who has an opinion of the rows' classes."""
+    assert problem.classes is not None, "rows have classes here"
+    labels, truth = labels_of(problem), problem.queries.targets.numpy()
+    if held_out is not None and held_out.diverged is not None:
+        return undecided(len(labels), held_out.diverged)
+    groups = row_keys(problem.train.inputs.numpy())
+    naive, learned = experts(seen, labels, groups, truth, ~leaks.flags, len(problem.classes))
+    if held_out is not None:
+        naive.insert(0, of_logits("half-models", held_out.train_out, held_out.queries))
+    if not naive:
+        return undecided(len(labels), f"nobody can be asked about the labels: {_NO_HALVES}")
+    return mislabeled_classes(
+        naive,
+        labels,
+        truth,
+        ~leaks.flags,
+        learned=[itself, *learned],
+        apart=leaks.train_flags,
+        fdr=fdr,
+        note=_NO_HALVES if held_out is None else held_out.note,
+    )
+
+
+def _wrong_targets(
+    problem: Problem, held_out: halves.HeldOut | None, leaks: Leaked, fdr: float
+) -> Mislabeled:
+    """Hold targets against the half-models' predictions."""
+    targets, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
+    if held_out is None:
+        return undecided(len(targets), _NO_HALVES)
+    return mislabeled_targets(
+        held_out, targets, truth, ~leaks.flags, apart=leaks.train_flags, fdr=fdr
+    )
+
+
+def labels_of(problem: Problem) -> np.ndarray:
+    """Return the training rows' class indices, or their targets, ``(n,)``."""
+    return np.asarray(problem.train.targets.numpy())
+
+
+def _itself(problem: Problem) -> Expert:
+    """Return what the audited model says of rows that it learned and of queries."""
+
+    said = [outputs(problem.module, rows).numpy() for rows in (problem.train, problem.queries)]
+    return of_logits("the audited model", said[0][None], said[1][None])
