@@ -16,6 +16,7 @@ from forward_inf_mlflow.half_models import read_held_out, train_receipt
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.judging import Labels, judge_labels, labels_of
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.moved import FOLDS, moved_expert
 from forward_inf_mlflow.planner import Plan, plan
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.progress import Progress, stage
@@ -147,9 +148,15 @@ def examine(
         else (seen.encodings.queries, seen.encodings.train),
     )
 
+    # The same, moved by the queries: their labels contradict what is wrong by a rule.
+    moved = None
+    if problem.classes is not None:
+        advance = stage(progress, "answers of the moved model", (FOLDS + 1) * (n + m))
+        moved = moved_expert(engine, problem, ~leaks.flags, settings.seed, work, advance)
+
     # Half-models: what is said of a row by models that never saw it.
     held_out = read_held_out(model, problem, settings, progress, work)
-    labels = judge_labels(problem, seen, held_out, leaks, loss, query_loss, settings.fdr)
+    labels = judge_labels(problem, seen, moved, held_out, leaks, loss, query_loss, settings.fdr)
     caused = train_receipt(problem, labels.mislabeled.flags, leaks.flags, settings, progress, work)
     views = (seen.features is not None) + (seen.encodings is not None)
     return Findings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,7 @@ class Labels:
 def judge_labels(
     problem: Problem,
     seen: Views,
+    moved: Expert | None,
     held_out: halves.HeldOut | None,
     leaks: Leaked,
     loss: np.ndarray,
@@ -61,6 +63,7 @@ def judge_labels(
     Args:
         problem: Model and rows.
         seen: The rows as neighbours are looked for.
+        moved: What the audited model says when the queries have moved it; None if it was not.
         held_out: What half-models say; None where none were trained.
         leaks: Queries that do not count, and the rows that they copy.
         loss: ``(n,)`` the training rows' losses under the audited model.
@@ -74,7 +77,7 @@ def judge_labels(
         return Labels(unknown, wrong, memorized_targets(len(labels)), None, None, 0)
     given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
     itself = _itself(problem)
-    wrong = _wrong_classes(problem, seen, itself, held_out, leaks, fdr)
+    wrong = _wrong_classes(problem, seen, [itself, moved], held_out, leaks, fdr)
     return Labels(
         given_probability=given,
         mislabeled=wrong,
@@ -88,7 +91,7 @@ def judge_labels(
 def _wrong_classes(
     problem: Problem,
     seen: Views,
-    itself: Expert,
+    model: Sequence[Expert | None],
     held_out: halves.HeldOut | None,
     leaks: Leaked,
     fdr: float,
@@ -109,7 +112,7 @@ def _wrong_classes(
         labels,
         truth,
         ~leaks.flags,
-        learned=[itself, *learned],
+        learned=[*(e for e in model if e is not None), *learned],
         apart=leaks.train_flags,
         fdr=fdr,
         note=_NO_HALVES if held_out is None else held_out.note,

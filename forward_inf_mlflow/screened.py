@@ -7,7 +7,7 @@ whole sweep puts first are among them is measured on a few queries and said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from forward_inf_mlflow.summaries import TopRows
 from forward_inf_mlflow.sweep import Progress, sweep
 from forward_inf_mlflow.task import Forward
 from forward_inf_mlflow.tensors import Tensors
-from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
+from forward_inf_mlflow.work import KEEP_NOTHING, Within, Work
 
 
 def screened_top(
@@ -87,7 +87,7 @@ def screened_top(
             method=choice.method,
             compiled=engine.compiled,
             shard_rows=engine.shard_rows,
-            work=_Within(work, f"candidates/{number:05}"),
+            work=Within(work, f"candidates/{number:05}"),
             progress=progress,
         ):
             read = rows[part.rows]
@@ -148,14 +148,3 @@ class _One:
 
     def __iter__(self) -> Iterator[Move]:
         return iter([self.move])
-
-
-@dataclass(frozen=True)
-class _Within:
-    """Pieces whose names begin alike."""
-
-    work: Work
-    prefix: str
-
-    def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-        return self.work.once(f"{self.prefix}/{name}", make)

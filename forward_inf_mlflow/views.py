@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from forward_inf_mlflow.detect import neighbours as nb
-from forward_inf_mlflow.detect.experts import Expert, of_neighbours
+from forward_inf_mlflow.detect.experts import Expert, of_neighbours, of_trusted_neighbours
 from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.preparation import Problem
@@ -53,8 +53,8 @@ class Views:
 def read_views(model: AuditedModel, problem: Problem) -> Views:
     """Read all rows once more where the model has features."""
     inputs = input_views(problem.train.inputs.numpy(), problem.queries.inputs.numpy())
-    encodings = _view("neighbours by the model's encodings", model.encoded, problem)
-    features = _view("neighbours by the model's features", model.features, problem)
+    encodings = _view("the model's encodings", model.encoded, problem)
+    features = _view("the model's features", model.features, problem)
     if encodings is not None and encodings.train.shape == inputs[0].train.shape:
         encodings = None if np.allclose(encodings.train, inputs[0].train, atol=1e-5) else encodings
     return Views(inputs, encodings, features)
@@ -63,10 +63,10 @@ def read_views(model: AuditedModel, problem: Problem) -> Views:
 def input_views(train: np.ndarray, queries: np.ndarray) -> tuple[View, ...]:
     """Return inputs ``(n, ...)`` and ``(m, ...)`` by direction, and a table's columns by spread."""
     flat = [x.reshape(len(x), -1).astype(np.float32) for x in (train, queries)]
-    views = [View("neighbours by input", *map(_unit, flat))]
+    views = [View("input", *map(_unit, flat))]
     if train.ndim == 2:
         other, own = nb.standardized(queries, train)
-        views.append(View("neighbours by standardised input", own, other))
+        views.append(View("standardised input", own, other))
     return tuple(views)
 
 
@@ -83,21 +83,28 @@ def experts(
     Args as in `detect.experts.of_neighbours`.
     """
 
-    def votes(view: View) -> Expert | None:
-        return of_neighbours(
-            view.name,
-            view.train,
-            view.queries,
-            labels,
-            groups,
-            query_labels,
-            trusted,
-            classes=classes,
-        )
+    def votes(views: Iterable[View | None]) -> list[Expert]:
+        found: list[Expert | None] = []
+        for view in views:
+            if view is None:
+                continue
+            rows = view.train, view.queries
+            found.append(
+                of_neighbours(
+                    f"neighbours by {view.name}",
+                    *rows,
+                    labels,
+                    groups,
+                    query_labels,
+                    trusted,
+                    classes=classes,
+                )
+            )
+            name = f"queries near by {view.name}"
+            found.append(of_trusted_neighbours(name, *rows, query_labels, trusted, classes=classes))
+        return [expert for expert in found if expert is not None]
 
-    naive = [votes(view) for view in views.inputs]
-    taught = [votes(view) for view in (views.encodings, views.features) if view is not None]
-    return [e for e in naive if e is not None], [e for e in taught if e is not None]
+    return votes(views.inputs), votes([views.encodings, views.features])
 
 
 @torch.no_grad()

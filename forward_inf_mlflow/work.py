@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -32,3 +33,15 @@ class KeepNothing:
 
 
 KEEP_NOTHING = KeepNothing()
+
+
+@dataclass(frozen=True)
+class Within:
+    """Pieces whose names begin alike."""
+
+    work: Work
+    prefix: str
+
+    def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        """Return the piece of that name with the prefix before it."""
+        return self.work.once(f"{self.prefix}/{name}", make)

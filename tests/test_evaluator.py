@@ -155,7 +155,12 @@ def test_a_detector_that_abstained_has_no_metric_that_a_threshold_could_pass() -
             "mislabeled": judged,
             "memorized": judged,
             "leaked": {"rate": 0.0, "count": 0, "abstained": "there is nothing to compare"},
+            "inflated": {"rate": 0.0, "count": 0, "abstained": "there is nothing to compare"},
         },
+        "leak_worth": None,
+        "membership": None,
+        "receipt": None,
+        "duplicates": {"rows": 0, "conflicts": 0},
         "decision": {"outcome": "undecided"},
         "costs": {"rows": 4},
     }

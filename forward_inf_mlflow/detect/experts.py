@@ -11,7 +11,7 @@ pools: Heskes, NeurIPS 1998). An expert joins only if the likelihood gains more 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import optimize, special
@@ -22,6 +22,8 @@ from forward_inf_mlflow.detect import neighbours as nb
 _VOTERS = (5, 10, 20, 40)
 #: Votes that every class has before any is counted.
 _PRIOR = 0.5
+#: A weight below which nobody is heard.
+_HEARD = 1e-3
 #: Queries that weights are fitted on, at most: numbers, not rows.
 _FITTED = 2_000_000
 #: Rows that may vote, at most: numbers in all of a distance matrix's sums.
@@ -36,11 +38,13 @@ class Expert:
         name: Who, in words that follow "with".
         train: ``(n, K)`` log-probabilities.
         queries: ``(m, K)`` log-probabilities.
+        blind: Whether they never saw any training label, be it of another row.
     """
 
     name: str
     train: np.ndarray
     queries: np.ndarray
+    blind: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Pool(Expert):
         weights: Of each expert that joined, by name.
     """
 
-    weights: dict[str, float]
+    weights: dict[str, float] = field(default_factory=dict)
 
     def described(self) -> str:
         """Return who was heard, and how loudly, one clause."""
@@ -79,7 +83,8 @@ def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> 
             break
         chosen.append(left.pop(best))
         weights, cost = trials[best]
-    kept = [(e, w) for e, w in zip(chosen, weights, strict=True) if w > 1e-3]
+    joined = list(zip(chosen, weights, strict=True))
+    kept = [joined[0], *((e, w) for e, w in joined[1:] if w > _HEARD)]
     train, queries = (
         _normal(np.sum([w * getattr(e, which) for e, w in kept], axis=0))
         for which in ("train", "queries")
@@ -90,6 +95,7 @@ def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> 
         " and ".join(e.name for e, _ in kept),
         train,
         queries,
+        all(e.blind for e, _ in kept),
         {e.name: round(float(w), 3) for e, w in kept},
     )
 
@@ -158,6 +164,56 @@ def of_neighbours(
 
     k = min(ks, key=cost)
     return Expert(name, _votes(near_train[:, :k], classes), _votes(near_queries[:, :k], classes))
+
+
+def of_trusted_neighbours(
+    name: str,
+    train: np.ndarray,
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    trusted: np.ndarray,
+    *,
+    classes: int,
+) -> Expert | None:
+    """Return the votes of the nearest *queries*, whose labels are trusted.
+
+    A query is judged by the others. Errors by a rule, which training rows share with their
+    neighbours, do not reach these votes.
+
+    Args:
+        name: What the rows are compared by.
+        train: ``(n, d)`` float32.
+        queries: ``(m, d)``.
+        query_labels: ``(m,)`` class indices.
+        trusted: ``(m,)`` bool, queries that count, and vote.
+        classes: K.
+
+    Returns:
+        None where there are too few of them.
+    """
+    voters = np.flatnonzero(trusted)
+    if len(voters) <= _VOTERS[0] + 1:
+        return None
+    own = np.full(len(queries), -1)
+    own[voters] = np.arange(len(voters))
+    ks = [k for k in _VOTERS if k < len(voters)]
+    near_train, near_queries = (
+        np.concatenate(
+            [
+                query_labels[voters[near]]
+                for near in nb.nearest_ranks(rows, queries[voters], ks[-1], own=mine)
+            ]
+        )
+        for rows, mine in ((train, None), (queries, own))
+    )
+    fitted = _some(trusted, classes)
+
+    def cost(k: int) -> float:
+        return _fit([_votes(near_queries[fitted, :k], classes)], query_labels[fitted])[1]
+
+    k = min(ks, key=cost)
+    votes = _votes(near_train[:, :k], classes), _votes(near_queries[:, :k], classes)
+    return Expert(name, *votes, blind=True)
 
 
 def _fit(said: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:

@@ -214,11 +214,19 @@ def mislabeled_classes(
             "errors explain: the training rows are of another kind than the queries, or many "
             "labels are wrong by a rule"
         )
-    elif _surely_more(agree, n, right, len(truth)) > UNEXPLAINED:
+    elif (told := _told(naive, labels, query_labels, trusted)) is not None:
         abstained = (
-            f"{said}but agrees with {agree / n:.1%} of the training labels: labels that are wrong "
-            "by a rule, which models learn as they learn what is right, cannot be told from right "
-            "ones; let a person look at some (forward-inf review sample)"
+            f"{told} agree with the training labels surely oftener than they are right on the "
+            "queries: labels that are wrong by a rule, which models learn as they learn what is "
+            "right, cannot be told from right ones; let a person look at some (forward-inf review "
+            "sample)"
+        )
+    elif _blind_differ(naive, labels, query_labels, trusted) > max(at_most_differ, UNEXPLAINED):
+        abstained = (
+            "who learned from the query rows alone is right on others of them surely oftener than "
+            f"it agrees with the training labels, and more than the {at_most_differ:.1%} that all "
+            "experts together allow for: the training rows are of another kind than the queries, "
+            "or labels are wrong by a rule; let a person look at some (forward-inf review sample)"
         )
     estimate = max(eta, differ, low)
     named, sure = int(flags.sum()), int(certainly.sum())
@@ -262,6 +270,40 @@ def undecided(rows: int, why: str) -> Mislabeled:
         held_out_probability=unknown,
         measure=Measure.none(rows, why),
     )
+
+
+def _told(
+    naive: Sequence[Expert], labels: np.ndarray, query_labels: np.ndarray, trusted: np.ndarray
+) -> str | None:
+    """Return who agrees with training labels oftener than with the truth, if anybody does.
+
+    Wrong labels lower the agreement of whoever has not learned them; only errors by a rule, which
+    other rows teach, or remembered labels raise it.
+    """
+    for expert in naive:
+        if not expert.blind:
+            right = int((expert.queries.argmax(1) == query_labels)[trusted].sum())
+            agree = int((expert.train.argmax(1) == labels).sum())
+            if _surely_more(agree, len(labels), right, int(trusted.sum())) > 0:
+                return expert.name
+    return None
+
+
+def _blind_differ(
+    naive: Sequence[Expert], labels: np.ndarray, query_labels: np.ndarray, trusted: np.ndarray
+) -> float:
+    """Return the least share of wrong labels that those show who never saw a training label.
+
+    With accuracy b on queries and agreement a, ``a >= (1 - eta) b`` whatever the errors are like:
+    eta is at least ``1 - a / b``; here less 3.09 standard deviations.
+    """
+    blind = [expert for expert in naive if expert.blind]
+    if not blind:
+        return 0.0
+    joined = pool(blind, query_labels, trusted)
+    right = int((joined.queries.argmax(1) == query_labels)[trusted].sum())
+    agree, queries = int((joined.train.argmax(1) == labels).sum()), int(trusted.sum())
+    return max(0.0, _surely_more(right, queries, agree, len(labels)) / max(right / queries, 1e-9))
 
 
 def _surely_more(first: int, rows: int, second: int, others: int) -> float:
