@@ -33,7 +33,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     """Return one row per training row, in the order of the data: ``scores.parquet``.
 
     Columns: id, label, source, loss (nats or half squared units), given_probability,
-    held_out_probability, likelier_label, mislabeled_score, mislabeled_suspicion (what rows are
+    held_out_probability (by who never learned the label), likelier_label, likelier_probability (by
+    the same: low where a row is only odd), mislabeled_score, mislabeled_suspicion (what rows are
     ranked by), memorized_score, influence (on all queries together), the flags mislabeled, leaked
     and memorized; mislabeled_certain, the flags at the promised error rate; and mislabeled_surely,
     the share of the rows down to this one by mislabeled_suspicion that are wrong at least; copy_of,
@@ -50,6 +51,7 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "given_probability": found.labels.given_probability,
             "held_out_probability": found.labels.mislabeled.held_out_probability,
             "likelier_label": likelier if problem.classes is None else problem.classes[likelier],
+            "likelier_probability": found.labels.mislabeled.likelier_probability,
             "mislabeled_score": found.labels.mislabeled.score,
             "mislabeled_suspicion": found.labels.mislabeled.suspicion,
             "memorized_score": found.labels.memorized.score,
@@ -130,12 +132,18 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     table = _common(rows, "mislabeled", "mislabeled_score")
     rank = scores["loss"].rank(ascending=False, method="min").astype(int)
     if problem.classes is None:
-        said = [f"predict {value:.4g}" for value in rows["likelier_label"]]
+        said = [
+            f"models that never saw the row predict {value:.4g}" for value in rows["likelier_label"]
+        ]
     else:
-        said = [f"give its label {value:.1%}" for value in rows["held_out_probability"]]
+        said = [
+            f"who never learned its label gives it {row.held_out_probability:.1%}, "
+            f"and {row.likelier_label} {row.likelier_probability:.1%}"
+            for row in rows.itertuples()
+        ]
     table["kind"] = np.where(rows["mislabeled_certain"], "certain", "likely")
     table["evidence"] = [
-        f"models that never saw the row {what}; its own loss ranks {rank[i]:,} of {len(scores):,}"
+        f"{what}; its own loss ranks {rank[i]:,} of {len(scores):,}"
         for i, what in zip(rows.index, said, strict=True)
     ]
     return table
@@ -167,9 +175,11 @@ def _memorized(scores: pd.DataFrame) -> pd.DataFrame:
         ["memorized_score", "id"], ascending=[False, True]
     )
     table = _common(rows, "memorized", "memorized_score")
+    table["kind"] = np.where(rows["mislabeled"], "mislabeled", "rare")
     table["evidence"] = [
-        f"the audited model gives the label {row.given_probability:.1%}, models that never saw the "
-        f"row {row.given_probability - row.memorized_score:.1%}"
+        f"the audited model gives the label {row.given_probability:.1%}, others give it "
+        f"{row.given_probability - row.memorized_score:.1%}; "
+        + ("it is among the mislabeled rows" if row.mislabeled else "rare, as far as can be told")
         for row in rows.itertuples()
     ]
     return table

@@ -1,4 +1,4 @@
-"""Mislabeled rows: whose given label do models that never saw the row find hard to believe?
+"""Mislabeled rows: whose given label is hard to believe for those who did not learn it?
 
 Experts say it (`experts`): half-models and others that did not learn the row's label, joined as the
 queries' trusted labels show what each is worth.
@@ -58,6 +58,8 @@ class Mislabeled:
         surely: Share of the rows down to this one, by suspicion, that are wrong at least; with
             95 % confidence for all rows at once.
         likelier: Class index that who did not learn the label prefers (regression: the prediction).
+        likelier_probability: What the same give ``likelier``: high where they know better, low
+            where the row is only odd to them; NaN for regression.
         held_out_probability: Calibrated probability of the given label by those who did not learn
             it; NaN for regression.
         measure: The summary.
@@ -69,6 +71,7 @@ class Mislabeled:
     flags: np.ndarray
     surely: np.ndarray
     likelier: np.ndarray
+    likelier_probability: np.ndarray
     held_out_probability: np.ndarray
     measure: Measure
 
@@ -228,6 +231,8 @@ def mislabeled_classes(
             "experts together allow for: the training rows are of another kind than the queries, "
             "or labels are wrong by a rule; let a person look at some (forward-inf review sample)"
         )
+    # For an accused row the best *other* label: calibration may still prefer the given one.
+    likelier = np.where(flags, masked.argmax(1), probability.argmax(1))
     estimate = max(eta, differ, low)
     named, sure = int(flags.sum()), int(certainly.sum())
     return Mislabeled(
@@ -236,8 +241,8 @@ def mislabeled_classes(
         certain=certainly,
         flags=flags,
         surely=beside.surely,
-        # For an accused row the best *other* label: calibration may still prefer the given one.
-        likelier=np.where(flags, masked.argmax(1), probability.argmax(1)),
+        likelier=likelier,
+        likelier_probability=probability[rows, likelier],
         held_out_probability=given,
         measure=Measure(
             count=named,
@@ -267,6 +272,7 @@ def undecided(rows: int, why: str) -> Mislabeled:
         flags=nobody,
         surely=np.zeros(rows),
         likelier=np.zeros(rows, dtype=np.int64),
+        likelier_probability=unknown,
         held_out_probability=unknown,
         measure=Measure.none(rows, why),
     )
@@ -366,6 +372,7 @@ def mislabeled_targets(
         flags=flags,
         surely=beside.surely,
         likelier=predicted,
+        likelier_probability=np.full(n, np.nan),
         held_out_probability=np.full(n, np.nan),
         measure=Measure(
             count=named,
