@@ -23,6 +23,7 @@ from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import examine, plan_influence
 from forward_inf_mlflow.half_models import halves_cost
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.moved import moved_cost
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.posing import pose
@@ -31,6 +32,7 @@ from forward_inf_mlflow.progress import Progress, silent
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.settings import Effort, Settings
+from forward_inf_mlflow.training_function import load_trainer
 from forward_inf_mlflow.ui_table import PICTURES
 from forward_inf_mlflow.workplace import earlier_runs, named_direction, open_work, work_key
 
@@ -180,6 +182,8 @@ def audit(
         seed, effort, trainer, influence_queries, direction, readout, weight_decay, compiled
     )
     choose_device(device)
+    if trainer is not None:
+        load_trainer(trainer)  # a slip is told before anything long begins
     if out is not None:
         output.require_writable(Path(out))
     posed = pose(
@@ -302,7 +306,9 @@ def _planned(
 ) -> dict[str, Any]:
     """Return the plan with what the half-models cost."""
     halves = halves_cost(model, problem, settings)
-    costs = {**planned.costs, "halves": halves, "total": planned.costs["total"] + halves}
+    answers = moved_cost(problem)
+    total = planned.costs["total"] + answers + halves
+    costs = {**planned.costs, "answers": answers, "halves": halves, "total": total}
     return {**planned.as_dict(), "forward_equivalents": costs}
 
 

@@ -13,17 +13,20 @@ from forward_inf_mlflow.detect.leakage import Leaked
 from forward_inf_mlflow.detect.membership import Membership, membership
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
 from forward_inf_mlflow.detect.mislabeled import (
+    MIN_QUERIES,
     Mislabeled,
     mislabeled_classes,
     mislabeled_targets,
     undecided,
 )
-from forward_inf_mlflow.detect.neighbours import row_keys
+from forward_inf_mlflow.detect.neighbours import exact_copies, row_keys
 from forward_inf_mlflow.detect.worth import LeakWorth, worth
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.sweep import outputs
 from forward_inf_mlflow.views import Views, experts
 
+#: Rows of a class below which leaving one out makes it another class.
+MIN_CLASS = 10
 _NO_HALVES = "no half-models were trained (take the effort 'standard')"
 
 
@@ -101,8 +104,16 @@ def _wrong_classes(
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     if held_out is not None and held_out.diverged is not None:
         return undecided(len(labels), held_out.diverged)
+    trusted, apart = comparable(problem, leaks)
+    if trusted.sum() < MIN_QUERIES:
+        return undecided(
+            len(labels),
+            f"only {int(trusted.sum())} query rows are neither leaked nor equal to a training row "
+            f"nor of a class with fewer than ten; {MIN_QUERIES} are needed to calibrate what is "
+            "expected of a label",
+        )
     groups = row_keys(problem.train.inputs.numpy())
-    naive, learned = experts(seen, labels, groups, truth, ~leaks.flags, len(problem.classes))
+    naive, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
     if held_out is not None:
         naive.insert(0, of_logits("half-models", held_out.train_out, held_out.queries))
     if not naive:
@@ -111,12 +122,28 @@ def _wrong_classes(
         naive,
         labels,
         truth,
-        ~leaks.flags,
+        trusted,
         learned=[*(e for e in model if e is not None), *learned],
-        apart=leaks.train_flags,
+        apart=apart,
         fdr=fdr,
         note=_NO_HALVES if held_out is None else held_out.note,
     )
+
+
+def comparable(problem: Problem, leaks: Leaked) -> tuple[np.ndarray, np.ndarray]:
+    """Return which queries are trusted ``(m,)``, and which training rows stand apart ``(n,)``.
+
+    Training rows are judged without themselves and without their exact copies, queries with all
+    training rows there are. So what has copies, or is one of few of its class, is harder for the
+    one than for the other: it is left out of the comparison on both sides.
+    """
+    rows, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
+    labels, truth = labels_of(problem), problem.queries.targets.numpy()
+    keys = row_keys(rows)
+    few = np.bincount(labels, minlength=int(max(labels.max(), truth.max())) + 1) < MIN_CLASS
+    trusted = ~leaks.flags & (exact_copies(queries, rows) < 0) & ~few[truth]
+    apart = leaks.train_flags | (np.bincount(keys)[keys] > 1) | few[labels]
+    return trusted, apart
 
 
 def _wrong_targets(

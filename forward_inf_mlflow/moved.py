@@ -108,3 +108,10 @@ def _changes(
         )
     assert found is not None, "there are rows"
     return found
+
+
+def moved_cost(problem: Problem) -> int:
+    """Return the forward passes that reading the moved model takes, its moves left out."""
+    if problem.classes is None or len(problem.queries) < MIN_QUERIES:
+        return 0
+    return (FOLDS + 1) * (len(problem.train) + len(problem.queries))

@@ -175,11 +175,16 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, Measure]:
             rate_low=low,
             rate_high=high,
             estimate=rate,
+            certain=_whole_number(stored.get("certain")),
             threshold=threshold if isinstance(threshold, float) else None,
             note=str(stored.get("note", "")),
             abstained=None if abstained is None else str(abstained),
         )
     return measures
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], dict[str, float]]:

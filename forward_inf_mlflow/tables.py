@@ -177,8 +177,8 @@ def _memorized(scores: pd.DataFrame) -> pd.DataFrame:
     table = _common(rows, "memorized", "memorized_score")
     table["kind"] = np.where(rows["mislabeled"], "mislabeled", "rare")
     table["evidence"] = [
-        f"the audited model gives the label {row.given_probability:.1%}, others give it "
-        f"{row.given_probability - row.memorized_score:.1%}; "
+        f"the audited model gives the label {row.given_probability:.1%}; it knows it by heart by "
+        f"{row.memorized_score:.2f}; "
         + ("it is among the mislabeled rows" if row.mislabeled else "rare, as far as can be told")
         for row in rows.itertuples()
     ]

@@ -267,7 +267,7 @@ class Refitted:
             except ValueError as error:
                 raise DataError(
                     "the audited estimator cannot be fitted on half of the training rows "
-                    f"({' '.join(str(error).split())[:120]}): give more rows of every class"
+                    f"({' '.join(str(error).split())[:120]}): give more distinct rows a class"
                 ) from error
         return {
             "train": self._answer(model, self._train),

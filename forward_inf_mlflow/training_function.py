@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +42,32 @@ def load_trainer(name: str) -> TrainingFunction:
         ForwardInfError: It cannot be found, or is not a function.
     """
     module, _, function = name.partition(":")
-    if not module or not function:
+    if not module or not function or module.startswith("."):
         raise ForwardInfError(f"the trainer {name!r} is not written as module:function")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise ForwardInfError(
-            f"the trainer's module {module!r} cannot be imported: {error}"
-        ) from error
     except AttributeError:
         raise ForwardInfError(f"the module {module!r} has no function {function!r}") from None
+    except (Exception, SystemExit) as error:  # importing runs other people's code
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ForwardInfError(
+            f"the trainer's module {module!r} cannot be imported ({reason}): run where it is, or "
+            "set PYTHONPATH"
+        ) from error
     finally:
         sys.path.remove(here)
     if not callable(found):
         raise ForwardInfError(f"the trainer {name!r} is not a function")
     return found  # type: ignore[no-any-return]
+
+
+def code_digest(name: str) -> str:
+    """Return a hash of the file that a training function is in: other code, other models."""
+    path = inspect.getsourcefile(sys.modules[load_trainer(name).__module__])
+    content = Path(path).read_bytes() if path else name.encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 class Trained:
@@ -71,7 +83,8 @@ class Trained:
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
         """Return the outputs of a model trained on ``index`` for all rows and all queries."""
-        kept = self._work.once(f"trained/{len(index)}-{seed}", lambda: self._fit(index, seed))
+        rows = hashlib.sha256(np.asarray(index, np.int64).tobytes()).hexdigest()[:16]
+        kept = self._work.once(f"trained/{rows}-{seed}", lambda: self._fit(index, seed))
         return kept["train"], kept["queries"]
 
     def _fit(self, index: np.ndarray, seed: int) -> Arrays:
@@ -85,33 +98,59 @@ class Trained:
                 "train": self._answers(model, problem.train, rows.features),
                 "queries": self._answers(model, problem.queries, problem.query_rows.features),
             }
-        except Exception as error:  # other people's code fails in any way it likes
+        except ForwardInfError:
+            raise
+        except (Exception, SystemExit) as error:  # other people's code fails in any way it likes
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ForwardInfError(
                 f"the trainer failed on {len(index):,} rows with seed {seed} ({reason})"
             ) from error
-        wide = 1 if problem.classes is None else len(problem.classes)
-        for name, values in found.items():
-            if values.shape[1:] != (wide,):
-                raise ForwardInfError(
-                    f"the trainer's model answers {values.shape} for the {name} rows, not "
-                    f"({len(values)}, {wide}): return one that answers as the audited model does"
-                )
         return found
 
     def _answers(self, model: Any, rows: Tensors, features: Any) -> np.ndarray:
         """Return logits ``(n, K)`` in the order of the audited model's classes, or predictions."""
+        classes = self._problem.classes
+        wide = 1 if classes is None else len(classes)
+        if model is None:
+            raise ForwardInfError("the trainer returned nothing: return the trained model")
         if isinstance(model, nn.Module):
             set_training(model, False)
+            first = next((p for p in model.parameters() if p.is_floating_point()), None)
+            fitting = rows
+            if first is not None and rows.inputs.is_floating_point():
+                fitting = replace(rows, inputs=rows.inputs.to(first.dtype))
             with torch.no_grad():
-                return outputs(model.to(rows.device), rows).numpy().reshape(len(rows), -1)
-        if self._problem.classes is None:
-            return np.asarray(model.predict(features), dtype=np.float32).reshape(-1, 1)
+                said = outputs(model.to(rows.device), fitting).numpy().reshape(len(rows), -1)
+            return _checked(said, (len(rows), wide))
+        if classes is None:
+            predicted = np.asarray(model.predict(features), dtype=np.float32)
+            return _checked(predicted.reshape(len(predicted), -1), (len(rows), 1))
         said = np.asarray(model.predict_proba(features), dtype=np.float64)
-        known = getattr(model, "classes_", self._problem.classes)
-        logits = np.full((len(said), len(self._problem.classes)), np.finfo(np.float32).tiny)
-        logits[:, np.searchsorted(self._problem.classes, known)] = said
-        return np.log(np.maximum(logits, np.finfo(np.float32).tiny)).astype(np.float32)
+        known = np.asarray(getattr(model, "classes_", classes))
+        said = _checked(said, (len(rows), len(known)))
+        if foreign := [str(name) for name in known if name not in classes]:
+            raise ForwardInfError(
+                f"the trainer's model knows the class {foreign[0]}, which the audited model does "
+                "not have: train it on the labels as they are given"
+            )
+        if (said < -1e-6).any() or (said > 1 + 1e-6).any():
+            raise ForwardInfError("the trainer's predict_proba gives no probabilities")
+        tiny = float(np.finfo(np.float32).tiny)
+        probability = np.full((len(said), wide), tiny)
+        probability[:, np.searchsorted(classes, known)] = np.maximum(said, tiny)
+        return np.asarray(np.log(probability), dtype=np.float32)
+
+
+def _checked(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Refuse answers of another shape, or that are no numbers."""
+    if values.shape != shape:
+        raise ForwardInfError(
+            f"the trainer's model answers {values.shape}, not {shape}: return one that answers as "
+            "the audited model does"
+        )
+    if not np.isfinite(values).all():
+        raise ForwardInfError("the trainer's model answers NaN or infinity: train it otherwise")
+    return values
 
 
 def skill(answers: np.ndarray, truth: np.ndarray, *, classes: bool) -> float:

@@ -20,6 +20,7 @@ from forward_inf_mlflow.directions import (
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.memory import room
 from forward_inf_mlflow.shards import WorkFolder, digest_arrays, digest_module
+from forward_inf_mlflow.training_function import code_digest
 from forward_inf_mlflow.version import __version__
 from forward_inf_mlflow.work import KeepNothing, Work
 
@@ -100,6 +101,7 @@ def work_key(version: Version, problem: Problem, settings: Settings) -> dict[str
         "queries": digest_arrays(queries.inputs, queries.targets),
         "task": problem.task.describe(),
         "settings": settings.describe(),
+        "trainer": code_digest(settings.trainer) if settings.trainer else None,
         "direction": settings.direction.describe() if settings.direction else "auto",
         "readout": settings.readout or "auto",
         "batch_size": train.batch_size,

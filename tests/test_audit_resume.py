@@ -116,7 +116,8 @@ def test_a_plan_says_what_it_costs_and_logs_nothing(
     assert (planned["rows"], planned["direction"]) == (240, "curvature")
     costs = planned["forward_equivalents"]
     assert costs["sweep"] == (1 + 1 + 7) * 240
-    assert costs["total"] == costs["direction"] + costs["sweep"] + costs["halves"]
+    parts = ("direction", "sweep", "answers", "halves")
+    assert costs["total"] == sum(costs[part] for part in parts)
     assert run(["audit", uri, "--plan", "--influence-queries", "7", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forward_equivalents"] == costs
     done = run_here("audit", uri, "--plan")
@@ -133,8 +134,8 @@ def test_an_audit_says_its_plan_and_keeps_it(uri: str, tmp_path: Path) -> None:
     planned = {**plans[0].as_dict(), "solver": "dense"}  # what "auto" turned out to be
     costs = planned.pop("forward_equivalents")
     assert {key: kept[key] for key in planned} == planned
-    costs |= {"halves": kept["forward_equivalents"]["halves"]}
-    costs |= {"total": costs["total"] + costs["halves"]}
+    costs |= {part: kept["forward_equivalents"][part] for part in ("answers", "halves")}
+    costs |= {"total": costs["total"] + costs["answers"] + costs["halves"]}
     assert kept["forward_equivalents"] == costs
     assert result.record["costs"]["forward_equivalents"] == costs["total"]
     assert kept["read_by"] in ("difference", "derivative")

@@ -6,6 +6,7 @@ from scipy import special
 
 from forward_inf_mlflow.detect import experts
 from forward_inf_mlflow.detect.experts import Expert, of_logits, of_neighbours, pool
+from forward_inf_mlflow.detect.mislabeled import mislabeled_classes
 
 K = 4
 
@@ -152,3 +153,20 @@ def test_too_many_rows_to_compare_let_some_vote_for_all(monkeypatch: pytest.Monk
 def test_a_handful_of_rows_has_no_neighbours_to_ask() -> None:
     x, q, y, z = blobs(3, 5, 50)
     assert of_neighbours("", x, q, y, np.arange(5), z, everyone(50), classes=K) is None
+
+
+def test_no_query_is_judged_by_weights_that_were_fitted_on_it() -> None:
+    # Eight experts and few queries: fitted on all of them, the queries would look too sure.
+    over = []
+    for seed in range(60):
+        logits, labels = drawn(seed, n=600, m=60)
+        rng = np.random.default_rng([seed, 5])
+        noisy = [logits + 4 * rng.normal(size=logits.shape) for _ in range(8)]
+        found = mislabeled_classes(
+            [expert(f"e{i}", one) for i, one in enumerate(noisy)],
+            labels[:600],
+            labels[600:],
+            everyone(60),
+        )
+        over.append(found.measure.rate_low > 0)
+    assert np.mean(over) <= 0.05 + 0.085

@@ -102,7 +102,8 @@ def _plan(console: Console, model_uri: str, **options: Any) -> int:
     costs = planned["forward_equivalents"]
     console.say(
         f"  about {costs['total']:,} forward passes of one row: {costs['direction']:,} to move the "
-        f"model, {costs['sweep']:,} to read the rows, {costs['halves']:,} to train and read "
+        f"model, {costs['sweep']:,} to read the rows, {costs['answers']:,} to read the moved "
+        f"model's answers, {costs['halves']:,} to train and read "
         "half-models"
     )
     console.result(planned)

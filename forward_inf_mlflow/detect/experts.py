@@ -3,7 +3,7 @@
 An expert gives every class a probability, for training rows it has not learned from and for
 queries. The queries' labels are trusted, so they show what an expert is worth; no label that may be
 wrong decides. Experts are joined in a logarithmic opinion pool, ``log p = sum w_e log p_e + c``,
-whose weights have the highest likelihood on the queries (stacking: Wolpert, Neural Networks 1992;
+whose weights have the highest likelihood on other queries (stacking: Wolpert, Neural Networks 1992;
 pools: Heskes, NeurIPS 1998). An expert joins only if the likelihood gains more than a weight costs
 (Akaike's criterion), so that few queries are not overfitted.
 """
@@ -22,6 +22,8 @@ from forward_inf_mlflow.detect import neighbours as nb
 _VOTERS = (5, 10, 20, 40)
 #: Votes that every class has before any is counted.
 _PRIOR = 0.5
+#: Parts of the queries; each is judged by weights from the others.
+PARTS = 5
 #: A weight below which nobody is heard.
 _HEARD = 1e-3
 #: Queries that weights are fitted on, at most: numbers, not rows.
@@ -65,39 +67,62 @@ class Pool(Expert):
 def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> Pool:
     """Join experts, the first of which is always in.
 
+    The queries that weigh the experts are also what training rows are compared with, so that no row
+    may be judged by weights that were fitted on it: each query is judged by a pool that the other
+    parts of the queries weighed, and each training row by one of these pools, drawn at random.
+
     Args:
         experts: At least one.
         labels: ``(m,)`` class indices of the queries.
         trusted: ``(m,)`` bool, queries that count.
     """
-    chosen, weights, cost = [experts[0]], np.ones(1), np.inf
-    fitted = _some(trusted, experts[0].queries.shape[1])
-    weights, cost = _fit([e.queries[fitted] for e in chosen], labels[fitted])
-    left = list(experts[1:])
+    n, (m, classes) = len(experts[0].train), experts[0].queries.shape
+    fitted = _some(trusted, classes)
+    # Each drawn by itself, so that rows that do not count change nothing for the others.
+    rows_part, part_of_fitted, queries_part = (
+        np.random.default_rng([0, what]).permutation(size) % PARTS
+        for what, size in enumerate((n, len(fitted), m))
+    )
+    queries_part[fitted] = part_of_fitted
+    train, queries = np.empty((n, classes)), np.empty((m, classes))
+    heard = {expert.name: 0.0 for expert in experts}
+    for number in range(PARTS):
+        others = fitted[part_of_fitted != number]
+        kept = _weigh(experts, labels, others)
+        floor = _floor(_joined([(e.queries[others], w) for e, w in kept]), labels[others])
+        for mine, into, which in (
+            (rows_part, train, "train"),
+            (queries_part, queries, "queries"),
+        ):
+            rows = mine == number
+            said = _joined([(getattr(e, which)[rows], w) for e, w in kept])
+            into[rows] = _floored(said, floor)
+        for expert, weight in kept:
+            heard[expert.name] += weight / PARTS
+    weights = {name: round(weight, 3) for name, weight in heard.items() if weight > _HEARD}
+    used = [expert for expert in experts if expert.name in weights]
+    return Pool(" and ".join(weights), train, queries, all(e.blind for e in used), weights)
+
+
+def _weigh(
+    experts: Sequence[Expert], labels: np.ndarray, rows: np.ndarray
+) -> list[tuple[Expert, float]]:
+    """Return who joins, with which weight, by some queries."""
+    truth, chosen, left = labels[rows], [experts[0]], list(experts[1:])
+    weights, cost = _fit([experts[0].queries[rows]], truth)
     while left:
-        trials = [
-            _fit([e.queries[fitted] for e in (*chosen, other)], labels[fitted]) for other in left
-        ]
+        trials = [_fit([e.queries[rows] for e in (*chosen, other)], truth) for other in left]
         best = int(np.argmin([found[1] for found in trials]))
-        if trials[best][1] * len(fitted) > cost * len(fitted) - 1:
+        if trials[best][1] * len(rows) > cost * len(rows) - 1:
             break
         chosen.append(left.pop(best))
         weights, cost = trials[best]
-    joined = list(zip(chosen, weights, strict=True))
-    kept = [joined[0], *((e, w) for e, w in joined[1:] if w > _HEARD)]
-    train, queries = (
-        _normal(np.sum([w * getattr(e, which) for e, w in kept], axis=0))
-        for which in ("train", "queries")
-    )
-    floor = _floor(queries[fitted], labels[fitted])
-    train, queries = (_floored(logs, floor) for logs in (train, queries))
-    return Pool(
-        " and ".join(e.name for e, _ in kept),
-        train,
-        queries,
-        all(e.blind for e, _ in kept),
-        {e.name: round(float(w), 3) for e, w in kept},
-    )
+    found = list(zip(chosen, map(float, weights), strict=True))
+    return [found[0], *((e, w) for e, w in found[1:] if w > _HEARD)]
+
+
+def _joined(said: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
+    return _normal(np.sum([weight * logs for logs, weight in said], axis=0))
 
 
 def of_logits(name: str, train: np.ndarray, queries: np.ndarray) -> Expert:

@@ -12,7 +12,7 @@ influence  the rows differ, but the model's features tell them apart no better t
 
 **The false-positive rate.** A search accuses what at most its share of the promised rate reaches
 among training rows, each asked for its nearest *other* row: rows known to be others, as far as the
-training set holds no copies. Where two searches name the same other row it may, and such rows show
+training set holds no copies. Rows that both searches take for copies of the same other row show
 nothing; nor do the queries, since a test set may leak as a whole. The assumption: a clean query is
 no nearer to the training rows than these are to each other. Where one search is made, copies inside
 the training set raise its threshold: it then finds fewer leaks, not more.
@@ -155,6 +155,7 @@ def leaked(
             )
         notes.append("copies in the model's features that its influence confirms")
     count, sure = int((kind != "").sum()), int((kind == "exact").sum())
+    searched = int(np.isin(kind, ("near", "encoded")).sum())
     by_chance = stats.binom.ppf(0.95, len(rest), min(1.0, innocent_most))
     return Leaked(
         kind=kind,
@@ -165,13 +166,14 @@ def leaked(
         measure=Measure(
             count=count,
             total=m,
-            estimate=(sure + max(0.0, count - sure - innocent * len(rest))) / m,
-            rate_low=(sure + max(0.0, count - sure - by_chance)) / m,
+            estimate=(count - min(searched, innocent * len(rest))) / m,
+            rate_low=(sure + max(0.0, searched - by_chance)) / m,
             rate_high=binomial_high(count, m),
             threshold=-1.0,
             note=(
-                f"{'; '.join(notes)}; at most {fpr:.1%} of clean queries are accused, and as many "
-                f"as chance may have brought ({by_chance:.0f}) do not count for the lower bound"
+                f"{'; '.join(notes)}; the searches for near copies accuse at most {fpr:.1%} of "
+                f"clean queries; as many as chance may have brought ({by_chance:.0f}), and copies "
+                "by influence, do not count for the lower bound"
             ),
         ),
     )
@@ -239,14 +241,18 @@ class _Judged:
 def _judge(search: _Search, searches: list[_Search], fpr: float) -> _Judged:
     """Set a search's threshold by training rows that are no copies of each other."""
     others = np.ones(len(search.usual.index), dtype=bool)
-    if len(searches) > 1:
-        others = searches[0].usual.index != searches[1].usual.index
+    if len(searches) > 1:  # copies that both searches find are no others
+        same = searches[0].usual.index == searches[1].usual.index
+        for one in searches:
+            same &= one.nearness(one.usual) >= LEAST
+        others = ~same
     if not others.any():  # every row has a twin that both searches know: nothing is usual
         others[:] = True
     usual = np.sort(search.nearness(search.usual)[others])[::-1]
-    allowed = int(fpr / len(searches) * (len(usual) + 1))
-    threshold = max(LEAST, float(usual[min(allowed, len(usual) - 1)]))
-    reached = int((usual > threshold).sum())
+    # Conformal: so many of the usual ones may lie at or above a query that is accused.
+    allowed = int(fpr / len(searches) * (len(usual) + 1)) - 1
+    threshold = max(LEAST, float(np.nextafter(usual[max(0, allowed)], np.inf)))
+    reached = int((usual >= threshold).sum())
     ratio = search.nearness(search.asked) / threshold
     ratio[search.asked.gap > search.most] = np.minimum(ratio[search.asked.gap > search.most], 0.99)
     return _Judged(ratio, reached / len(usual), binomial_high(reached, len(usual)))

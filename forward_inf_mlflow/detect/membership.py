@@ -12,13 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
-from forward_inf_mlflow.detect.measure import binomial_interval
+from forward_inf_mlflow.detect.measure import binomial_interval, binomial_low
 from forward_inf_mlflow.halves import HeldOut
 
 #: Share of rows not trained on that may be named, and the fewest such rows that can show it.
 FALSE, MIN_OTHERS = 0.01, 300
+#: Chance that the lower bound is too high.
+DOUBT = 0.05
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,10 @@ class Membership:
 
     Attributes:
         attack: "loss" or "ratio".
-        rate, low, high: Share of training rows named, and its 95 % Clopper-Pearson interval. Whose
-            threshold came from few other rows is unsure beyond that.
+        rate: Share of training rows named at the threshold that 1 % of the other rows reach.
+        low: Lower 95 % bound of what an attack reaches: at a threshold that surely at most 1 % of
+            others reach, for the better of the attacks (both allowed for).
+        high: Upper end of Clopper and Pearson's interval at the first threshold.
         others: Rows not trained on.
     """
 
@@ -40,11 +44,13 @@ class Membership:
 
     def sentence(self) -> str:
         """Return it in words."""
-        return (
+        text = (
             f"an attack by the model's {self.attack} names {self.rate:.1%} of the training rows "
-            f"({self.low:.1%} to {self.high:.1%}) while it names {FALSE:.0%} of {self.others:,} "
-            "query rows: a lower bound on what the model gives away about its rows"
+            f"(surely {self.low:.1%}) while it names {FALSE:.0%} of {self.others:,} query rows"
         )
+        if self.low <= FALSE:
+            return f"{text}: not surely more than chance"
+        return f"{text}: a lower bound on what the model gives away about its rows"
 
 
 def membership(
@@ -81,9 +87,21 @@ def membership(
         allowed = int(FALSE * len(others))
         threshold = np.sort(others)[::-1][allowed]
         named = int((members > threshold).sum())
-        low, high = binomial_interval(named, len(members))
+        # Half of the doubt is the threshold's, half the count's; and each attack has its share.
+        doubt = DOUBT / 2 / len(attacks)
+        sure = _surely_allowed(len(others), doubt)
+        strict = np.inf if sure < 0 else np.sort(others)[::-1][sure]
+        low = binomial_low(int((members > strict).sum()), len(members), confidence=1 - doubt)
+        high = binomial_interval(named, len(members))[1]
         found.append(Membership(name, named / len(members), low, high, len(others)))
-    return max(found, key=lambda one: one.rate)
+    return max(found, key=lambda one: (one.low, one.rate))
+
+
+def _surely_allowed(others: int, doubt: float) -> int:
+    """Return how many of the others may lie above a threshold that 1 % of all surely do not; -1."""
+    counts = np.arange(int(FALSE * others) + 1)
+    fine = stats.beta.ppf(1 - doubt, counts + 1, others - counts) <= FALSE
+    return int(fine.sum()) - 1
 
 
 def _usual(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -3,8 +3,8 @@
 Experts say it (`experts`): half-models and others that did not learn the row's label, joined as the
 queries' trusted labels show what each is worth.
 
-Three tiers. **Certain**: likely, and so suspicious beside the query rows, whose labels are trusted,
-that at most a share ``fdr`` of them is expected to be innocent, whatever the suspicion means
+Three tiers. **Certain**: so suspicious beside the query rows, whose labels are trusted, that at
+most a share ``fdr`` of them is expected to be innocent, whatever the suspicion means
 (`error_control`). **Likely**: more probably wrong than right, if what follows holds. **The rest**
 is ranked, with the share that is surely wrong down to each row.
 
@@ -42,6 +42,10 @@ from forward_inf_mlflow.halves import HeldOut
 UNEXPLAINED = 0.02
 #: Fewer trusted rows than this cannot calibrate a posterior, or show how far residuals reach.
 MIN_QUERIES, MIN_RESIDUALS = 20, 100
+#: A share of wrong labels beyond which nobody knows which ones are right.
+MOST = 0.5
+#: Fewer training rows than this show nothing beside the queries.
+MIN_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,12 @@ class _Beside:
         envelope = Envelope.of(suspicion[tested], trusted)
         accused = np.zeros(len(suspicion), dtype=bool)
         accused[tested] = certain(suspicion[tested], trusted, fdr)
-        # Equally suspicious rows stand together.
-        depth = tested.sum() - np.searchsorted(np.sort(suspicion[tested]), suspicion, side="left")
-        depth = np.maximum(depth, 1)
-        surely = 1 - envelope.false_at_most(depth) / depth
+        # Equally suspicious rows stand together; rows apart are counted, but may all be innocent.
+        depth, among = (
+            np.maximum(len(some) - np.searchsorted(np.sort(some), suspicion, side="left"), 1)
+            for some in (suspicion, suspicion[tested])
+        )
+        surely = (among - envelope.false_at_most(among)) / np.maximum(depth, among)
         return cls(accused, surely, envelope.guilty)
 
 
@@ -166,12 +172,18 @@ def mislabeled_classes(
         trusted: ``(m,)`` bool, queries that may calibrate (not leaked ones).
         learned: Who did learn them. They help to rank rows, not to count wrong labels.
         apart: ``(n,)`` bool, training rows that are not like the trusted queries even if they are
-            right: near copies of the leaked ones, which somebody may have altered.
+            right, such as copies; they are never certain and lower no bound.
         fdr: Largest expected share of innocent rows among the certain ones.
         note: How the experts came to be, one clause.
     """
     n, classes = naive[0].train.shape
     truth = query_labels[trusted]
+    if apart is not None and (~apart).sum() < MIN_ROWS:
+        return undecided(
+            n,
+            f"only {int((~apart).sum())} training rows that can be compared with query rows: the "
+            "others are copies, or of classes with fewer than ten rows",
+        )
     if len(truth) < MIN_QUERIES:
         return undecided(
             n,
@@ -181,7 +193,7 @@ def mislabeled_classes(
     joined = pool(naive, query_labels, trusted)
     right = int((joined.queries[trusted].argmax(1) == truth).sum())
     guess = float(np.bincount(truth, minlength=classes).max() / len(truth))
-    if binomial_low(right, len(truth)) <= guess:
+    if binomial_low(right, len(truth), confidence=0.99) <= guess:
         return undecided(
             n,
             f"who never learned a row's label is right on {right / len(truth):.1%} of the queries, "
@@ -191,21 +203,29 @@ def mislabeled_classes(
     rows, asked = np.arange(n), np.arange(len(query_labels))
     probability = np.exp(joined.train)
     given = probability[rows, labels]
-    wrong, eta = posterior_wrong(given, classes)
+    tested = np.ones(n, dtype=bool) if apart is None else ~apart
+    _, eta = posterior_wrong(given[tested], classes)
+    if eta > MOST:
+        return undecided(
+            n,
+            f"more than {MOST:.0%} of the labels look wrong: then what the experts say of a label "
+            "means nothing, or the labels do",
+        )
+    other = eta * (1 - given) / (classes - 1)
+    wrong = other / (other + (1 - eta) * given)
     # A learned label looks less suspicious than a query's, so that what follows errs to the safe
     # side; on the queries, models that know their rows by heart are worth little.
-    ranked = pool([joined, *learned], query_labels, trusted)
+    ranked = pool([*naive, *learned], query_labels, trusted)
     suspicion = -ranked.train[rows, labels]
     expected = -ranked.queries[asked, query_labels][trusted]
     beside = _Beside.of(suspicion, expected, apart, fdr)
-    flags = wrong > 0.5
-    certainly = beside.certain & flags  # the promise leaves room for rows that look right
+    flags = beside.certain | (wrong > 0.5)
     masked = probability.copy()
     masked[rows, labels] = -1
 
-    agree = int((probability.argmax(1) == labels).sum())
+    agree, count = int((probability.argmax(1) == labels)[tested].sum()), int(tested.sum())
     surely_differ, differ, at_most_differ = (
-        disagreement(right, len(truth), agree, n, classes, deviations=z)
+        disagreement(right, len(truth), agree, count, classes, deviations=z)
         for z in (-3.09, -2.33, 1.645)
     )
     low, abstained = beside.guilty / n, None
@@ -213,18 +233,20 @@ def mislabeled_classes(
     if surely_differ > UNEXPLAINED + eta:
         low = 0.0
         abstained = (
-            f"{said}but agrees with only {agree / n:.1%} of the training labels, fewer than random "
-            "errors explain: the training rows are of another kind than the queries, or many "
-            "labels are wrong by a rule"
+            f"{said}but agrees with only {agree / count:.1%} of the training labels, fewer than "
+            "random errors explain: the training rows are of another kind than the queries, or "
+            "many labels are wrong by a rule"
         )
-    elif (told := _told(naive, labels, query_labels, trusted)) is not None:
+    elif (told := _told(naive, labels, tested, query_labels, trusted)) is not None:
         abstained = (
             f"{told} agree with the training labels surely oftener than they are right on the "
-            "queries: labels that are wrong by a rule, which models learn as they learn what is "
-            "right, cannot be told from right ones; let a person look at some (forward-inf review "
-            "sample)"
+            "queries: either labels are wrong by a rule, which is learned as what is right is "
+            "learned, or training rows are near copies of each other, or easier than the queries; "
+            "let a person look at some (forward-inf review sample)"
         )
-    elif _blind_differ(naive, labels, query_labels, trusted) > max(at_most_differ, UNEXPLAINED):
+    elif _blind_differ(naive, labels, tested, query_labels, trusted) > max(
+        at_most_differ, UNEXPLAINED
+    ):
         abstained = (
             "who learned from the query rows alone is right on others of them surely oftener than "
             f"it agrees with the training labels, and more than the {at_most_differ:.1%} that all "
@@ -234,11 +256,11 @@ def mislabeled_classes(
     # For an accused row the best *other* label: calibration may still prefer the given one.
     likelier = np.where(flags, masked.argmax(1), probability.argmax(1))
     estimate = max(eta, differ, low)
-    named, sure = int(flags.sum()), int(certainly.sum())
+    named, sure = int(flags.sum()), int(beside.certain.sum())
     return Mislabeled(
         suspicion=suspicion,
         score=wrong,
-        certain=certainly,
+        certain=beside.certain,
         flags=flags,
         surely=beside.surely,
         likelier=likelier,
@@ -279,7 +301,11 @@ def undecided(rows: int, why: str) -> Mislabeled:
 
 
 def _told(
-    naive: Sequence[Expert], labels: np.ndarray, query_labels: np.ndarray, trusted: np.ndarray
+    naive: Sequence[Expert],
+    labels: np.ndarray,
+    tested: np.ndarray,
+    query_labels: np.ndarray,
+    trusted: np.ndarray,
 ) -> str | None:
     """Return who agrees with training labels oftener than with the truth, if anybody does.
 
@@ -289,14 +315,18 @@ def _told(
     for expert in naive:
         if not expert.blind:
             right = int((expert.queries.argmax(1) == query_labels)[trusted].sum())
-            agree = int((expert.train.argmax(1) == labels).sum())
-            if _surely_more(agree, len(labels), right, int(trusted.sum())) > 0:
+            agree = int((expert.train.argmax(1) == labels)[tested].sum())
+            if _surely_more(agree, int(tested.sum()), right, int(trusted.sum())) > 0:
                 return expert.name
     return None
 
 
 def _blind_differ(
-    naive: Sequence[Expert], labels: np.ndarray, query_labels: np.ndarray, trusted: np.ndarray
+    naive: Sequence[Expert],
+    labels: np.ndarray,
+    tested: np.ndarray,
+    query_labels: np.ndarray,
+    trusted: np.ndarray,
 ) -> float:
     """Return the least share of wrong labels that those show who never saw a training label.
 
@@ -308,8 +338,9 @@ def _blind_differ(
         return 0.0
     joined = pool(blind, query_labels, trusted)
     right = int((joined.queries.argmax(1) == query_labels)[trusted].sum())
-    agree, queries = int((joined.train.argmax(1) == labels).sum()), int(trusted.sum())
-    return max(0.0, _surely_more(right, queries, agree, len(labels)) / max(right / queries, 1e-9))
+    agree, queries = int((joined.train.argmax(1) == labels)[tested].sum()), int(trusted.sum())
+    more = _surely_more(right, queries, agree, int(tested.sum()))
+    return max(0.0, more / max(right / queries, 1e-9))
 
 
 def _surely_more(first: int, rows: int, second: int, others: int) -> float:
@@ -365,6 +396,7 @@ def mislabeled_targets(
     flags = beside.certain | (adjusted <= fdr)
     named, sure = int(flags.sum()), int(beside.certain.sum())
     low, share = beside.guilty / n, float((1 - fdr) * named / n)
+    high = max(binomial_high(named, n), _swapped_at_most(residual, reference, predicted, targets))
     return Mislabeled(
         suspicion=np.abs(residual - centre),
         score=1 - adjusted,
@@ -380,13 +412,32 @@ def mislabeled_targets(
             certain=sure,
             estimate=max(low, share),
             rate_low=low,
-            rate_high=binomial_high(named, n),
+            rate_high=high,
             threshold=1 - fdr,
             note=(
                 f"{sure:,} targets are certain at a false discovery rate of {fdr:.0%} beside "
                 f"{len(reference):,} query rows, {named - sure:,} more by a Student t with "
                 f"{freedom:.1f} degrees of freedom fitted to the queries' residuals; only gross "
-                f"errors are counted; {held_out.note}"
+                "errors are named; the upper end is the share of targets that may be other "
+                f"rows'; {held_out.note}"
             ),
         ),
     )
+
+
+def _swapped_at_most(
+    residual: np.ndarray, reference: np.ndarray, predicted: np.ndarray, targets: np.ndarray
+) -> float:
+    """Return the upper 95 % bound of the share of targets that are those of other rows.
+
+    Such targets have squared residuals of ``var(targets) + var(predictions)`` and the squared
+    distance of the means; usual ones have the queries'. The mean over the training rows lies
+    between in proportion.
+    """
+    swapped = float(targets.var() + predicted.var() + (targets.mean() - predicted.mean()) ** 2)
+    mine, usual = np.square(residual), np.square(reference)
+    spread = float(np.sqrt(mine.var() / len(mine) + usual.var() / len(usual)))
+    room = swapped - float(usual.mean())
+    if room <= 0:
+        return 1.0
+    return float(np.clip((mine.mean() - usual.mean() + 1.645 * spread) / room, 0, 1))

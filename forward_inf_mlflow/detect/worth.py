@@ -60,7 +60,7 @@ class LeakWorth:
 
     def sentence(self) -> str | None:
         """Return it in words; None where nothing leaked."""
-        if not self.leaked.rows:
+        if not self.leaked.rows or not self.clean.rows:
             return None
         leaked, clean = self.leaked, self.clean
         return (
@@ -102,7 +102,7 @@ def worth(right: np.ndarray, loss: np.ndarray, leaked: np.ndarray) -> LeakWorth:
             count=k,
             total=m,
             estimate=max(0.0, inflation),
-            rate_low=float(np.clip(share * (p - q - spread), 0, max(0.0, inflation))),
+            rate_low=abs(float(np.clip(share * (p - q - spread), 0, max(0.0, inflation)))),
             rate_high=float(np.clip(share * (p - q + spread), max(0.0, inflation), 1)),
             threshold=None,
             note="accuracy on all query rows less that on those that did not leak",
