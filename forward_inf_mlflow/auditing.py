@@ -231,7 +231,7 @@ def audit(
             duplicates=found.duplicates,
             membership=found.labels.membership,
             receipt=found.receipt,
-            sources=tables.sources_table(problem, scores),
+            sources=tables.sources_table(problem, scores, found.measures),
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,
             influence={**_planned(planned, model, problem, settings), **found.facts},

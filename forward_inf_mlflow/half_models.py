@@ -93,7 +93,7 @@ def train_receipt(
     truth, classes = problem.queries.targets.numpy()[~leaked], problem.classes is not None
     advance = stage(progress, "trained with and without flagged rows", 3 * settings.receipt_seeds)
 
-    def train(index: np.ndarray, seed: int) -> float:
+    def train(index: np.ndarray, seed: int) -> np.ndarray:
         answers = trained(index, seed)[1][~leaked]
         advance(1)
         return skill(answers, truth, classes=classes)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
+from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.sources import by_source
 from forward_inf_mlflow.examine import Findings
 from forward_inf_mlflow.preparation import Problem
@@ -98,17 +101,29 @@ def _short(value: object) -> str:
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
 
 
-def sources_table(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame | None:
-    """Return one row per data source, or None where the rows have none."""
+def sources_table(
+    problem: Problem, scores: pd.DataFrame, measures: Mapping[str, Measure]
+) -> pd.DataFrame | None:
+    """Return one row per data source, or None where the rows have none.
+
+    Shares of a verdict that was not given are NaN.
+    """
     if problem.train_rows.sources is None:
         return None
-    return by_source(
+    table = by_source(
         problem.train_rows.sources,
         mislabeled=scores["mislabeled"].to_numpy(),
         leaked=scores["leaked"].to_numpy(),
         memorized=scores["memorized"].to_numpy(),
         influence=scores["influence"].to_numpy(),
     )
+    for verdict in ("mislabeled", "memorized"):  # nobody named is no share of zero
+        if measures[verdict].abstained is not None and not measures[verdict].count:
+            unknown = [f"{verdict}_{part}" for part in ("rate", "low", "high")]
+            table[unknown] = np.nan
+            if verdict == "mislabeled":
+                table["mislabeled_p"] = 1.0
+    return table
 
 
 def _common(rows: pd.DataFrame, verdict: str, score: str) -> pd.DataFrame:

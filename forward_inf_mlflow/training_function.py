@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import special
 from torch import nn
 
 from forward_inf_mlflow.errors import ForwardInfError
@@ -153,8 +152,8 @@ def _checked(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return values
 
 
-def skill(answers: np.ndarray, truth: np.ndarray, *, classes: bool) -> float:
-    """Return the accuracy of logits ``(m, K)``, or minus the mean squared error of predictions."""
+def skill(answers: np.ndarray, truth: np.ndarray, *, classes: bool) -> np.ndarray:
+    """Return 1 for each right answer of logits ``(m, K)``, or minus the squared errors."""
     if classes:
-        return float((special.softmax(answers, axis=1).argmax(1) == truth).mean())
-    return -float(np.square(answers[:, 0] - truth).mean())
+        return np.asarray(answers.argmax(1) == truth, dtype=np.float64)
+    return np.asarray(-np.square(answers[:, 0] - truth), dtype=np.float64)

@@ -12,9 +12,10 @@ BAD = np.arange(100) % 10 == 0
 def made(effect: float, noise: float, seed: int = 0, flagged: np.ndarray = BAD) -> Receipt | None:
     """A training whose accuracy falls with every bad row that it sees."""
 
-    def train(rows: np.ndarray, number: int) -> float:
+    def train(rows: np.ndarray, number: int) -> np.ndarray:
         draw = np.random.default_rng([seed, number, len(rows)])
-        return 0.9 - effect * BAD[rows].sum() + noise * draw.normal()
+        share = 0.9 - effect * BAD[rows].sum() + noise * draw.normal()
+        return np.float64(np.random.default_rng([seed, 7]).random(2000) < share)
 
     return receipt(train, flagged, STRATA, metric="accuracy", seeds=5, seed=0)
 
@@ -44,9 +45,9 @@ def test_nothing_or_most_of_a_class_is_not_left_out(flagged: np.ndarray) -> None
 def test_as_many_rows_of_each_class_are_drawn_at_random() -> None:
     seen: list[np.ndarray] = []
 
-    def train(rows: np.ndarray, number: int) -> float:
+    def train(rows: np.ndarray, number: int) -> np.ndarray:
         seen.append(rows)
-        return float(number)
+        return np.full(50, float(number))
 
     flagged = np.arange(100) < 10  # all of class 0
     receipt(train, flagged, STRATA, metric="accuracy", seeds=2, seed=0)
@@ -56,6 +57,17 @@ def test_as_many_rows_of_each_class_are_drawn_at_random() -> None:
     assert not np.array_equal(seen[2], seen[5])
 
 
+def test_a_trainer_that_ignores_its_seed_has_an_interval_over_the_queries() -> None:
+    def train(rows: np.ndarray, number: int) -> np.ndarray:
+        share = 0.9 - 0.01 * BAD[rows].sum()
+        return np.float64(np.random.default_rng(1).permutation(200) < 200 * share)
+
+    found = receipt(train, BAD, STRATA, metric="accuracy", seeds=3, seed=0)
+    assert found is not None
+    assert found.gain == pytest.approx(0.1)
+    assert found.low < 0.07 < 0.13 < found.high
+
+
 def test_a_squared_error_falls() -> None:
     text = Receipt("mean squared error", 3, 5, 2.0, 0.5, 0.4, 0.6, 0.0).sentence()
-    assert "falls by 0.5" in text
+    assert "the mean squared error on the query rows falls by 0.5 (0.4 to 0.6)" in text

@@ -417,5 +417,5 @@ def test_a_refit_neither_talks_nor_writes_where_the_model_wishes(
 def test_an_estimator_that_cannot_be_fitted_on_a_half_says_so_in_one_line() -> None:
     x, y = np.random.default_rng(0).normal(size=(20, D)), np.array([0] * 19 + [1])
     model = LogisticRegression().fit(x, y)
-    with pytest.raises(DataError, match="give more rows of every class"):
+    with pytest.raises(DataError, match="give more distinct rows a class"):
         Refitted(model, x, y, x, np.array([0, 1]))(np.arange(10), 0)

@@ -51,10 +51,11 @@ def test_a_module_that_is_not_there_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_skill_is_accuracy_or_minus_the_squared_error() -> None:
+def test_skill_is_a_right_answer_or_minus_the_squared_error() -> None:
     logits = np.array([[1.0, 0], [0, 1], [2, 0], [0, 3]])
-    assert skill(logits, np.array([0, 1, 1, 1]), classes=True) == 0.75
-    assert skill(np.array([[1.0], [3.0]]), np.array([1.0, 1.0]), classes=False) == -2
+    assert skill(logits, np.array([0, 1, 1, 1]), classes=True).tolist() == [1, 1, 0, 1]
+    errors = skill(np.array([[1.0], [3.0]]), np.array([1.0, 1.0]), classes=False)
+    assert errors.tolist() == [0, -4]
 
 
 def problem_of(n: int = 90) -> Problem:

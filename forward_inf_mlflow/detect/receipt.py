@@ -1,9 +1,11 @@
 """Receipt: what the flagged rows cause, from training with and without them.
 
 Influence and half-models say which rows are suspicious; only training without them says what they
-do. The same seeds on both sides; the interval is Student's over the seeds' differences. Beside it
-stands training without as many rows drawn at random from each class, since fewer rows alone cost
-something.
+do. The same seeds on both sides; the interval allows for other seeds (Student's t over their
+differences) and for other query rows (normal, over the queries' mean differences). It takes the
+flags as given, although the queries' labels helped to find them: a gain is seen through the eyes of
+these queries. Beside it stands training without as many rows drawn at random from each class, since
+fewer rows alone cost something.
 """
 
 from __future__ import annotations
@@ -46,18 +48,23 @@ class Receipt:
                 f"{100 * self.random:+.1f} points"
             )
         else:
-            change = (
-                f"falls by {self.gain:.3g} ({self.low:.3g} to {self.high:.3g}) from "
-                f"{self.before:.3g}; without as many rows at random by {self.random:.3g}"
-            )
+            return self._of_error()
         return (
             f"receipt: trained {self.seeds} times with and without the {self.rows:,} mislabeled "
             f"rows, the {self.metric} on the query rows changes by {change}"
         )
 
+    def _of_error(self) -> str:
+        return (
+            f"receipt: trained {self.seeds} times with and without the {self.rows:,} mislabeled "
+            f"rows, the {self.metric} on the query rows falls by {self.gain:.3g} "
+            f"({self.low:.3g} to {self.high:.3g}) from {self.before:.3g}; without as many rows at "
+            f"random by {self.random:.3g}"
+        )
+
 
 def receipt(
-    train: Callable[[np.ndarray, int], float],
+    train: Callable[[np.ndarray, int], np.ndarray],
     flagged: np.ndarray,
     strata: np.ndarray,
     *,
@@ -68,7 +75,8 @@ def receipt(
     """Train with and without flagged rows.
 
     Args:
-        train: Positions of rows and a seed to the queries' metric, larger is better.
+        train: Positions of rows and a seed to each query's part in the metric, ``(m,)``, larger is
+            better: 1 for a right answer, or minus the squared error.
         flagged: ``(n,)`` bool.
         strata: ``(n,)`` classes; random rows are taken from each as often as flagged ones.
         metric: What it is called.
@@ -94,16 +102,19 @@ def receipt(
         whole.append(train(rows, number))
         without.append(train(rows[~flagged], number))
         random.append(train(rows[~some], number))
-    gains = np.array(without) - np.array(whole)
-    half = float(stats.t.ppf(0.975, seeds - 1) * gains.std(ddof=1) / seeds**0.5)
+    gains = np.stack(without) - np.stack(whole)  # (seeds, m)
+    by_seed, by_query = gains.mean(1), gains.mean(0)
+    seeds_half = stats.t.ppf(0.975, seeds - 1) * by_seed.std(ddof=1) / seeds**0.5
+    queries_half = 1.96 * by_query.std(ddof=1) / len(by_query) ** 0.5
+    half, gain = float(np.hypot(seeds_half, queries_half)), float(gains.mean())
     before = float(np.mean(whole))
     return Receipt(
         metric=metric,
         rows=int(flagged.sum()),
         seeds=seeds,
         before=abs(before),
-        gain=float(gains.mean()),
-        low=float(gains.mean()) - half,
-        high=float(gains.mean()) + half,
+        gain=gain,
+        low=gain - half,
+        high=gain + half,
         random=float(np.mean(random) - before),
     )

@@ -76,6 +76,9 @@ def sentence(source: Mapping[str, Any]) -> str:
     """Return a row of the table in words."""
 
     def share(verdict: str) -> str:
+        rate = source[f"{verdict}_rate"]
+        if rate is None or rate != rate:
+            return f"{verdict} unknown"
         low, high = source[f"{verdict}_low"], source[f"{verdict}_high"]
         return f"{verdict} {source[f'{verdict}_rate']:.1%} ({low:.1%} to {high:.1%})"
 

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.detect.leakage import Leaked, leaked
+from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.judging import MIN_CLASS, comparable
+from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.preparation import Problem, prepare
+
+
+def problem(x: np.ndarray, y: np.ndarray, q: np.ndarray, z: np.ndarray, k: int = 3) -> Problem:
+    model = AuditedModel(nn.Linear(x.shape[1], k).eval(), np.asarray, "pt2", np.asarray)
+    train, queries = (
+        Rows(rows, labels, np.arange(len(rows)).astype(str), None, "memory", "")
+        for rows, labels in ((x, y), (q, z))
+    )
+    host = torch.device("cpu")
+    return prepare(model, train, queries, task="classification", device=host, batch_size=None)
+
+
+def nothing_leaked(m: int, n: int) -> Leaked:
+    nobody = np.full(m, "", dtype=object)
+    zeros = np.zeros(m, int)
+    none = Measure.none(m, "")
+    return Leaked(nobody, zeros, np.zeros(n, bool), np.zeros(m), nobody, none)
+
+
+def test_copies_and_small_classes_stand_apart_on_both_sides() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    q = rng.normal(size=(30, 4)).astype(np.float32)
+    y = np.r_[np.zeros(40, int), np.ones(20 - (MIN_CLASS - 1), int), np.full(MIN_CLASS - 1, 2)]
+    z = np.arange(30) % 3
+    x[7] = x[3]
+    q[4] = x[20]
+    trusted, apart = comparable(problem(x, y, q, z), nothing_leaked(30, 60))
+    assert np.flatnonzero(apart).tolist() == [3, 7, *range(60 - (MIN_CLASS - 1), 60)]
+    assert not trusted[4]
+    assert not trusted[z == 2].any()
+    assert trusted[(z != 2) & (np.arange(30) != 4)].all()
+
+
+def test_leaked_queries_and_the_rows_that_they_copy_stand_apart() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(120, 4)).astype(np.float32)
+    q = rng.normal(size=(30, 4)).astype(np.float32)
+    q[:3] = x[50:53] + 1e-4
+    y, z = np.arange(120) % 3, np.arange(30) % 3
+    found = leaked(q, x, None)
+    assert found.flags[:3].all()
+    trusted, apart = comparable(problem(x, y, q, z), found)
+    assert apart[50:53].all()
+    assert not trusted[:3].any()
