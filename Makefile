@@ -42,7 +42,8 @@ peers: .venv-peers/.ready
 bench: export OMP_NUM_THREADS = 1
 bench: $(READY) peers
 	$(BIN)/python benchmarks/demo_seeds.py
-	$(BIN)/python benchmarks/baselines.py
+	$(BIN)/python benchmarks/detectors.py
+	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/lds.py
 	$(BIN)/python benchmarks/further_training.py
 	$(BIN)/python benchmarks/speed.py
