@@ -297,19 +297,14 @@ def _depths(scores: pd.DataFrame) -> list[Section]:
     if np.isnan(suspicion).all():
         return []
     order = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable")
-    found = []
+    found: list[Section] = []
+    least = 0.0
     for depth in (k for k in _DEPTHS if k <= len(order)):
         first = order[:depth]
-        found.append(
-            Section(
-                {
-                    "rows": depth,
-                    "score": score[first[-1]],
-                    "about": float(np.nansum(score[first])),
-                    "surely": float(np.nan_to_num(surely[first[-1]]) * depth),
-                }
-            )
-        )
+        # What is wrong among fewer rows is wrong among more.
+        least = max(least, float(np.nan_to_num(surely[first[-1]]) * depth))
+        about = float(np.nansum(score[first]))
+        found.append(Section({"rows": depth, "about": about, "surely": least}))
     return found
 
 
