@@ -150,13 +150,14 @@ def judge_leaks(some: Case, held: Mapping[str, np.ndarray]) -> Iterator[tuple[st
     copies = {int(query): int(row) for query, row in held["pairs"][:, :2]}
 
     def figures(scores: np.ndarray, rows: np.ndarray, cost: float) -> Figures:
-        clean = np.sort(scores[~leaked])[::-1]
+        asked = ~np.isnan(scores)
+        clean = np.sort(scores[~leaked & asked])[::-1]
         threshold = clean[int(0.01 * len(clean))]
-        named = [rows[query] == row for query, row in copies.items()]
+        named = [rows[query] == row for query, row in copies.items() if asked[query]]
         return {
-            "auroc": float(roc_auc_score(leaked, scores)),
-            "ap": float(average_precision_score(leaked, scores)),
-            "tpr_at_1fpr": float((scores[leaked] > threshold).mean()),
+            "auroc": float(roc_auc_score(leaked[asked], scores[asked])),
+            "ap": float(average_precision_score(leaked[asked], scores[asked])),
+            "tpr_at_1fpr": float((scores[leaked & asked] > threshold).mean()),
             "top1": float(np.mean(named)),
             "cost": cost,
         }
@@ -183,7 +184,7 @@ def judge_leaks(some: Case, held: Mapping[str, np.ndarray]) -> Iterator[tuple[st
         ),
     )
     images = held["train_x"], held["test_x"]
-    for name, rival, rows in rivals.leaks(some, images):
+    for name, rival, rows in rivals.leaks(some, images, leaked):
         yield name, Scored(figures(rival.scores, rows, rival.cost), rival.needs)
 
 
