@@ -57,8 +57,9 @@ class Leaked:
         kind: "exact", "near", "encoded", "influence" or "".
         train_index: The training row it is a copy of, or the nearest one.
         train_flags: ``(n,)`` bool, all training rows that a leaked query is a copy of.
-        score: Minus the nearness of the nearest row over the threshold, by the search that finds it
-            nearest: -1 and below is accused. NaN for exact copies, and where rows are too few.
+        score: Minus the nearness of the nearest row over the threshold, by the model's encodings
+            where it has some, else by values: -1 and below is accused. (Others may be by values.)
+            NaN for exact copies, and where rows are too few.
         evidence: A sentence for every leaked query, else "".
         measure: The summary.
     """
@@ -135,7 +136,7 @@ def leaked(
         judged = [_judge(search, searches, fpr) for search in searches]
         ratio = np.stack([found.ratio for found in judged])
         best = ratio.argmax(0)
-        score[rest] = -ratio.max(0)
+        score[rest] = -ratio[-1]  # what the model makes of rows ranks best, where it is known
         index[rest] = distinct[
             np.stack([search.asked.index for search in searches])[best, np.arange(len(rest))]
         ]
