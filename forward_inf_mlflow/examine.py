@@ -148,7 +148,7 @@ def examine(
         else (seen.encodings.queries, seen.encodings.train),
     )
 
-    # The same, moved by the queries: their labels contradict what is wrong by a rule.
+    # Its answers once the queries have moved it, which help to rank what is wrong by a rule.
     moved = None
     if problem.classes is not None:
         advance = stage(progress, "answers of the moved model", (FOLDS + 1) * (n + m))

@@ -117,11 +117,8 @@ def _mutual(encodings: np.ndarray) -> list[tuple[int, int]]:
     """Return pairs of rows that are each other's nearest and far nearer than is usual."""
     own = np.arange(len(encodings))
     near = nb.nearest_rows(encodings, encodings, own=own)
-    nearness = np.zeros(len(own))
-    for values in (near.gap, near.distance):
-        centre = float(np.median(values))
-        spread = 1.4826 * float(np.median(np.abs(values - centre)))
-        nearness -= (values - centre) / (spread if spread > 0 else np.inf)
+    gap, distance = (nb.deviations(values, values) for values in (near.gap, near.distance))
+    nearness = -(gap + distance)
     mutual = near.index[near.index] == own
     # A row and its copy are both far nearer to each other than to any third.
     return [

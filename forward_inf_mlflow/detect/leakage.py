@@ -224,9 +224,9 @@ class _Search:
 
     def nearness(self, near: nb.Nearest) -> np.ndarray:
         """Return how many robust standard deviations nearer than usual the nearest rows are."""
-        found = -_deviations(near.gap, self.usual.gap)
+        found = -nb.deviations(near.gap, self.usual.gap)
         if self.absolute:
-            found = found - _deviations(near.distance, self.usual.distance)
+            found = found - nb.deviations(near.distance, self.usual.distance)
         return found
 
 
@@ -326,7 +326,7 @@ def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
     own = _own(reference)
     usual = nb.nearest_rows(reference[own], reference, own=own)
     near = nb.nearest_rows(unit_queries, reference)
-    hit = _deviations(near.gap, usual.gap) <= -LEAST
+    hit = nb.deviations(near.gap, usual.gap) <= -LEAST
     found[hit] = distinct[near.index[hit]]
     return found
 
@@ -342,13 +342,3 @@ def _confirmed(view: ModelView) -> np.ndarray:
     agree = view.suspects[view.asked] == first
     named[view.asked[agree]] = first[agree]
     return named
-
-
-def _deviations(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Return how many robust standard deviations values lie above the usual ones' median.
-
-    Where these have no spread nothing deviates.
-    """
-    centre = float(np.median(usual))
-    spread = 1.4826 * float(np.median(np.abs(usual - centre)))
-    return np.asarray((values - centre) / (spread if spread > 0 else np.inf))

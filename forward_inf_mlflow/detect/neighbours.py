@@ -192,3 +192,13 @@ def nearest_ranks(
         near = np.argpartition(d, ranks - 1, axis=1)[:, :ranks]
         order = np.argsort(np.take_along_axis(d, near, 1), axis=1, kind="stable")
         yield np.take_along_axis(near, order, 1)
+
+
+def deviations(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Return how many robust standard deviations values lie above the usual ones' median.
+
+    Where these have no spread nothing deviates.
+    """
+    centre = float(np.median(usual))
+    spread = 1.4826 * float(np.median(np.abs(usual - centre)))
+    return np.asarray((values - centre) / (spread if spread > 0 else np.inf))
