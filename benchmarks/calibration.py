@@ -9,9 +9,9 @@ Errors: uniform (sym), one class taken for the next (pair), and those that peopl
 Digits and breast cancer come with scikit-learn; CIFAR-10N images (60 principal components of the
 pixels) and NoisyAG-News texts (100 of TF-IDF) from the folder that BENCH_DATA names.
 
-    OMP_NUM_THREADS=1 python benchmarks/calibration.py [--draws 30] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/calibration.py [--draws 30] [--jobs 1] [--json FILE]
 
-About 8 minutes on one core.
+A draw takes one to five seconds of one core.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from measure import line, machine, write
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.decomposition import PCA, TruncatedSVD
@@ -36,9 +37,9 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler, normalize
 
 from forward_inf_mlflow.decision import Facts, decide
-from forward_inf_mlflow.detect.experts import of_logits
 from forward_inf_mlflow.detect.mislabeled import mislabeled_classes
 from forward_inf_mlflow.detect.neighbours import row_keys
+from forward_inf_mlflow.detect.opinions import of_logits
 from forward_inf_mlflow.halves import read_halves
 from forward_inf_mlflow.policy import Policy
 from forward_inf_mlflow.trainers import Refitted
@@ -163,7 +164,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=30, help="of each setting")
     parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--jobs", type=int, default=1, help="draws at once")
     arguments = parser.parse_args()
+    jobs = Parallel(arguments.jobs)
     facts = machine("scikit-learn", "numpy")
     print(line(facts), end="\n\n")
     table: dict[str, dict[str, float]] = {}
@@ -176,7 +179,8 @@ def main() -> None:
             continue
         for model in MODELS:
             for kind, share in (*ERRORS, *([("human", np.nan)] if data.human is not None else [])):
-                rows = [draw(name, model, kind, share, seed) for seed in range(arguments.draws)]
+                one = delayed(draw)
+                rows = list(jobs(one(name, model, kind, share, s) for s in range(arguments.draws)))
                 key = f"{name}, {model}, {kind}" + ("" if kind == "human" else f" {share:.0%}")
                 table[key] = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0]}
                 everything.setdefault(kind, []).extend(r["certain, innocent"] for r in rows)

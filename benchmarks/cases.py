@@ -12,7 +12,6 @@ Rows come from a file with ``train_x`` or ``train_text``, ``train_y_clean``, ``t
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import os
@@ -35,6 +34,8 @@ ROWS = {"memorised": 4000, "generalising": 6000}
 QUERIES = 1000
 #: Share of labels that are spoiled where people did not.
 NOISE = 0.2
+#: Share of digits that lie on their side, where rare rows are asked about.
+RARE = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,8 @@ class Case:
         query_x, query_y: The queries.
         make: Seed to a fresh network.
         recipe: How it is trained.
+        device: Where networks are trained and read.
+        rare: ``(n,)`` bool, rows of a small subgroup whose labels are right; None where none is.
     """
 
     setting: str
@@ -96,6 +99,8 @@ class Case:
     query_y: Tensor
     make: Callable[[int], nn.Module]
     recipe: Recipe
+    device: str = "cpu"
+    rare: np.ndarray | None = None
 
     @property
     def wrong(self) -> np.ndarray:
@@ -120,7 +125,7 @@ class Case:
                 nonlocal watching
                 start = time.process_time()
                 logits.append(answers(module, self.x))
-                states.append(copy.deepcopy(module.state_dict()))
+                states.append({k: v.cpu().clone() for k, v in module.state_dict().items()})
                 watching += time.process_time() - start
 
             start = time.process_time()
@@ -140,7 +145,7 @@ class Case:
             )
 
     def network(self) -> nn.Module:
-        """Return the audited network, in evaluation mode."""
+        """Return the audited network, in evaluation mode, on the host."""
         module = self.make(self.seed)
         states = self.training().states
         module.load_state_dict(states[max(states)])
@@ -162,7 +167,8 @@ class Case:
         x, y, recipe = self.x, self.given, self.recipe
         if index is not None:
             x, y = x[torch.as_tensor(index)], y[torch.as_tensor(index)]
-        module = self.make(seed).to(memory_format=torch.channels_last)
+        x, y = x.to(self.device), y.to(self.device)
+        module = self.make(seed).to(self.device, memory_format=torch.channels_last)
         random = torch.Generator().manual_seed(seed)
         parts = max(1, len(x) // recipe.batch)
         optimizer = torch.optim.SGD(
@@ -174,6 +180,7 @@ class Case:
         for _ in range(recipe.epochs):
             module.train()
             for rows in torch.tensor_split(torch.randperm(len(x), generator=random), parts):
+                rows = rows.to(self.device)
                 inputs = _augmented(x[rows], recipe, random)
                 optimizer.zero_grad()
                 torch.autograd.backward(functional.cross_entropy(module(inputs), y[rows]))
@@ -189,6 +196,7 @@ class Case:
         for tensor in (self.x, self.given, self.query_x):
             digest.update(tensor.numpy().tobytes())
         code = (repr(asdict(self.recipe)), inspect.getsource(Case.fit), repr(self.make(0)))
+        code += () if self.device == "cpu" else (self.device,)
         digest.update("\n".join(code).encode())
         folder = CACHE / "detectors" / digest.hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +206,8 @@ class Case:
 @torch.no_grad()
 def answers(module: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
     """Return what a network, or a part of one, says of every row, ``(n, ...)`` float32."""
-    return torch.cat([module(part) for part in x.split(500)]).numpy()
+    first = next(iter(module.parameters()), x) if isinstance(module, nn.Module) else x
+    return torch.cat([module(part.to(first.device)).cpu() for part in x.split(500)]).numpy()
 
 
 def _whole(path: Path, save: Callable[[Path], object]) -> None:
@@ -220,18 +229,19 @@ def _digest(index: np.ndarray | None, seed: int) -> str:
 
 def _augmented(x: Tensor, recipe: Recipe, random: torch.Generator) -> Tensor:
     if recipe.dropout:
-        keep = torch.rand(x.shape, generator=random) >= recipe.dropout
+        keep = (torch.rand(x.shape, generator=random) >= recipe.dropout).to(x.device)
         return x * keep / (1 - recipe.dropout)
     if not recipe.augment:
         return x
     padded = functional.pad(x, (4, 4, 4, 4), mode="reflect")
     down, right = (torch.randint(0, 9, (len(x),), generator=random) for _ in range(2))
     side = x.shape[-1]
-    rows = (down[:, None] + torch.arange(side))[:, None, :, None]
-    columns = (right[:, None] + torch.arange(side))[:, None, None, :]
-    every, channels = torch.arange(len(x))[:, None, None, None], torch.arange(x.shape[1])
+    rows = (down[:, None] + torch.arange(side))[:, None, :, None].to(x.device)
+    columns = (right[:, None] + torch.arange(side))[:, None, None, :].to(x.device)
+    every = torch.arange(len(x), device=x.device)[:, None, None, None]
+    channels = torch.arange(x.shape[1], device=x.device)
     moved = padded[every, channels[None, :, None, None], rows, columns]
-    mirrored = torch.rand(len(x), generator=random) < 0.5
+    mirrored = (torch.rand(len(x), generator=random) < 0.5).to(x.device)
     return torch.where(mirrored[:, None, None, None], moved.flip(-1), moved)
 
 
@@ -280,8 +290,11 @@ RECIPES = {
 
 
 def settings(kind: str) -> list[str]:
-    """Return the names of the settings of one kind of rows: kind, errors, state."""
-    errors = ("symmetric",) if kind == "digits" else ("human", "symmetric")
+    """Return the names of the settings of one kind of rows: kind, errors, state.
+
+    "rare": symmetric errors, beside digits that lie on their side, with right labels.
+    """
+    errors = ("symmetric", "rare") if kind == "digits" else ("human", "symmetric")
     return [f"{kind}, {e}, {state}" for e in errors for state in ("memorised", "generalising")]
 
 
@@ -291,18 +304,23 @@ def kind_of(file: Path) -> str:
         return "texts" if "train_text" in data.files else "images"
 
 
-def case(setting: str, seed: int, file: Path | None) -> Case:
+def case(setting: str, seed: int, file: Path | None, device: str = "cpu") -> Case:
     """Return a case, not trained yet.
 
     Args:
         setting: One of `settings`.
         seed: See the module.
         file: Of the rows; None for the digits.
+        device: See `Case`.
     """
     kind, errors, state = setting.split(", ")
     x, clean, human, query_x, query_y = _rows(kind, file, ROWS[state])
     classes = int(max(clean.max(), query_y.max())) + 1
     given = human if errors == "human" else _spoiled(clean, classes, seed)
+    rare = None
+    if errors == "rare":
+        (x, rare), (query_x, _) = (_on_their_side(rows, i) for i, rows in enumerate((x, query_x)))
+        given = np.where(rare, clean, given)
     make = (
         convolutional(classes)
         if kind == "images"
@@ -314,12 +332,16 @@ def case(setting: str, seed: int, file: Path | None) -> Case:
         *map(torch.as_tensor, (x, given, clean, query_x, query_y)),
         make,
         RECIPES[kind, state],
+        device,
+        rare,
     )
 
 
 def smaller(whole: Case, rows: int) -> Case:
     """Return the case with its first rows only."""
-    return replace(whole, x=whole.x[:rows], given=whole.given[:rows], true=whole.true[:rows])
+    rare = None if whole.rare is None else whole.rare[:rows]
+    first = (some[:rows] for some in (whole.x, whole.given, whole.true))
+    return replace(whole, **dict(zip(("x", "given", "true"), first, strict=True)), rare=rare)
 
 
 def _spoiled(clean: np.ndarray, classes: int, seed: int) -> np.ndarray:
@@ -327,6 +349,14 @@ def _spoiled(clean: np.ndarray, classes: int, seed: int) -> np.ndarray:
     bad, given = rng.random(len(clean)) < NOISE, clean.copy()
     given[bad] = (clean[bad] + rng.integers(1, classes, bad.sum())) % classes
     return given
+
+
+def _on_their_side(x: np.ndarray, which: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return digits ``(n, 64)`` of which a few are turned, and which."""
+    turned = np.random.default_rng([19, which]).random(len(x)) < RARE
+    images = x.reshape(-1, 8, 8)
+    found = np.where(turned[:, None, None], np.rot90(images, axes=(1, 2)), images)
+    return np.ascontiguousarray(found.reshape(x.shape)), turned
 
 
 def _rows(kind: str, file: Path | None, most: int) -> tuple[np.ndarray, ...]:
@@ -358,7 +388,9 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(moved)
 
 
-def leaky(seed: int, file: Path) -> tuple[Case, dict[str, np.ndarray]]:
+def leaky(
+    state: str, seed: int, file: Path, device: str = "cpu"
+) -> tuple[Case, dict[str, np.ndarray]]:
     """Return a case of a file with leaks, true labels alone, and the file's other arrays."""
     with np.load(file, allow_pickle=False) as data:
         held = {name: data[name] for name in data.files}
@@ -366,7 +398,8 @@ def leaky(seed: int, file: Path) -> tuple[Case, dict[str, np.ndarray]]:
     y, query_y = (held[name].astype(np.int64) for name in ("train_y", "test_y"))
     classes = int(max(y.max(), query_y.max())) + 1
     rows = map(torch.as_tensor, (x, y, y, query_x, query_y))
-    found = Case("leaks", seed, *rows, convolutional(classes), RECIPES["images", "memorised"])
+    recipe = RECIPES["images", state]
+    found = Case(f"real leaks, {state}", seed, *rows, convolutional(classes), recipe, device)
     return found, held
 
 

@@ -1,8 +1,9 @@
 """The three detectors beside what the field has, each on the same models in the same run.
 
 - **mislabeled**: rows whose labels are wrong, by people or drawn, of models that generalise and
-  models that memorised. Best ranked first: AUROC, average precision, precision among as many rows
-  as are wrong, and the share of the wrong ones missed there.
+  models that memorised; beside rare rows whose labels are right, too. Best ranked first: AUROC,
+  average precision, precision among as many rows as are wrong, and the share of the wrong ones
+  missed there.
 - **leakage**: queries of which a training row is a copy: AUROC, average precision, share found at
   1 % of clean queries accused, and how often the right row is named.
 - **memorization**: rank and linear correlation with Feldman and Zhang's mem_i from 60 models on
@@ -38,6 +39,7 @@ import rivals
 import torch
 from cases import Case, case, kind_of, leaky, memorized, settings, smaller
 from measure import line, machine, write
+from planted import KINDS, planted
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
@@ -98,7 +100,7 @@ def audit(some: Case, settings_: Settings) -> tuple[Findings, float]:
     )
     start = time.process_time()
     problem = prepare(
-        model, train, queries, task="auto", device=choose_device("cpu"), batch_size=None
+        model, train, queries, task="auto", device=choose_device(some.device), batch_size=None
     )
     planned = plan_influence(model, problem, settings_)
     found = examine(model, problem, planned, settings_, lambda *_: None)
@@ -118,6 +120,17 @@ def judge_mislabeled(some: Case) -> Iterator[tuple[str, Scored]]:
             "precision_at_n": float(wrong[first].mean()),
             "missed_at_n": float(1 - wrong[first].sum() / wrong.sum()),
             "cost": cost,
+        } | beside_rare(scores)
+
+    def beside_rare(scores: np.ndarray) -> Figures:
+        """Return how well wrong rows are told from rare ones, and how many rare ones rank high."""
+        if some.rare is None:
+            return {}
+        either = wrong | some.rare
+        first = np.argsort(-scores, kind="stable")[: wrong.sum()]
+        return {
+            "auroc, wrong against rare": float(roc_auc_score(wrong[either], scores[either])),
+            "rare among the first": float(some.rare[first].mean()),
         }
 
     for effort in ("standard", "quick"):
@@ -133,6 +146,9 @@ def judge_mislabeled(some: Case) -> Iterator[tuple[str, Scored]]:
                 "innocent among the certain": float(
                     (accused & ~wrong).sum() / max(1, accused.sum())
                 ),
+                "rare among the certain": float(
+                    0 if some.rare is None else (accused & some.rare).sum() / max(1, accused.sum())
+                ),
                 "rate": float(wrong.mean()),
                 "rate_low": measure.rate_low,
                 "rate_estimate": measure.rate,
@@ -144,47 +160,80 @@ def judge_mislabeled(some: Case) -> Iterator[tuple[str, Scored]]:
         yield name, Scored(figures(rival.scores, rival.cost), rival.needs)
 
 
-def judge_leaks(some: Case, held: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Scored]]:
+@dataclass(frozen=True, eq=False)
+class Leaky:
+    """A case some of whose queries are copies of training rows.
+
+    Attributes:
+        case: The audited model and its rows.
+        leaked: ``(m,)`` bool.
+        copies: The row that a query is a copy of.
+        change: ``(m,)`` what was done to a copy, where it was planted; else None.
+        images: Training rows and queries as bytes, where they are images.
+    """
+
+    case: Case
+    leaked: np.ndarray
+    copies: Mapping[int, int]
+    change: np.ndarray | None = None
+    images: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def real(cls, state: str, seed: int, file: Path, device: str) -> Leaky:
+        """Return the leaks of a file."""
+        some, held = leaky(state, seed, file, device)
+        return cls(
+            some,
+            held["test_leaked"].astype(bool),
+            {int(query): int(row) for query, row in held["pairs"][:, :2]},
+            images=(held["train_x"], held["test_x"]),
+        )
+
+    @classmethod
+    def planted(cls, kind: str, state: str, seed: int, file: Path | None, device: str) -> Leaky:
+        """Return leaks made from training rows."""
+        some, change, copies, images = planted(kind, state, seed, file, device)
+        return cls(some, change != "", copies, change, images)
+
+
+def judge_leaks(some: Leaky) -> Iterator[tuple[str, Scored]]:
     """Yield every method's figures."""
-    leaked = held["test_leaked"].astype(bool)
-    copies = {int(query): int(row) for query, row in held["pairs"][:, :2]}
+    leaked, seed = some.leaked, some.case.seed
 
     def figures(scores: np.ndarray, rows: np.ndarray, cost: float) -> Figures:
         asked = ~np.isnan(scores)
         clean = np.sort(scores[~leaked & asked])[::-1]
         threshold = clean[int(0.01 * len(clean))]
-        named = [rows[query] == row for query, row in copies.items() if asked[query]]
+        named = [rows[query] == row for query, row in some.copies.items() if asked[query]]
+        by_change = {} if some.change is None else {
+            f"tpr, {change}": float((scores[some.change == change] > threshold).mean())
+            for change in dict.fromkeys(some.change[leaked]) if asked.all()
+        }  # fmt: skip
         return {
             "auroc": float(roc_auc_score(leaked[asked], scores[asked])),
             "ap": float(average_precision_score(leaked[asked], scores[asked])),
             "tpr_at_1fpr": float((scores[leaked & asked] > threshold).mean()),
             "top1": float(np.mean(named)),
             "cost": cost,
+            **by_change,
         }
 
-    found, cost = audit(some, Settings(seed=some.seed, effort="quick"))
+    found, cost = audit(some.case, Settings(seed=seed, effort="quick"))
     leaks = found.leaked
     scores = np.where(leaks.kind == "exact", 1e9, -np.nan_to_num(leaks.score))
     flags = leaks.flags
     low, high = binomial_interval(int(flags[~leaked].sum()), int((~leaked).sum()))
-    yield (
-        OURS,
-        Scored(
-            {
-                **figures(scores, leaks.train_index, cost),
-                "found": float(flags[leaked].mean()),
-                "clean accused": float(flags[~leaked].mean()),
-                "clean accused, low": low,
-                "clean accused, high": high,
-                "rate": float(leaked.mean()),
-                "rate_low": leaks.measure.rate_low,
-                "rate_estimate": leaks.measure.rate,
-            },
-            rivals.FINAL,
-        ),
-    )
-    images = held["train_x"], held["test_x"]
-    for name, rival, rows in rivals.leaks(some, images, leaked):
+    verdict = {
+        "found": float(flags[leaked].mean()),
+        "clean accused": float(flags[~leaked].mean()),
+        "clean accused, low": low,
+        "clean accused, high": high,
+        "rate": float(leaked.mean()),
+        "rate_low": leaks.measure.rate_low,
+        "rate_estimate": leaks.measure.rate,
+    }
+    yield OURS, Scored({**figures(scores, leaks.train_index, cost), **verdict}, rivals.FINAL)
+    for name, rival, rows in rivals.leaks(some.case, some.images, leaked):
         yield name, Scored(figures(rival.scores, rows, rival.cost), rival.needs)
 
 
@@ -273,10 +322,35 @@ def promised(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str
     return kept
 
 
+def leak_settings(arguments: argparse.Namespace) -> list[tuple[str, Callable[[int], Leaky]]]:
+    """Return the settings with leaks that are asked for and whose files are there."""
+    found: list[tuple[str, Callable[[int], Leaky]]] = []
+    for state in ("memorised", "generalising"):
+        if arguments.leakage.exists():
+            found.append((
+                f"real leaks, {state}",
+                lambda seed, s=state: Leaky.real(s, seed, arguments.leakage, arguments.device),
+            ))  # fmt: skip
+        for kind in KINDS:
+            file = {"images": arguments.leakage, "texts": arguments.texts, "table": None}[kind]
+            if file is None or file.exists():
+                found.append((
+                    f"planted leaks, {kind}, {state}",
+                    lambda seed, k=kind, s=state, f=file: Leaky.planted(
+                        k, s, seed, f, arguments.device
+                    ),
+                ))  # fmt: skip
+    if arguments.setting:
+        return [one for one in found if one[0] in arguments.setting]
+    return found[:1] if arguments.quick else found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA / "cifar10n_10k.npz")
     parser.add_argument("--leakage", type=Path, default=DATA / "cifair_leakage.npz")
+    parser.add_argument("--texts", type=Path, default=DATA / "noisy_agnews_5k.npz")
+    parser.add_argument("--device", default="cpu", help="where networks are trained and audited")
     parser.add_argument("--only", choices=PARTS, action="append", help="repeatable")
     parser.add_argument("--setting", action="append", help="repeatable; default: all of the data")
     parser.add_argument("--seeds", type=int, default=3)
@@ -294,7 +368,8 @@ def main() -> None:
     names = settings("digits") + (settings(kind_of(file)) if file else [])
     if arguments.quick:
         names = names[-2 if file else 0 :][:1] if file is None else [settings(kind_of(file))[0]]
-    names = arguments.setting or names
+    if arguments.setting:
+        names = [name for name in arguments.setting if "leaks" not in name]
     results: dict[str, Any] = {part: {} for part in parts}
 
     def source(setting: str) -> Path | None:
@@ -305,30 +380,35 @@ def main() -> None:
             results["mislabeled"][setting] = table(
                 "mislabeled",
                 setting,
-                lambda seed, s=setting: judge_mislabeled(case(s, seed, source(s))),  # type: ignore[misc]
+                lambda seed, s=setting: judge_mislabeled(
+                    case(s, seed, source(s), arguments.device)
+                ),  # type: ignore[misc]
                 seeds,
                 "ap",
             )
             write(arguments.json, results | {"calibration": promised(results)})
-    if "leakage" in parts and arguments.leakage.exists():
-        results["leakage"]["real leaks, memorised"] = table(
-            "leakage",
-            "real leaks, memorised",
-            lambda seed: judge_leaks(*leaky(seed, arguments.leakage)),
-            seeds,
-            "tpr_at_1fpr",
-        )
+    for setting, leaks in leak_settings(arguments):
+        if "leakage" in parts:
+            results["leakage"][setting] = table(
+                "leakage",
+                setting,
+                lambda seed, leaks=leaks: judge_leaks(leaks(seed)),  # type: ignore[misc]
+                seeds,
+                "tpr_at_1fpr",
+            )
+            write(arguments.json, results | {"calibration": promised(results)})
     for setting in names:
         if "memorization" in parts and setting.endswith("memorised"):
             results["memorization"][setting] = table(
                 "memorization",
                 setting,
                 lambda seed, s=setting: judge_memorization(  # type: ignore[misc]
-                    smaller(case(s, seed, source(s)), FEWER)
+                    smaller(case(s, seed, source(s), arguments.device), FEWER)
                 ),
                 seeds,
                 "spearman",
             )
+            write(arguments.json, results | {"calibration": promised(results)})
     results["calibration"] = promised(results)
     print("\n" + json.dumps(results["calibration"], indent=1))
     write(arguments.json, results)

@@ -8,6 +8,7 @@ its own; see peers/self_influence.py.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -30,7 +31,7 @@ from forward_inf_mlflow.tasks import Classification
 from forward_inf_mlflow.tensors import Tensors
 
 HERE = Path(__file__).resolve().parent
-PEERS_PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"
+PEERS_PYTHON = Path(os.environ.get("PEERS_PYTHON", HERE.parent / ".venv-peers" / "bin" / "python"))
 FINAL, RUN, AGAIN = "final model", "training run", "retraining"
 #: Neighbours that vote, folds of cross-validation, draws of an input's curvature and their length.
 NEIGHBOURS, FOLDS, DRAWS, LENGTH = 20, 5, 5, 1e-2
@@ -136,6 +137,7 @@ def second_split(case: Case) -> np.ndarray:
         rows, others = np.flatnonzero(first), np.flatnonzero(~first)
         module = case.fit(rows, case.seed + 70)
         x, y = case.x[rows], case.given[rows].numpy()
+        inputs, targets = case.x.to(case.device), case.given.to(case.device)
         right: list[np.ndarray] = [answers(module, x).argmax(1) == y]
         optimizer = torch.optim.SGD(module.parameters(), case.recipe.rate / 5, momentum=0.9)
         order = torch.Generator().manual_seed(case.seed)
@@ -145,7 +147,8 @@ def second_split(case: Case) -> np.ndarray:
             for part in chosen.split(case.recipe.batch):
                 if len(part) > 1:  # one row alone has no batch statistics
                     optimizer.zero_grad()
-                    loss = functional.cross_entropy(module(case.x[part]), case.given[part])
+                    part = part.to(case.device)
+                    loss = functional.cross_entropy(module(inputs[part]), targets[part])
                     torch.autograd.backward(loss)
                     optimizer.step()
             right.append(answers(module.eval(), x).argmax(1) == y)
@@ -193,13 +196,13 @@ def tracin(case: Case) -> Found | None:
 
 
 def leaks(
-    case: Case, images: tuple[np.ndarray, np.ndarray], leaked: np.ndarray
+    case: Case, images: tuple[np.ndarray, np.ndarray] | None, leaked: np.ndarray
 ) -> Iterator[tuple[str, Found, np.ndarray]]:
     """Yield every rival's score of every query, and the row that it takes for its copy.
 
     Args:
         case: The audited model and its rows.
-        images: Training rows and queries as bytes ``(n, h, w, 3)``.
+        images: Training rows and queries as bytes ``(n, h, w, 3)``; None where they are no images.
         leaked: ``(m,)`` bool; the published recipe, a sweep a query, is asked of a few of each.
     """
     run, module = case.training(), case.network()
@@ -213,12 +216,13 @@ def leaks(
         gap = np.log(distance[:, 4] + 1e-6) - np.log(distance[:, 0] + 1e-6)
         yield f"{name}_cosine", Found(-distance[:, 0], FINAL, cost), near[:, 0]
         yield f"{name}_gap", Found(gap, FINAL, cost), near[:, 0]
-    start = time.process_time()
-    hashes, asked = (perceptual(x) for x in images)
-    differ = (asked[:, None] != hashes[None]).sum(2)
-    near = differ.argmin(1)
-    cost = (time.process_time() - start) / run.seconds
-    yield "perceptual_hash", Found(-differ.min(1).astype(float), FINAL, cost), near
+    if images is not None:
+        start = time.process_time()
+        hashes, asked = (perceptual(x).astype(np.float32) * 2 - 1 for x in images)
+        alike = asked @ hashes.T
+        near = alike.argmax(1)
+        cost = (time.process_time() - start) / run.seconds
+        yield "perceptual_hash", Found(alike.max(1), FINAL, cost), near
     start = time.process_time()
     some = np.r_[np.flatnonzero(leaked)[:PUBLISHED], np.flatnonzero(~leaked)[:PUBLISHED]]
     changed = published(case, module, some)

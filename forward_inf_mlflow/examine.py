@@ -24,6 +24,7 @@ from forward_inf_mlflow.scores import InfluenceScores
 from forward_inf_mlflow.settings import Settings
 from forward_inf_mlflow.survey import survey
 from forward_inf_mlflow.sweep import read
+from forward_inf_mlflow.unlearned import margin_changes
 from forward_inf_mlflow.views import Views, read_views
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
@@ -41,6 +42,8 @@ class Findings:
         influence: ``(n,)`` of each training row on all queries together.
         single: Influence on the queries that were asked about one by one, ``(p, n)``.
         leaked: The verdict on the queries.
+        margin_change: ``(m,)`` how the margin of a leaked query changes without the training row;
+            NaN where that was not asked.
         labels: The verdicts on the training rows' labels.
         duplicates: Copies inside the training set.
         receipt: What training without the mislabeled rows changes; None where nobody trained.
@@ -52,6 +55,7 @@ class Findings:
     influence: np.ndarray
     single: InfluenceScores
     leaked: Leaked
+    margin_change: np.ndarray
     labels: Labels
     duplicates: Duplicates
     receipt: Receipt | None
@@ -164,6 +168,7 @@ def examine(
         influence=together,
         single=single,
         leaked=leaks,
+        margin_change=margin_changes(engine, problem, leaks, settings.influence_queries, work),
         labels=labels,
         duplicates=duplicates(
             problem.train.inputs.numpy(),

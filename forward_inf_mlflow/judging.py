@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from forward_inf_mlflow import halves
-from forward_inf_mlflow.detect.experts import Expert, of_logits
+from forward_inf_mlflow.detect.experts import Expert
 from forward_inf_mlflow.detect.leakage import Leaked
 from forward_inf_mlflow.detect.membership import Membership, membership
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
@@ -20,6 +19,7 @@ from forward_inf_mlflow.detect.mislabeled import (
     undecided,
 )
 from forward_inf_mlflow.detect.neighbours import exact_copies, row_keys
+from forward_inf_mlflow.detect.opinions import of_logits
 from forward_inf_mlflow.detect.worth import LeakWorth, worth
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.sweep import outputs
@@ -80,53 +80,45 @@ def judge_labels(
         return Labels(unknown, wrong, memorized_targets(len(labels)), None, None, 0)
     given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
     itself = _itself(problem)
-    wrong = _wrong_classes(problem, seen, [itself, moved], held_out, leaks, fdr)
-    return Labels(
-        given_probability=given,
-        mislabeled=wrong,
-        memorized=memorized_classes(held_out, labels, given, wrong.suspicion),
-        leak_worth=worth(itself.queries.argmax(1) == truth, query_loss, leaks.flags),
-        membership=membership(loss, query_loss, held_out, labels, truth, leaks.flags),
-        passes=len(labels) + len(truth),
-    )
-
-
-def _wrong_classes(
-    problem: Problem,
-    seen: Views,
-    model: Sequence[Expert | None],
-    held_out: halves.HeldOut | None,
-    leaks: Leaked,
-    fdr: float,
-) -> Mislabeled:
-    """Ask everybody who has an opinion of the rows' classes."""
-    assert problem.classes is not None, "rows have classes here"
-    labels, truth = labels_of(problem), problem.queries.targets.numpy()
-    if held_out is not None and held_out.diverged is not None:
-        return undecided(len(labels), held_out.diverged)
     trusted, apart = comparable(problem, leaks)
-    if trusted.sum() < MIN_QUERIES:
-        return undecided(
+    diverged = None if held_out is None else held_out.diverged
+    naive: list[Expert] = []
+    learned: list[Expert] = []
+    if diverged is None and trusted.sum() >= MIN_QUERIES:
+        groups = row_keys(problem.train.inputs.numpy())
+        naive, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
+    if held_out is not None and diverged is None:
+        naive.insert(0, of_logits("half-models", held_out.train_out, held_out.queries))
+    if diverged is not None:
+        wrong = undecided(len(labels), diverged)
+    elif trusted.sum() < MIN_QUERIES:
+        wrong = undecided(
             len(labels),
             f"only {int(trusted.sum())} query rows are neither leaked nor equal to a training row "
             f"nor of a class with fewer than ten; {MIN_QUERIES} are needed to calibrate what is "
             "expected of a label",
         )
-    groups = row_keys(problem.train.inputs.numpy())
-    naive, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
-    if held_out is not None:
-        naive.insert(0, of_logits("half-models", held_out.train_out, held_out.queries))
-    if not naive:
-        return undecided(len(labels), f"nobody can be asked about the labels: {_NO_HALVES}")
-    return mislabeled_classes(
-        naive,
-        labels,
-        truth,
-        trusted,
-        learned=[*(e for e in model if e is not None), *learned],
-        apart=apart,
-        fdr=fdr,
-        note=_NO_HALVES if held_out is None else held_out.note,
+    elif not naive:
+        wrong = undecided(len(labels), f"nobody can be asked about the labels: {_NO_HALVES}")
+    else:
+        wrong = mislabeled_classes(
+            naive,
+            labels,
+            truth,
+            trusted,
+            learned=[itself, *([] if moved is None else [moved]), *learned],
+            apart=apart,
+            fdr=fdr,
+            note=_NO_HALVES if held_out is None else held_out.note,
+        )
+    taught = [itself, *(expert for expert in (*naive, *learned) if not expert.blind)]
+    return Labels(
+        given_probability=given,
+        mislabeled=wrong,
+        memorized=memorized_classes(held_out, labels, given, taught),
+        leak_worth=worth(itself.queries.argmax(1) == truth, query_loss, leaks.flags),
+        membership=membership(loss, query_loss, held_out, labels, truth, leaks.flags),
+        passes=len(labels) + len(truth),
     )
 
 

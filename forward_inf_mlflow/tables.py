@@ -20,6 +20,8 @@ FLAGGED = (
     "given_label",
     "likelier_label",
     "score",
+    "p_value",
+    "margin_change",
     "kind",
     "same_label",
     "source",
@@ -58,6 +60,7 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "mislabeled_score": found.labels.mislabeled.score,
             "mislabeled_suspicion": found.labels.mislabeled.suspicion,
             "memorized_score": found.labels.memorized.score,
+            "memorized_fall": found.labels.memorized.fall,
             "influence": found.influence,
             "mislabeled": found.labels.mislabeled.flags,
             "mislabeled_certain": found.labels.mislabeled.certain,
@@ -175,13 +178,20 @@ def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataF
     table = _common(rows, "leaked", "loss").reset_index(drop=True)
     table["query_id"] = problem.query_rows.ids[queries]
     table["score"] = leaks.score[queries]
+    table["p_value"] = leaks.p_value[queries]
+    table["margin_change"] = found.margin_change[queries]
     table["kind"] = leaks.kind[queries]
     table["likelier_label"] = problem.query_rows.labels[queries]
     table["same_label"] = (
         problem.train.targets.numpy()[leaks.train_index[queries]]
         == problem.queries.targets.numpy()[queries]
     )
-    table["evidence"] = leaks.evidence[queries]
+    table["evidence"] = [
+        f"{what}; without the training row the query's margin changes by {change:+.2g}"
+        if np.isfinite(change)
+        else what
+        for what, change in zip(leaks.evidence[queries], table["margin_change"], strict=True)
+    ]
     return table
 
 
@@ -192,8 +202,8 @@ def _memorized(scores: pd.DataFrame) -> pd.DataFrame:
     table = _common(rows, "memorized", "memorized_score")
     table["kind"] = np.where(rows["mislabeled"], "mislabeled", "rare")
     table["evidence"] = [
-        f"the audited model gives the label {row.given_probability:.1%}; it knows it by heart by "
-        f"{row.memorized_score:.2f}; "
+        f"the audited model gives the label {row.given_probability:.1%}, models that did not see "
+        f"the row {row.memorized_fall:.2f} less; "
         + ("it is among the mislabeled rows" if row.mislabeled else "rare, as far as can be told")
         for row in rows.itertuples()
     ]

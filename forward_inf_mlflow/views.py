@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from forward_inf_mlflow.detect import neighbours as nb
-from forward_inf_mlflow.detect.experts import Expert, of_neighbours, of_trusted_neighbours
+from forward_inf_mlflow.detect.experts import Expert
+from forward_inf_mlflow.detect.opinions import of_linear, of_neighbours, of_trusted_neighbours
 from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.preparation import Problem
@@ -63,7 +64,7 @@ def read_views(model: AuditedModel, problem: Problem) -> Views:
 def input_views(train: np.ndarray, queries: np.ndarray) -> tuple[View, ...]:
     """Return inputs ``(n, ...)`` and ``(m, ...)`` by direction, and a table's columns by spread."""
     flat = [x.reshape(len(x), -1).astype(np.float32) for x in (train, queries)]
-    views = [View("input", *map(_unit, flat))]
+    views = [View("input", *map(nb.unit, flat))]
     if train.ndim == 2:
         other, own = nb.standardized(queries, train)
         views.append(View("standardised input", own, other))
@@ -78,9 +79,11 @@ def experts(
     trusted: np.ndarray,
     classes: int,
 ) -> tuple[list[Expert], list[Expert]]:
-    """Return the neighbours' votes: by what no label has shaped, and by what the model has learned.
+    """Return what neighbours and linear models say, by two kinds of views of the rows.
 
-    Args as in `detect.experts.of_neighbours`.
+    First by those that no label has shaped, then by those that the model has learned.
+
+    Args as in `detect.opinions.of_neighbours`.
     """
 
     def votes(views: Iterable[View | None]) -> list[Expert]:
@@ -102,6 +105,8 @@ def experts(
             )
             name = f"queries near by {view.name}"
             found.append(of_trusted_neighbours(name, *rows, query_labels, trusted, classes=classes))
+            name = f"linear by {view.name}"
+            found.append(of_linear(name, *rows, labels, query_labels, trusted, classes=classes))
         return [expert for expert in found if expert is not None]
 
     return votes(views.inputs), votes([views.encodings, views.features])
@@ -127,11 +132,6 @@ def _view(name: str, function: Callable[[Tensor], Tensor] | None, problem: Probl
                 found = found @ projection
             return found.cpu()
 
-        return _unit(torch.cat(list(batches_that_fit(rows, lambda b: read(b.inputs)))).numpy())
+        return nb.unit(torch.cat(list(batches_that_fit(rows, lambda b: read(b.inputs)))).numpy())
 
     return View(name, of(problem.train), of(problem.queries))
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(lengths, np.finfo(np.float32).tiny))

@@ -117,11 +117,63 @@ def test_a_near_copy_in_place_is_not_called_shifted() -> None:
     assert "shifted" not in found.evidence[0]
 
 
+def test_mirrored_images_are_found_and_the_evidence_says_so() -> None:
+    queries, train = images()
+    queries[:3] = train[40:43, ..., ::-1]
+    queries[3, 1:] = train[43, :-1, ::-1]
+    found = leaked(queries, train, None)
+    assert (found.kind[:4] == "near").all()
+    assert found.train_index[:4].tolist() == [40, 41, 42, 43]
+    assert all(text.startswith("mirrored; ") for text in found.evidence[:4])
+    assert "+1 down" in found.evidence[3]
+
+
+def texts(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of word counts, a dozen of 400 words each, common ones oftener."""
+    rng = np.random.default_rng(seed)
+    often = 1 / np.arange(1, 401)
+    rows = np.zeros((M + N, 400), np.float32)
+    for row in rows:
+        row[rng.choice(400, 24, replace=False, p=often / often.sum())] = 1
+    return rows[:M], rows[M:]
+
+
+def test_texts_that_lost_or_changed_a_word_are_found_by_direction() -> None:
+    queries, train = texts()
+    for i in range(4):
+        queries[i] = train[60 + i]
+        queries[i, np.flatnonzero(queries[i])[:2]] = 0
+    queries[2, 390] = queries[3, 391] = 1
+    found = leaked(3 * queries, train, None)
+    assert np.flatnonzero(found.flags)[:4].tolist() == [0, 1, 2, 3]
+    assert found.train_index[:4].tolist() == [60, 61, 62, 63]
+    assert all("in direction" in text for text in found.evidence[:4])
+
+
+def test_p_values_of_clean_queries_are_no_smaller_than_they_say() -> None:
+    small = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        queries, train = (rng.normal(size=(n, 5)).astype(np.float32) for n in (50, 200))
+        small.append(leaked(queries, train, None).p_value <= 0.1)
+    # Rows of a table that lie farther than a tenth of the fifth row's distance are surely none.
+    assert np.mean(small) <= 0.1 + 2 * (0.1 * 0.9 / len(small)) ** 0.5
+
+
+def test_p_values_of_copies_are_as_small_as_the_rows_allow_and_exact_ones_have_none() -> None:
+    queries, train = table(M), table(N, seed=1)
+    queries[0], queries[1] = train[3], train[4] + 1e-5
+    found = leaked(queries, train, None)
+    assert np.isnan(found.p_value[0])
+    assert found.p_value[1] == pytest.approx(1 / (N + 1))
+    assert np.nanmin(np.delete(found.p_value, 1)) > found.p_value[1]
+
+
 def test_images_too_many_to_shift_are_compared_in_place_and_the_note_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     queries, train = images()
-    once = float(len(queries)) * train.size
+    once = 2.0 * len(queries) * train.size
     for budget, radius in ((once * 25, 2), (once * 24, 1), (once * 8, 0)):
         monkeypatch.setattr(nb, "_SHIFT_BUDGET", budget)
         assert nb.search_radius(queries, train) == radius

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forward_inf_mlflow.detect.memorization import memorized_classes, memorized_targets
+from forward_inf_mlflow.detect.experts import Expert
+from forward_inf_mlflow.detect.memorization import mean_rank, memorized_classes, memorized_targets
 from forward_inf_mlflow.halves import HeldOut
 
 
@@ -14,21 +15,47 @@ def held_out(*probability: list[float]) -> HeldOut:
     return HeldOut(logits, logits, "")
 
 
-def unknown(n: int) -> np.ndarray:
-    return np.full(n, np.nan)
+def expecting(*probability: float) -> Expert:
+    """Who gives class 1 these probabilities."""
+    logs = np.log(np.stack([1 - np.array(probability), probability], axis=-1))
+    return Expert("somebody", logs, logs)
 
 
-def test_everybodys_opinion_ranks_rows_and_half_models_name_them() -> None:
+def of(probability: np.ndarray | list[float]) -> list[Expert]:
+    return [expecting(*map(float, probability))]
+
+
+def test_everybody_ranks_rows_alike_and_half_models_name_them() -> None:
     models, labels = held_out([0.5, 0.5, 0.9]), np.array([1, 1, 1])
-    suspicion = -np.log([0.2, 0.6, 0.9])
-    found = memorized_classes(models, labels, np.array([0.9, 0.9, 0.9]), suspicion)
-    np.testing.assert_allclose(found.score, [0.7, 0.3, 0.0], atol=1e-12)
+    taught = [expecting(0.2, 0.6, 0.9), expecting(0.5, 0.4, 0.6), expecting(0.3, 0.3, 0.3)]
+    found = memorized_classes(models, labels, np.array([0.9, 0.9, 0.9]), taught)
+    # Ranks, the least expected highest: 3 2 1, then 2 3 1, then all alike.
+    np.testing.assert_allclose(found.score, np.array([7 / 3, 7 / 3, 4 / 3]) / 3 - 1 / 6)
+    np.testing.assert_allclose(found.fall, [0.4, 0.4, 0.0], atol=1e-12)
     assert found.flags.tolist() == [True, True, False]
 
 
+def test_who_says_the_same_of_all_rows_changes_no_order() -> None:
+    rng = np.random.default_rng(0)
+    somebody, labels = expecting(*rng.uniform(0.01, 0.99, 50)), np.ones(50, int)
+    alone, with_him = (
+        mean_rank(taught, labels) for taught in ([somebody], [somebody, expecting(*[0.5] * 50)])
+    )
+    assert np.argsort(alone).tolist() == np.argsort(with_him).tolist()
+
+
+def test_the_mean_of_noisy_opinions_is_ahead_of_each() -> None:
+    rng = np.random.default_rng(1)
+    hard, labels = rng.normal(size=500), np.ones(500, int)
+    taught = [expecting(*1 / (1 + np.exp(hard + rng.normal(size=500)))) for _ in range(4)]
+    each = [np.corrcoef(mean_rank([one], labels), hard)[0, 1] for one in taught]
+    assert np.corrcoef(mean_rank(taught, labels), hard)[0, 1] > max(each) + 0.05
+
+
 def test_without_half_models_rows_are_ranked_and_nobody_is_named() -> None:
-    found = memorized_classes(None, np.array([1, 1]), np.array([0.9, 0.9]), -np.log([0.2, 0.8]))
-    np.testing.assert_allclose(found.score, [0.7, 0.1])
+    found = memorized_classes(None, np.array([1, 1]), np.array([0.9, 0.9]), of([0.2, 0.8]))
+    assert found.score[0] > found.score[1]
+    assert np.isnan(found.fall).all()
     assert not found.flags.any()
     assert "effort 'standard'" in str(found.measure.abstained)
 
@@ -36,8 +63,10 @@ def test_without_half_models_rows_are_ranked_and_nobody_is_named() -> None:
 def test_three_rows_worked_by_hand() -> None:
     # Means without the row: .5, .85, .2. With it: .9, .9, .3. Labels 1, 1, 0.
     models = held_out([0.4, 0.8, 0.7], [0.6, 0.9, 0.9])
-    found = memorized_classes(models, np.array([1, 1, 0]), np.array([0.9, 0.9, 0.3]), unknown(3))
-    np.testing.assert_allclose(found.score, [0.4, 0.05, 0.1], atol=1e-12)
+    found = memorized_classes(
+        models, np.array([1, 1, 0]), np.array([0.9, 0.9, 0.3]), of([0.9, 0.9, 0.7])
+    )
+    np.testing.assert_allclose(found.fall, [0.4, 0.05, 0.1], atol=1e-12)
     assert found.flags.tolist() == [True, False, False]
     assert (found.measure.count, found.measure.total) == (1, 3)
     assert found.measure.rate == found.measure.rate_low == 1 / 3
@@ -45,28 +74,30 @@ def test_three_rows_worked_by_hand() -> None:
 
 def test_a_row_that_other_models_know_as_well_is_never_memorized() -> None:
     p = np.random.default_rng(0).uniform(0.01, 0.99, 500)
-    found = memorized_classes(held_out(list(p)), np.ones(500, dtype=int), p, unknown(500))
-    np.testing.assert_allclose(found.score, 0, atol=1e-9)
+    found = memorized_classes(held_out(list(p)), np.ones(500, dtype=int), p, of(p))
+    np.testing.assert_allclose(found.fall, 0, atol=1e-9)
     assert found.measure.count == 0
 
 
 def test_the_threshold_itself_counts() -> None:
-    found = memorized_classes(held_out([0.5]), np.array([1]), np.array([0.75]), unknown(1))
+    found = memorized_classes(held_out([0.5]), np.array([1]), np.array([0.75]), of([0.75]))
     assert found.flags.tolist() == [True]
 
 
-def test_scores_lie_between_minus_one_and_one() -> None:
+def test_falls_lie_between_minus_one_and_one_and_ranks_between_none_and_one() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 200, 4)) * 50
     models = HeldOut(logits, logits, "")
-    found = memorized_classes(models, rng.integers(4, size=200), rng.random(200), unknown(200))
-    assert (np.abs(found.score) <= 1).all()
+    labels, taught = rng.integers(4, size=200), [Expert("they", logits[0], logits[0])]
+    found = memorized_classes(models, labels, rng.random(200), taught)
+    assert (np.abs(found.fall) <= 1).all()
+    assert ((found.score > 0) & (found.score < 1)).all()
 
 
 def test_models_that_answer_no_numbers_give_no_verdict() -> None:
     logits = np.full((1, 3, 2), np.nan)
     models = HeldOut(logits, logits, "")
-    found = memorized_classes(models, np.zeros(3, dtype=int), np.ones(3), unknown(3))
+    found = memorized_classes(models, np.zeros(3, dtype=int), np.ones(3), of([0.5] * 3))
     assert found.measure.abstained is not None
     assert not found.flags.any()
 
@@ -88,11 +119,11 @@ def test_eight_pairs_trained_alike_give_mem_i_in_its_own_unit() -> None:
     out[:2, 2] = 0
     logits = 10.0 * np.eye(2)[out]
     models = HeldOut(logits, logits, "", learned, True)
-    found = memorized_classes(models, labels, np.ones(3), unknown(3))
+    found = memorized_classes(models, labels, np.ones(3), of([0.5] * 3))
     np.testing.assert_allclose(found.score, [1, 0, 3 / 8])
     assert found.flags.tolist() == [True, False, True]
     assert found.measure.rate_low == pytest.approx(1 / 3)
     assert found.measure.rate == pytest.approx(2 / 3)
     assert "16 models" in found.measure.note
     few = HeldOut(logits[:7], logits[:7], "", learned[:7], True)
-    assert "mem_i" not in memorized_classes(few, labels, np.ones(3), unknown(3)).measure.note
+    assert "mem_i" not in memorized_classes(few, labels, np.ones(3), of([0.5] * 3)).measure.note

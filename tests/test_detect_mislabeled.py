@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from forward_inf_mlflow.detect.experts import Expert, of_logits
+from forward_inf_mlflow.detect.experts import Expert
 from forward_inf_mlflow.detect.mislabeled import (
     Mislabeled,
     disagreement,
@@ -14,6 +14,7 @@ from forward_inf_mlflow.detect.mislabeled import (
     mislabeled_targets,
     posterior_wrong,
 )
+from forward_inf_mlflow.detect.opinions import of_logits
 from forward_inf_mlflow.halves import HeldOut, read_halves
 
 SEEDS = range(5)

@@ -3,10 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import special
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score
 
-from forward_inf_mlflow.detect import experts
-from forward_inf_mlflow.detect.experts import Expert, of_logits, of_neighbours, pool
+from forward_inf_mlflow.detect import opinions
+from forward_inf_mlflow.detect.experts import Expert, pool, suspicions
 from forward_inf_mlflow.detect.mislabeled import mislabeled_classes
+from forward_inf_mlflow.detect.opinions import of_linear, of_logits, of_neighbours
 
 K = 4
 
@@ -118,7 +121,7 @@ def test_neighbours_vote_for_the_class_around_a_row_not_for_its_own_label() -> N
 
 
 def test_votes_of_a_few_rows_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experts, "_VOTERS", (2,))
+    monkeypatch.setattr(opinions, "_VOTERS", (2,))
     x = np.float32([[0], [1], [2.5], [10]])
     y = np.array([0, 1, 1, 2])
     found = votes(x, np.float32([[9]]), y, np.array([2]))
@@ -142,10 +145,10 @@ def test_copies_of_a_row_do_not_vote_for_it() -> None:
 
 def test_too_many_rows_to_compare_let_some_vote_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     x, q, y, z = blobs(2, 600, 200)
-    monkeypatch.setattr(experts, "_BUDGET", 250 * 800 * 5)
+    monkeypatch.setattr(opinions, "_BUDGET", 250 * 800 * 5)
     found = votes(x, q, y, z)
     assert (found.train.argmax(1) == y).mean() > 0.9
-    monkeypatch.setattr(experts, "_BUDGET", 100 * 800 * 5)
+    monkeypatch.setattr(opinions, "_BUDGET", 100 * 800 * 5)
     nobody = of_neighbours("", x, q, y, np.arange(600), z, everyone(200), classes=K)
     assert nobody is None
 
@@ -170,3 +173,73 @@ def test_no_query_is_judged_by_weights_that_were_fitted_on_it() -> None:
         )
         over.append(found.measure.rate_low > 0)
     assert np.mean(over) <= 0.05 + 0.085
+
+
+def test_suspicions_of_right_rows_and_queries_are_alike_however_few_values_they_have() -> None:
+    # One expert speaks in three words, the other is all but certain: ties, and weights that differ.
+    above = []
+    for seed in range(60):
+        logits, labels = drawn(seed, n=300, m=150)
+        coarse = np.round(logits / 6)
+        some = [expert("coarse", coarse, 300), expert("sure", 40 * logits, 300)]
+        train, queries = suspicions(some, labels[:300], labels[300:], everyone(150))
+        assert len(np.unique(train)) > 250
+        assert train.mean() == pytest.approx(0.5)
+        above.append([(queries > depth).mean() for depth in (0.3, 0.5, 0.8, 0.95)])
+    np.testing.assert_allclose(np.mean(above, axis=0), [0.7, 0.5, 0.2, 0.05], atol=0.03)
+
+
+def test_suspicions_order_rows_better_than_one_pool_does() -> None:
+    logits, labels = drawn(0)
+    rng = np.random.default_rng(1)
+    some = [expert(name, logits + 4 * rng.normal(size=logits.shape)) for name in "abcd"]
+    given = labels[:600].copy()
+    given[:60] = (given[:60] + 1) % K
+    train, _ = suspicions(some, given, labels[600:], everyone())
+    alone = pool(some, labels[600:], everyone()).train[np.arange(600), given]
+    wrong = np.arange(600) < 60
+    assert train[wrong].mean() - train[~wrong].mean() > 0.3
+    assert roc_auc_score(wrong, train) > roc_auc_score(wrong, -alone) - 0.005
+
+
+def test_a_linear_model_judges_every_row_without_it() -> None:
+    rng = np.random.default_rng(0)
+    x, q = (rng.normal(size=(n, 6)).astype(np.float32) for n in (40, 30))
+    y, z = x[:, 0] > 0, q[:, 0] > 0
+    found = of_linear("", x, q, y.astype(int), z.astype(int), everyone(30), classes=2)
+    assert found is not None
+    best = opinions.RidgeCV(
+        opinions._PENALTIES * float(np.square(x - x.mean(0)).sum()) / 6,
+        scoring="neg_mean_squared_error",
+    ).fit(x, np.eye(2)[y.astype(int)])
+    odds, without = (found.train[:, 1] - found.train[:, 0])[:5], []
+    for i in range(5):
+        rest = np.arange(40) != i
+        refit = Ridge(best.alpha_).fit(x[rest], np.eye(2)[y[rest].astype(int)])
+        without.append(np.diff(refit.predict(x[[i]])[0])[0])
+    np.testing.assert_allclose(odds / odds[0], np.array(without) / without[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_a_linear_model_of_rows_that_are_all_alike_says_nothing(rows: int) -> None:
+    x, q = np.ones((rows, 4), np.float32), np.ones((5, 4), np.float32)
+    labels = np.arange(rows) % 2
+    assert of_linear("", x, q, labels, labels[:5], everyone(5)[: len(q)], classes=2) is None
+
+
+def test_many_columns_are_projected_before_a_linear_model_sees_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(opinions, "_COLUMNS", 30)
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    x = rng.normal(size=(400, 500)).astype(np.float32)
+    x[:, :50] += 2 * labels[:, None]
+    found = of_linear("", x[:300], x[300:], labels[:300], labels[300:], everyone(100), classes=2)
+    assert found is not None
+    assert (found.train.argmax(1) == labels[:300]).mean() > 0.9
+    monkeypatch.setattr(opinions, "_NUMBERS", 300 * 29)
+    assert (
+        of_linear("", x[:300], x[300:], labels[:300], labels[300:], everyone(100), classes=2)
+        is None
+    )

@@ -26,7 +26,7 @@ def nothing_leaked(m: int, n: int) -> Leaked:
     nobody = np.full(m, "", dtype=object)
     zeros = np.zeros(m, int)
     none = Measure.none(m, "")
-    return Leaked(nobody, zeros, np.zeros(n, bool), np.zeros(m), nobody, none)
+    return Leaked(nobody, zeros, np.zeros(n, bool), np.zeros(m), np.ones(m), nobody, none)
 
 
 def test_copies_and_small_classes_stand_apart_on_both_sides() -> None:

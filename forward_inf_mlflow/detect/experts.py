@@ -14,22 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
-from forward_inf_mlflow.detect import neighbours as nb
-
-#: How many neighbours may vote.
-_VOTERS = (5, 10, 20, 40)
-#: Votes that every class has before any is counted.
-_PRIOR = 0.5
 #: Parts of the queries; each is judged by weights from the others.
 PARTS = 5
 #: A weight below which nobody is heard.
 _HEARD = 1e-3
 #: Queries that weights are fitted on, at most: numbers, not rows.
 _FITTED = 2_000_000
-#: Rows that may vote, at most: numbers in all of a distance matrix's sums.
-_BUDGET = 2e13
 
 
 @dataclass(frozen=True)
@@ -67,9 +59,7 @@ class Pool(Expert):
 def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> Pool:
     """Join experts, the first of which is always in.
 
-    The queries that weigh the experts are also what training rows are compared with, so that no row
-    may be judged by weights that were fitted on it: each query is judged by a pool that the other
-    parts of the queries weighed, and each training row by one of these pools, drawn at random.
+    Each training row is judged by one of the pools of `_Pools`, drawn at random, as each query is.
 
     Args:
         experts: At least one.
@@ -77,31 +67,109 @@ def pool(experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> 
         trusted: ``(m,)`` bool, queries that count.
     """
     n, (m, classes) = len(experts[0].train), experts[0].queries.shape
-    fitted = _some(trusted, classes)
-    # Each drawn by itself, so that rows that do not count change nothing for the others.
-    rows_part, part_of_fitted, queries_part = (
-        np.random.default_rng([0, what]).permutation(size) % PARTS
-        for what, size in enumerate((n, len(fitted), m))
-    )
-    queries_part[fitted] = part_of_fitted
+    pools = _Pools.of(experts, labels, trusted)
+    drawn = np.random.default_rng([0, 2]).permutation(n) % PARTS
     train, queries = np.empty((n, classes)), np.empty((m, classes))
-    heard = {expert.name: 0.0 for expert in experts}
     for number in range(PARTS):
-        others = fitted[part_of_fitted != number]
-        kept = _weigh(experts, labels, others)
-        floor = _floor(_joined([(e.queries[others], w) for e, w in kept]), labels[others])
-        for mine, into, which in (
-            (rows_part, train, "train"),
-            (queries_part, queries, "queries"),
-        ):
-            rows = mine == number
-            said = _joined([(getattr(e, which)[rows], w) for e, w in kept])
-            into[rows] = _floored(said, floor)
-        for expert, weight in kept:
-            heard[expert.name] += weight / PARTS
-    weights = {name: round(weight, 3) for name, weight in heard.items() if weight > _HEARD}
+        for into, part, which in ((train, drawn, "train"), (queries, pools.queries, "queries")):
+            rows = np.flatnonzero(part == number)
+            into[rows] = pools.said(number, which, rows)
+    weights = pools.weights
     used = [expert for expert in experts if expert.name in weights]
     return Pool(" and ".join(weights), train, queries, all(e.blind for e in used), weights)
+
+
+def suspicions(
+    experts: Sequence[Expert], labels: np.ndarray, query_labels: np.ndarray, trusted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how little is expected of every label, as a rank among training rows, 0 to 1.
+
+    Each training row is ranked by all pools of `_Pools`, and then by its mean rank, which orders
+    rows better than any one pool; each query takes the rank that its own pool gives it among the
+    training rows. Whatever the pools are worth, as many training rows lie above a rank as under
+    any one of them, so that right rows and queries still compare.
+
+    Args:
+        experts: At least one.
+        labels: ``(n,)`` class indices of the training rows.
+        query_labels: ``(m,)`` those of the queries.
+        trusted: ``(m,)`` bool, queries that count.
+
+    Returns:
+        ``(n,)`` of the training rows and ``(m,)`` of the queries.
+    """
+    n, m = len(labels), len(query_labels)
+    pools = _Pools.of(experts, query_labels, trusted)
+    train, queries = np.zeros(n), np.empty(m)
+    for number in range(PARTS):
+        mine = np.flatnonzero(pools.queries == number)
+        given = pools.odds(number, "train", np.arange(n), labels)
+        asked = pools.odds(number, "queries", mine, query_labels[mine])
+        # Who is equally suspicious is put in a random order, queries among training rows too: the
+        # mean would spread the ones, and leave the others together.
+        random = np.random.default_rng([1, number])
+        order = np.lexsort((random.random(n), given))
+        train[order] += np.arange(n) + 0.5
+        low, high = (np.searchsorted(given[order], asked, side=side) for side in ("left", "right"))
+        queries[mine] = (low + random.random(len(mine)) * (high - low)) / n
+    return (stats.rankdata(train) - 0.5) / n, queries
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """As many pools as there are parts of the queries, each weighed by the other parts.
+
+    The queries that weigh the experts are also what training rows are compared with, so that
+    nothing may be judged by weights that were fitted on it.
+
+    Attributes:
+        parts: Of each pool the experts with their weights, and the floor.
+        queries: ``(m,)`` the pool that judges each query.
+        weights: Of each expert that is heard, the mean over pools, by name.
+    """
+
+    parts: list[tuple[list[tuple[Expert, float]], float]]
+    queries: np.ndarray
+    weights: dict[str, float]
+
+    @classmethod
+    def of(cls, experts: Sequence[Expert], labels: np.ndarray, trusted: np.ndarray) -> _Pools:
+        """Weigh experts by ``(m,)`` labels of the queries."""
+        m, classes = experts[0].queries.shape
+        fitted = spread(trusted, classes)
+        # Each drawn by itself, so that rows that do not count change nothing for the others.
+        part_of_fitted, queries = (
+            np.random.default_rng([0, what]).permutation(size) % PARTS
+            for what, size in enumerate((len(fitted), m))
+        )
+        queries[fitted] = part_of_fitted
+        parts, heard = [], {expert.name: 0.0 for expert in experts}
+        for number in range(PARTS):
+            others = fitted[part_of_fitted != number]
+            kept = _weigh(experts, labels, others)
+            said = _joined([(e.queries[others], w) for e, w in kept])
+            parts.append((kept, _floor(said, labels[others])))
+            for expert, weight in kept:
+                heard[expert.name] += weight / PARTS
+        weights = {name: round(weight, 3) for name, weight in heard.items() if weight > _HEARD}
+        return cls(parts, queries, weights)
+
+    def odds(self, number: int, which: str, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the log-odds that a pool gives against labels, ``(rows,)``; the floor is left out.
+
+        From sums of logarithms, since probabilities of what is all but certain are all one.
+        """
+        kept, _ = self.parts[number]
+        logs = np.sum([weight * getattr(e, which)[rows] for e, weight in kept], axis=0)
+        at = np.arange(len(rows)), labels
+        given = logs[at]
+        logs[at] = -np.inf
+        return np.asarray(special.logsumexp(logs, axis=1) - given)
+
+    def said(self, number: int, which: str, rows: np.ndarray) -> np.ndarray:
+        """Return what a pool says of some training rows or queries, ``(rows, K)``."""
+        kept, floor = self.parts[number]
+        return _floored(_joined([(getattr(e, which)[rows], w) for e, w in kept]), floor)
 
 
 def _weigh(
@@ -109,9 +177,9 @@ def _weigh(
 ) -> list[tuple[Expert, float]]:
     """Return who joins, with which weight, by some queries."""
     truth, chosen, left = labels[rows], [experts[0]], list(experts[1:])
-    weights, cost = _fit([experts[0].queries[rows]], truth)
+    weights, cost = fit([experts[0].queries[rows]], truth)
     while left:
-        trials = [_fit([e.queries[rows] for e in (*chosen, other)], truth) for other in left]
+        trials = [fit([e.queries[rows] for e in (*chosen, other)], truth) for other in left]
         best = int(np.argmin([found[1] for found in trials]))
         if trials[best][1] * len(rows) > cost * len(rows) - 1:
             break
@@ -125,123 +193,7 @@ def _joined(said: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
     return _normal(np.sum([weight * logs for logs, weight in said], axis=0))
 
 
-def of_logits(name: str, train: np.ndarray, queries: np.ndarray) -> Expert:
-    """Return an expert from logits ``(R, n, K)`` and ``(R, m, K)``: the mean over R models."""
-
-    def mean(logits: np.ndarray) -> np.ndarray:
-        found = np.full(logits.shape[1:], -np.inf)
-        for one in logits:  # one at a time: R copies in float64 would be the peak of memory
-            found = np.logaddexp(found, special.log_softmax(one.astype(np.float64), axis=1))
-        return np.asarray(found - np.log(len(logits)))
-
-    return Expert(name, mean(train), mean(queries))
-
-
-def of_neighbours(
-    name: str,
-    train: np.ndarray,
-    queries: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    query_labels: np.ndarray,
-    trusted: np.ndarray,
-    *,
-    classes: int,
-) -> Expert | None:
-    """Return the votes of the nearest training rows; how many may vote, the queries choose.
-
-    Args:
-        name: What the rows are compared by.
-        train: ``(n, d)`` float32.
-        queries: ``(m, d)``.
-        labels: ``(n,)`` class indices, some of them wrong.
-        groups: ``(n,)`` rows of one group are the same row and do not vote for each other.
-        query_labels: ``(m,)`` class indices.
-        trusted: ``(m,)`` bool, queries that count.
-        classes: K.
-
-    Returns:
-        None where there are too few rows, or too many to compare.
-    """
-    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
-    voters, own = first, member.reshape(-1)
-    if len(voters) <= _VOTERS[0]:
-        return None
-    each = float(len(train) + len(queries)) * train.shape[1]
-    most = int(_BUDGET / each)
-    if most < 50 * classes:
-        return None
-    if most < len(voters):  # some of the rows stand for all
-        drawn = np.sort(np.random.default_rng(0).permutation(len(voters))[:most])
-        at = np.full(len(voters), -1)
-        at[drawn] = np.arange(most)
-        voters, own = voters[drawn], at[own]
-    ks = [k for k in _VOTERS if k < len(voters)]
-    said = [
-        labels[voters[near]] for near in nb.nearest_ranks(train, train[voters], ks[-1], own=own)
-    ]
-    asked = [labels[voters[near]] for near in nb.nearest_ranks(queries, train[voters], ks[-1])]
-    near_train, near_queries = np.concatenate(said), np.concatenate(asked)
-    fitted = _some(trusted, classes)
-
-    def cost(k: int) -> float:
-        return _fit([_votes(near_queries[fitted, :k], classes)], query_labels[fitted])[1]
-
-    k = min(ks, key=cost)
-    return Expert(name, _votes(near_train[:, :k], classes), _votes(near_queries[:, :k], classes))
-
-
-def of_trusted_neighbours(
-    name: str,
-    train: np.ndarray,
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    trusted: np.ndarray,
-    *,
-    classes: int,
-) -> Expert | None:
-    """Return the votes of the nearest *queries*, whose labels are trusted.
-
-    A query is judged by the others. Errors by a rule, which training rows share with their
-    neighbours, do not reach these votes.
-
-    Args:
-        name: What the rows are compared by.
-        train: ``(n, d)`` float32.
-        queries: ``(m, d)``.
-        query_labels: ``(m,)`` class indices.
-        trusted: ``(m,)`` bool, queries that count, and vote.
-        classes: K.
-
-    Returns:
-        None where there are too few of them.
-    """
-    voters = np.flatnonzero(trusted)
-    if len(voters) <= _VOTERS[0] + 1:
-        return None
-    own = np.full(len(queries), -1)
-    own[voters] = np.arange(len(voters))
-    ks = [k for k in _VOTERS if k < len(voters)]
-    near_train, near_queries = (
-        np.concatenate(
-            [
-                query_labels[voters[near]]
-                for near in nb.nearest_ranks(rows, queries[voters], ks[-1], own=mine)
-            ]
-        )
-        for rows, mine in ((train, None), (queries, own))
-    )
-    fitted = _some(trusted, classes)
-
-    def cost(k: int) -> float:
-        return _fit([_votes(near_queries[fitted, :k], classes)], query_labels[fitted])[1]
-
-    k = min(ks, key=cost)
-    votes = _votes(near_train[:, :k], classes), _votes(near_queries[:, :k], classes)
-    return Expert(name, *votes, blind=True)
-
-
-def _fit(said: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:
+def fit(said: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the weights of experts, and minus the mean log-likelihood that they reach."""
     stacked, rows = np.stack(said), np.arange(len(labels))
 
@@ -254,7 +206,7 @@ def _fit(said: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, fl
 
     start = np.full(len(said), -np.log(len(said)))
     found = optimize.minimize(
-        cost, start, jac=True, method="L-BFGS-B", bounds=[(-9, 3)] * len(said)
+        cost, start, jac=True, method="L-BFGS-B", bounds=[(-9, 5)] * len(said)
     )
     return np.exp(found.x), float(found.fun)
 
@@ -279,21 +231,11 @@ def _floored(logs: np.ndarray, floor: float) -> np.ndarray:
     return np.asarray(np.log((1 - floor) * np.exp(logs) + floor / logs.shape[1]))
 
 
-def _votes(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return log shares of votes, ``(rows, K)``, of neighbours' labels ``(rows, k)``."""
-    counts = np.zeros((len(labels), classes), dtype=np.float32)
-    rows = np.arange(len(labels))
-    for column in labels.T:
-        counts[rows, column] += 1
-    total = labels.shape[1] + _PRIOR * classes
-    return np.asarray(np.log((counts + np.float32(_PRIOR)) / np.float32(total)))
-
-
 def _normal(logs: np.ndarray) -> np.ndarray:
     return np.asarray(logs - special.logsumexp(logs, axis=1, keepdims=True))
 
 
-def _some(trusted: np.ndarray, classes: int) -> np.ndarray:
+def spread(trusted: np.ndarray, classes: int) -> np.ndarray:
     """Return positions of the trusted queries, evenly spread if they are very many."""
     rows = np.flatnonzero(trusted)
     most = max(200, _FITTED // classes)

@@ -1,18 +1,26 @@
 """Memorized rows: whose label does the model know only because it saw the row?
 
 After Feldman and Zhang (2020), mem_i = P(label | trained with i) - P(label | trained without i).
-With: the audited model. Without: the mean over half-models that did not see the row. The audited
-model is one draw, so the number is a rough one; its ranking is what counts, and that is better when
-neighbours and the model itself are heard too (`experts`).
+
+**Ranked** by how little everybody who was taught by the training rows expects of the row's label:
+half-models, neighbours and linear models without the row, and the audited model itself. Each ranks
+the rows, and the mean rank counts: no truth is known that could weigh them, and the mean is ahead
+of each of them (benchmarks/RESULTS.md). Who learned from the queries is not asked: these may know
+what the training rows do not teach.
+
+**Named** by mem_i itself. With: the audited model. Without: the mean over half-models that did not
+see the row. The audited model is one draw, so the number is a rough one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
+from forward_inf_mlflow.detect.experts import Expert
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.halves import HeldOut
 
@@ -24,9 +32,18 @@ MIN_REPEATS = 8
 
 @dataclass(frozen=True)
 class Memorized:
-    """What the detector says of every training row: ``score`` and ``flags``, both ``(n,)``."""
+    """What the detector says of every training row, all ``(n,)``.
+
+    Attributes:
+        score: What rows are ranked by: the mean rank, 0 to 1, or mem_i itself where it is known.
+        fall: By how much the label's probability falls in models that did not see the row; NaN
+            where there are none.
+        flags: The named rows.
+        measure: The summary.
+    """
 
     score: np.ndarray
+    fall: np.ndarray
     flags: np.ndarray
     measure: Measure
 
@@ -35,38 +52,35 @@ def memorized_classes(
     held_out: HeldOut | None,
     labels: np.ndarray,
     given_probability: np.ndarray,
-    suspicion: np.ndarray,
+    taught: Sequence[Expert],
 ) -> Memorized:
-    """Compare the audited model's probability of the given label with what others give it.
-
-    Rows are ranked by what it falls to with everybody who has an opinion; they are named by what it
-    falls to in half-models alone, which is mem_i itself.
+    """Rank rows by what everybody expects of their labels; name those that half-models do not know.
 
     Args:
         held_out: Logits of the half-models; uncalibrated, like the audited model's. None: nobody
             was trained, and nobody is named.
         labels: ``(n,)`` given class indices.
         given_probability: ``(n,)`` what the audited model gives the given label.
-        suspicion: ``(n,)`` minus the logarithm of what all experts together give it; NaN if they
-            could not be joined.
+        taught: Who was taught by the training rows, the audited model among them.
     """
     n = len(labels)
+    if held_out is not None and held_out.diverged is not None:
+        return _nobody(n, held_out.diverged)
+    score = mean_rank(taught, labels)
     if held_out is None:
         found = _nobody(n, "no half-models were trained (take the effort 'standard')")
-        return replace(found, score=given_probability - np.exp(-suspicion))
-    if held_out.diverged is not None:
-        return _nobody(n, held_out.diverged)
+        return replace(found, score=score)
     if held_out.alike and held_out.learned is not None and len(held_out.learned) >= MIN_REPEATS:
         return _in_its_own_unit(held_out.learned, held_out.train_out.argmax(2), labels)
     without = np.zeros(n)
     for repeat in held_out.train_out:
         without += special.softmax(repeat, axis=-1)[np.arange(n), labels] / len(held_out.train_out)
     fall = given_probability - without
-    score = np.where(np.isfinite(suspicion), given_probability - np.exp(-suspicion), fall)
     flags = fall >= THRESHOLD
     count = int(flags.sum())
     return Memorized(
         score,
+        fall,
         flags,
         Measure(
             count=count,
@@ -84,6 +98,20 @@ def memorized_classes(
     )
 
 
+def mean_rank(taught: Sequence[Expert], labels: np.ndarray) -> np.ndarray:
+    """Return the mean over experts of each row's rank by how little they expect its label, 0 to 1.
+
+    Equal opinions share a rank, so that who says the same of all rows changes no order.
+
+    Args:
+        taught: At least one.
+        labels: ``(n,)`` class indices.
+    """
+    rows, n = np.arange(len(labels)), len(labels)
+    ranks = [(stats.rankdata(-expert.train[rows, labels]) - 0.5) / n for expert in taught]
+    return np.asarray(np.mean(ranks, axis=0))
+
+
 def _in_its_own_unit(learned: np.ndarray, out: np.ndarray, labels: np.ndarray) -> Memorized:
     """Return mem_i itself: how much oftener models that saw the row give its label."""
     repeats, n = learned.shape
@@ -97,6 +125,7 @@ def _in_its_own_unit(learned: np.ndarray, out: np.ndarray, labels: np.ndarray) -
     flags = score >= THRESHOLD
     count = int(flags.sum())
     return Memorized(
+        score,
         score,
         flags,
         Measure(
@@ -120,4 +149,5 @@ def memorized_targets(n: int) -> Memorized:
 
 
 def _nobody(n: int, why: str) -> Memorized:
-    return Memorized(np.full(n, np.nan), np.zeros(n, dtype=bool), Measure.none(n, why))
+    unknown = np.full(n, np.nan)
+    return Memorized(unknown, unknown, np.zeros(n, dtype=bool), Measure.none(n, why))

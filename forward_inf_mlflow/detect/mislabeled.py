@@ -34,7 +34,7 @@ import numpy as np
 from scipy import stats
 
 from forward_inf_mlflow.detect.error_control import Envelope, certain
-from forward_inf_mlflow.detect.experts import Expert, pool
+from forward_inf_mlflow.detect.experts import Expert, pool, suspicions
 from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
 from forward_inf_mlflow.halves import HeldOut
 
@@ -53,8 +53,8 @@ class Mislabeled:
     """What the detector says of every training row, all ``(n,)``.
 
     Attributes:
-        suspicion: What rows are ranked by. Classification: minus the logarithm of the given label's
-            probability, in nats. Regression: the residual's size.
+        suspicion: What rows are ranked by. Classification: how little everybody expects of the
+            given label, as a mean rank from 0 to 1. Regression: the residual's size.
         score: Classification: posterior probability that the given label is wrong. Regression:
             one minus the adjusted p-value of the residual.
         certain: Rows accused at the promised false discovery rate.
@@ -200,7 +200,7 @@ def mislabeled_classes(
             f"always guessing one class on {guess:.1%}: such an opinion of a label says nothing",
         )
 
-    rows, asked = np.arange(n), np.arange(len(query_labels))
+    rows = np.arange(n)
     probability = np.exp(joined.train)
     given = probability[rows, labels]
     tested = np.ones(n, dtype=bool) if apart is None else ~apart
@@ -215,10 +215,8 @@ def mislabeled_classes(
     wrong = other / (other + (1 - eta) * given)
     # A learned label looks less suspicious than a query's, so that what follows errs to the safe
     # side; on the queries, models that know their rows by heart are worth little.
-    ranked = pool([*naive, *learned], query_labels, trusted)
-    suspicion = -ranked.train[rows, labels]
-    expected = -ranked.queries[asked, query_labels][trusted]
-    beside = _Beside.of(suspicion, expected, apart, fdr)
+    suspicion, expected = suspicions([*naive, *learned], labels, query_labels, trusted)
+    beside = _Beside.of(suspicion, expected[trusted], apart, fdr)
     flags = beside.certain | (wrong > 0.5)
     masked = probability.copy()
     masked[rows, labels] = -1

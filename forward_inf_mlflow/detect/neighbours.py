@@ -94,23 +94,24 @@ def standardized(queries: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np
 
 def search_radius(queries: np.ndarray, train: np.ndarray) -> int:
     """Return how many pixels of shift are searched: 2, 1 or, beyond the budget, 0."""
-    once = float(len(queries)) * train.size
+    once = 2.0 * len(queries) * train.size  # mirrored, too
     return next((r for r in (2, 1) if once * (2 * r + 1) ** 2 <= _SHIFT_BUDGET), 0)
 
 
 def nearest_images(
     queries: np.ndarray, train: np.ndarray, *, radius: int, own: np.ndarray | None = None
 ) -> Nearest:
-    """Find the nearest images ``(n, C, H, W)`` under every shift of up to ``radius`` pixels.
+    """Find the nearest images ``(n, C, H, W)``, mirrored or not, under shifts of a few pixels.
 
-    A shifted pair is compared where both overlap, per pixel. ``own``: as in `nearest_rows`.
+    Every shift of up to ``radius`` pixels is tried; a shifted pair is compared where both
+    overlap, per pixel. ``own``: as in `nearest_rows`.
     """
     centre = np.float32(train.mean())
     a, b = (x.astype(np.float32) - centre for x in (queries, train))
     crops = []
     for dy, dx in shifts(radius):
-        x, y = (overlap(i, s * dy, s * dx).reshape(len(i), -1) for i, s in ((a, 1), (b, -1)))
-        crops.append((x, y))
+        y = overlap(b, -dy, -dx).reshape(len(b), -1)
+        crops += [(overlap(x, dy, dx).reshape(len(x), -1), y) for x in (a, a[..., ::-1])]
     return _nearest(crops, own)
 
 
@@ -137,14 +138,15 @@ def overlap(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
     return images[..., max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)]
 
 
-def best_shift(query: np.ndarray, row: np.ndarray, *, radius: int) -> tuple[int, int]:
-    """Return the shift (down, right) that takes ``row`` to ``query``, both ``(C, H, W)``."""
+def best_view(query: np.ndarray, row: np.ndarray, *, radius: int) -> tuple[bool, tuple[int, int]]:
+    """Return how ``row`` becomes ``query``, both ``(C, H, W)``: mirrored?, shift (down, right)."""
 
-    def distance(shift: tuple[int, int]) -> float:
-        dy, dx = shift
-        return float(np.square(overlap(query, dy, dx) - overlap(row, -dy, -dx)).mean())
+    def distance(view: tuple[bool, tuple[int, int]]) -> float:
+        mirrored, (dy, dx) = view
+        mine = query[..., ::-1] if mirrored else query
+        return float(np.square(overlap(mine, dy, dx) - overlap(row, -dy, -dx)).mean())
 
-    return min(shifts(radius), key=distance)
+    return min(((m, s) for m in (False, True) for s in shifts(radius)), key=distance)
 
 
 def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None) -> Nearest:
@@ -192,6 +194,13 @@ def nearest_ranks(
         near = np.argpartition(d, ranks - 1, axis=1)[:, :ranks]
         order = np.argsort(np.take_along_axis(d, near, 1), axis=1, kind="stable")
         yield np.take_along_axis(near, order, 1)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Return rows ``(n, d)`` at unit length, float32."""
+    rows = rows.astype(np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(lengths, np.finfo(np.float32).tiny))
 
 
 def deviations(values: np.ndarray, usual: np.ndarray) -> np.ndarray:
