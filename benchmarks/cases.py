@@ -371,14 +371,16 @@ def _rows(kind: str, file: Path | None, most: int) -> tuple[np.ndarray, ...]:
     clean, human, query_y = (
         held[name].astype(np.int64) for name in ("train_y_clean", "train_y_human", "test_y")
     )
-    clean, human, query_y = clean[:most], human[:most], query_y[:QUERIES]
+    # Files may be sorted by class.
+    asked = np.random.default_rng(0).permutation(len(query_y))[:QUERIES]
+    rows = np.random.default_rng(1).permutation(len(clean))[:most]
+    clean, human, query_y = clean[rows], human[rows], query_y[asked]
     if kind == "texts":
         words = TfidfVectorizer(max_features=3000, sublinear_tf=True, min_df=2)
-        x = words.fit_transform(held["train_text"][:most].tolist()).toarray()
-        query_x = words.transform(held["test_text"][:QUERIES].tolist()).toarray()
+        x = words.fit_transform(held["train_text"][rows].tolist()).toarray()
+        query_x = words.transform(held["test_text"][asked].tolist()).toarray()
         return x.astype(np.float32), clean, human, query_x.astype(np.float32), query_y
-    pictures = (held["train_x"][:most], held["test_x"][:QUERIES])
-    x, query_x = (pixels(some) for some in pictures)
+    x, query_x = pixels(held["train_x"][rows]), pixels(held["test_x"][asked])
     return x, clean, human, query_x, query_y
 
 

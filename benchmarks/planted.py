@@ -68,8 +68,10 @@ def _images(
         "brightness": lambda x: _picture(x, lambda p: ImageEnhance.Brightness(p).enhance(1.25)),
         "noise": lambda x: np.clip(x + rng.normal(0, 8, x.shape), 0, 255).astype(np.uint8),
     }
-    train, y = held["train_x"][:6000], held["train_y"][:6000].astype(np.int64)
-    clean = np.flatnonzero(~(held["test_leaked"] | held["test_lookalike_absent"]))[:CLEAN]
+    train, y = held["train_x"], held["train_y"].astype(np.int64)
+    clean = rng.permutation(np.flatnonzero(~(held["test_leaked"] | held["test_lookalike_absent"])))[
+        :CLEAN
+    ]
     source = rng.permutation(len(train))[: EACH * len(changes)]
     made = [change(train[i]) for i, change in zip(source, _each(changes), strict=True)]
     images = np.concatenate([held["test_x"][clean], np.stack(made)])
@@ -109,8 +111,9 @@ def _texts(
     ]
     words = TfidfVectorizer(max_features=3000, sublinear_tf=True, min_df=2)
     x = words.fit_transform(texts).toarray().astype(np.float32)
-    asked = held["test_text"][:CLEAN].tolist() + made
-    labels = np.concatenate([held["test_y"][:CLEAN], y[source]]).astype(np.int64)
+    clean = rng.permutation(len(held["test_y"]))[:CLEAN]
+    asked = held["test_text"][clean].tolist() + made
+    labels = np.concatenate([held["test_y"][clean], y[source]]).astype(np.int64)
     return _case(
         "texts", state, seed, x, y, words.transform(asked).toarray().astype(np.float32), labels,
         list(changes), source, perceptron(x.shape[1], 64, int(y.max()) + 1),

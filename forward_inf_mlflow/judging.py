@@ -27,6 +27,8 @@ from forward_inf_mlflow.views import Views, experts
 
 #: Rows of a class below which leaving one out makes it another class.
 MIN_CLASS = 10
+#: Queries of a class below which who was taught by queries alone does not know it.
+MIN_TAUGHT = 5
 _NO_HALVES = "no half-models were trained (take the effort 'standard')"
 
 
@@ -87,6 +89,9 @@ def judge_labels(
     if diverged is None and trusted.sum() >= MIN_QUERIES:
         groups = row_keys(problem.train.inputs.numpy())
         naive, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
+        if not all_taught(labels, truth[trusted]):
+            moved = None
+            naive, learned = ([e for e in some if not e.blind] for some in (naive, learned))
     if held_out is not None and diverged is None:
         naive.insert(0, of_logits("half-models", held_out.train_out, held_out.queries))
     if diverged is not None:
@@ -127,15 +132,28 @@ def comparable(problem: Problem, leaks: Leaked) -> tuple[np.ndarray, np.ndarray]
 
     Training rows are judged without themselves and without their exact copies, queries with all
     training rows there are. So what has copies, or is one of few of its class, is harder for the
-    one than for the other: it is left out of the comparison on both sides.
+    one than for the other: it is left out of the comparison on both sides. So are rows of classes
+    that no query has.
     """
     rows, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     keys = row_keys(rows)
-    few = np.bincount(labels, minlength=int(max(labels.max(), truth.max())) + 1) < MIN_CLASS
+    classes = int(max(labels.max(), truth.max())) + 1
+    few = np.bincount(labels, minlength=classes) < MIN_CLASS
     trusted = ~leaks.flags & (exact_copies(queries, rows) < 0) & ~few[truth]
-    apart = leaks.train_flags | (np.bincount(keys)[keys] > 1) | few[labels]
+    unasked = np.bincount(truth[trusted], minlength=classes) == 0
+    apart = leaks.train_flags | (np.bincount(keys)[keys] > 1) | few[labels] | unasked[labels]
     return trusted, apart
+
+
+def all_taught(labels: np.ndarray, taught: np.ndarray) -> bool:
+    """Return whether labels ``(k,)`` that are taught hold some of every class of the rows.
+
+    Who never heard of a class finds it suspicious in every row.
+    """
+    classes = int(max(labels.max(), taught.max(initial=0))) + 1
+    rows, known = (np.bincount(some, minlength=classes) for some in (labels, taught))
+    return bool((known >= MIN_TAUGHT)[rows >= MIN_CLASS].all())
 
 
 def _wrong_targets(

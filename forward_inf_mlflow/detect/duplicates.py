@@ -17,8 +17,9 @@ from forward_inf_mlflow.detect import neighbours as nb
 
 #: Robust standard deviations beyond the median from which two rows are the same example.
 LEAST = 6.0
-#: Rows whose neighbours are looked for, at most: numbers in all of a distance matrix's sums.
-_BUDGET = 2e13
+#: Numbers in all of a distance matrix's sums from which an index is asked, and the most there are
+#: without one.
+_BY_INDEX, _BUDGET = 2e12, 2e13
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,15 @@ def duplicates(
         twin[i] = int(others[0])
     note = "exact copies by value"
     _, distinct = np.unique(keys, return_index=True)
-    if (
-        encodings is not None
-        and float(n) ** 2 * encodings.shape[1] <= _BUDGET
-        and len(distinct) > 50
-    ):
-        near = _mutual(encodings[distinct])
-        for a, b in near:
+    if encodings is not None and len(distinct) > 50:
+        near = _nearest(encodings[distinct])
+        if near is None:
+            note += (
+                f"; near copies were not searched: {n:,} rows are too many to compare each with "
+                "each (pip install 'forward-inf-mlflow[large]')"
+            )
+            return Duplicates(twin, exact, conflict, note)
+        for a, b in _mutual(near):
             one, other = int(distinct[a]), int(distinct[b])
             if twin[one] < 0 and twin[other] < 0:
                 twin[one], twin[other] = other, one
@@ -113,10 +116,18 @@ def _labels_differ(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(np.bincount(pairs[0], minlength=keys.max() + 1) > 1)
 
 
-def _mutual(encodings: np.ndarray) -> list[tuple[int, int]]:
-    """Return pairs of rows that are each other's nearest and far nearer than is usual."""
+def _nearest(encodings: np.ndarray) -> nb.Nearest | None:
+    """Return each row's nearest other row; None where there are too many for what is installed."""
+    work = float(len(encodings)) ** 2 * encodings.shape[1]
+    if work > _BY_INDEX and (found := nb.nearest_by_index(encodings)) is not None:
+        return found
     own = np.arange(len(encodings))
-    near = nb.nearest_rows(encodings, encodings, own=own)
+    return None if work > _BUDGET else nb.nearest_rows(encodings, encodings, own=own)
+
+
+def _mutual(near: nb.Nearest) -> list[tuple[int, int]]:
+    """Return pairs of rows that are each other's nearest and far nearer than is usual."""
+    own = np.arange(len(near.index))
     gap, distance = (nb.deviations(values, values) for values in (near.gap, near.distance))
     nearness = -(gap + distance)
     mutual = near.index[near.index] == own

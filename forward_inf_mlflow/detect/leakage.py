@@ -51,9 +51,8 @@ class Leaked:
         kind: "exact", "near", "encoded", "influence" or "".
         train_index: The training row it is a copy of, or the nearest one.
         train_flags: ``(n,)`` bool, all training rows that a leaked query is a copy of.
-        score: Minus the nearness of the nearest row over the threshold, by the model's encodings
-            where it has some, else by values: -1 and below is accused. (Others may be by values.)
-            NaN for exact copies, and where rows are too few.
+        score: Minus the nearness of the nearest row over the threshold, in the search where that is
+            largest: -1 and below is accused. NaN for exact copies, and where rows are too few.
         p_value: How likely a row that is no copy lies so near: conformal, against training rows
             among themselves, adjusted for the number of searches. NaN as for ``score``.
         evidence: A sentence for every leaked query, else "".
@@ -134,7 +133,7 @@ def leaked(
         p_value[rest] = np.min([found.p_value for found in judged], axis=0)
         ratio = np.stack([found.ratio for found in judged])
         best = ratio.argmax(0)
-        score[rest] = -ratio[-1]  # what the model makes of rows ranks best, where it is known
+        score[rest] = -ratio.max(0)
         index[rest] = distinct[
             np.stack([search.asked.index for search in searches])[best, np.arange(len(rest))]
         ]

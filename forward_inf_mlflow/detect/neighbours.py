@@ -11,6 +11,8 @@ import numpy as np
 RANK = 5
 #: Largest distance matrix held at once, in numbers.
 _BLOCK = 32_000_000
+#: The index: links of a row, candidates that are looked at, and rows asked at once.
+_LINKS, _WIDTH, _ASKED = 12, 32, 100_000
 #: Multiplications beyond which shifts are not searched (minutes on two cores).
 _SHIFT_BUDGET = 4e13
 
@@ -126,6 +128,37 @@ def nearest_rows(
     return _nearest([(queries.astype(np.float32), train.astype(np.float32))], own)
 
 
+def nearest_by_index(rows: np.ndarray) -> Nearest | None:
+    """Find the nearest other row of each of very many, by a graph that skips most pairs (HNSW).
+
+    A few neighbours in ten thousand are missed (benchmarks/RESULTS.md). Malkov and Yashunin, IEEE
+    TPAMI 2020; voyager's implementation. None where that is not installed.
+
+    Args:
+        rows: ``(n, d)`` float32.
+    """
+    try:
+        import voyager
+    except ImportError:
+        return None
+    n, d = rows.shape
+    index = voyager.Index(voyager.Space.Euclidean, d, M=_LINKS, random_seed=0, max_elements=n)
+    names = np.array(index.add_items(rows))
+    place = np.empty(int(names.max()) + 1, dtype=np.int64)
+    place[names] = np.arange(n)
+    near, first, fifth = np.empty(n, dtype=np.int64), np.empty(n), np.empty(n)
+    for start in range(0, n, _ASKED):
+        part = slice(start, start + _ASKED)
+        found, distance = index.query(rows[part], k=RANK + 1, query_ef=_WIDTH)
+        found, own = place[found], np.arange(n)[part]
+        # The row itself is one of them, if not by index then as the nearest.
+        mine = found == own[:, None]
+        mine[~mine.any(1), 0] = True
+        found, distance = (x[~mine].reshape(len(own), RANK) for x in (found, distance))
+        near[part], first[part], fifth[part] = found[:, 0], distance[:, 0], distance[:, -1]
+    return _told(near, np.sqrt(first), np.sqrt(fifth))
+
+
 def shifts(radius: int) -> Iterator[tuple[int, int]]:
     """Yield every shift (down, right) of up to ``radius`` pixels, none first."""
     steps = sorted(range(-radius, radius + 1), key=abs)
@@ -170,6 +203,11 @@ def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None)
         near = np.take_along_axis(near, np.argsort(np.take_along_axis(best, near, 1), 1), 1)
         distance = np.sqrt(np.maximum(np.take_along_axis(best, near, 1), 0))
         index[rows], first[rows], fifth[rows] = near[:, 0], distance[:, 0], distance[:, -1]
+    return _told(index, first, fifth)
+
+
+def _told(index: np.ndarray, first: np.ndarray, fifth: np.ndarray) -> Nearest:
+    """Return what two distances say."""
     tiny = 1e-4 * float(np.median(fifth)) + np.finfo(np.float32).tiny
     logs = np.log(np.maximum(first, tiny))
     return Nearest(index, logs - np.log(np.maximum(fifth, tiny)), logs)
