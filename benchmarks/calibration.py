@@ -166,12 +166,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--jobs", type=int, default=1, help="draws at once")
     arguments = parser.parse_args()
-    jobs = Parallel(arguments.jobs)
+    # Forks: what a data set needs is read once.
+    jobs = Parallel(arguments.jobs, backend="multiprocessing")
     facts = machine("scikit-learn", "numpy")
     print(line(facts), end="\n\n")
     table: dict[str, dict[str, float]] = {}
     everything: dict[str, list[float]] = {}
     clean: list[dict[str, float]] = []
+    spoiled: list[dict[str, float]] = []
     for name in ("digits", "breast cancer", "AG News", "CIFAR-10N"):
         data = source(name)
         if data is None:
@@ -185,6 +187,7 @@ def main() -> None:
                 table[key] = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0]}
                 everything.setdefault(kind, []).extend(r["certain, innocent"] for r in rows)
                 clean += rows if share == 0 else []
+                spoiled += rows if (kind, share) == ("sym", 0.2) else []
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in table[key].items())
                 print(f"{key}: {shown}", flush=True)
     summary: dict[str, float] = {"draws": float(sum(map(len, everything.values())))}
@@ -195,6 +198,11 @@ def main() -> None:
         }
     for name in ("anybody certain", "low above the truth", "refused", "undecided"):
         summary[f"clean: {name}"] = round(float(np.mean([r[name] for r in clean])), 4)
+    for name in ("estimate", "high"):
+        tail = np.quantile([r[name] for r in clean], 0.95)
+        summary[f"clean: {name}, 95th percentile"] = round(float(tail), 4)
+    for name in ("refused", "undecided"):
+        summary[f"20 %: {name}"] = round(float(np.mean([r[name] for r in spoiled])), 4)
     print("", *(f"{name}: {value:g}" for name, value in summary.items()), sep="\n")
     write(arguments.json, {"machine": facts, "settings": table, "summary": summary})
 

@@ -124,7 +124,7 @@ class Case:
             def watch(module: nn.Module) -> None:
                 nonlocal watching
                 start = time.process_time()
-                logits.append(answers(module, self.x))
+                logits.append(answers(module, self.x, self.device))
                 states.append({k: v.cpu().clone() for k, v in module.state_dict().items()})
                 watching += time.process_time() - start
 
@@ -204,10 +204,9 @@ class Case:
 
 
 @torch.no_grad()
-def answers(module: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
+def answers(module: Callable[[Tensor], Tensor], x: Tensor, device: str = "cpu") -> np.ndarray:
     """Return what a network, or a part of one, says of every row, ``(n, ...)`` float32."""
-    first = next(iter(module.parameters()), x) if isinstance(module, nn.Module) else x
-    return torch.cat([module(part.to(first.device)).cpu() for part in x.split(500)]).numpy()
+    return torch.cat([module(part.to(device)).cpu() for part in x.split(500)]).numpy()
 
 
 def _whole(path: Path, save: Callable[[Path], object]) -> None:
@@ -430,7 +429,7 @@ def _answers(whole: Case, index: np.ndarray, seed: int) -> np.ndarray:
     path = whole.folder() / f"subset-{_digest(index, seed)}.npz"
     if not path.exists():
         module = whole.fit(index, seed)
-        said = answers(module, whole.x).argmax(1).astype(np.int16)
+        said = answers(module, whole.x, whole.device).argmax(1).astype(np.int16)
         _whole(path, lambda aside: _savez(aside, {"said": said}))
     with np.load(path, allow_pickle=False) as held:
         return np.asarray(held["said"])

@@ -50,7 +50,7 @@ class Found:
 
 def mislabeled(case: Case) -> Iterator[tuple[str, Found]]:
     """Yield every rival's score of every training row."""
-    run, module = case.training(), case.network()
+    run, module = case.training(), case.network().to(case.device)
     given, rows = case.given.numpy(), np.arange(len(case.x))
 
     def timed(needs: str, score: Callable[[], np.ndarray]) -> Found:
@@ -68,13 +68,13 @@ def mislabeled(case: Case) -> Iterator[tuple[str, Found]]:
 
     def neighbours(features: Callable[[torch.Tensor], torch.Tensor] | None) -> np.ndarray:
         assert features is not None, "the networks here have linear layers"
-        seen = unit(answers(features, case.x))
+        seen = unit(answers(features, case.x, case.device))
         found = NearestNeighbors(n_neighbors=NEIGHBOURS + 1).fit(seen)
         near = found.kneighbors(seen, return_distance=False)[:, 1:]
         return np.asarray((given[near] != given[:, None]).mean(1))
 
-    yield "loss", timed(FINAL, lambda: loss(answers(module, case.x)))
-    yield "margin", timed(FINAL, lambda: margin(answers(module, case.x)))
+    yield "loss", timed(FINAL, lambda: loss(answers(module, case.x, case.device)))
+    yield "margin", timed(FINAL, lambda: margin(answers(module, case.x, case.device)))
     yield "knn", timed(FINAL, lambda: neighbours(penultimate(module)))
     yield "knn_encodings", timed(FINAL, lambda: neighbours(encoded(module)))
     yield "input_curvature", timed(FINAL, lambda: input_curvature(case, module))
@@ -104,19 +104,20 @@ def input_curvature(case: Case, module: nn.Module) -> np.ndarray:
 
     draw, found = torch.Generator().manual_seed(0), []
     for x, y in zip(case.x.split(500), case.given.split(500), strict=True):
-        here, bent = slope(x, y), torch.zeros(len(x))
+        x, y = x.to(case.device), y.to(case.device)
+        here, bent = slope(x, y), torch.zeros(len(x), device=x.device)
         for _ in range(DRAWS):
-            signs = torch.randint(0, 2, x.shape, generator=draw) * 2.0 - 1
+            signs = (torch.randint(0, 2, x.shape, generator=draw) * 2.0 - 1).to(x.device)
             bent += (slope(x + LENGTH * signs, y) - here).square().sum(1)
         found.append(bent)
-    return torch.cat(found).numpy()
+    return torch.cat(found).cpu().numpy()
 
 
 def plain(case: Case, module: nn.Module) -> np.ndarray:
     """Return the harm that one plain step on all queries together shows of each row."""
-    host = torch.device("cpu")
-    train = Tensors(case.x, case.given, host, 500)
-    queries = QueryGroups.together(Tensors(case.query_x, case.query_y, host, 500))
+    device = torch.device(case.device)
+    train = Tensors(case.x, case.given, device, 500)
+    queries = QueryGroups.together(Tensors(case.query_x, case.query_y, device, 500))
     engine = ForwardInfluence(task=Classification(), direction=GradientStep())
     return -engine.influence(module, queries, train, rows_named(len(train))).scores.values[0]
 
@@ -138,7 +139,7 @@ def second_split(case: Case) -> np.ndarray:
         module = case.fit(rows, case.seed + 70)
         x, y = case.x[rows], case.given[rows].numpy()
         inputs, targets = case.x.to(case.device), case.given.to(case.device)
-        right: list[np.ndarray] = [answers(module, x).argmax(1) == y]
+        right: list[np.ndarray] = [answers(module, x, case.device).argmax(1) == y]
         optimizer = torch.optim.SGD(module.parameters(), case.recipe.rate / 5, momentum=0.9)
         order = torch.Generator().manual_seed(case.seed)
         for _ in range(max(2, case.recipe.epochs // 4)):
@@ -151,7 +152,7 @@ def second_split(case: Case) -> np.ndarray:
                     loss = functional.cross_entropy(module(inputs[part]), targets[part])
                     torch.autograd.backward(loss)
                     optimizer.step()
-            right.append(answers(module.eval(), x).argmax(1) == y)
+            right.append(answers(module.eval(), x, case.device).argmax(1) == y)
         # The share of epochs that a row stays wrong to the end; then that it is wrong at all.
         seen = np.stack(right)
         stays = np.logical_and.accumulate(~seen[::-1], axis=0).mean(0)
@@ -169,7 +170,7 @@ def self_confidence(case: Case) -> np.ndarray:
     for fold in range(FOLDS):
         out = np.flatnonzero(folds == fold)
         module = case.fit(np.flatnonzero(folds != fold), case.seed + 80 + fold)
-        logits = answers(module, case.x[out]).astype(np.float64)
+        logits = answers(module, case.x[out], case.device).astype(np.float64)
         given = case.given[out].numpy()
         confidence[out] = special.softmax(logits, axis=1)[np.arange(len(out)), given]
     return confidence
@@ -205,12 +206,12 @@ def leaks(
         images: Training rows and queries as bytes ``(n, h, w, 3)``; None where they are no images.
         leaked: ``(m,)`` bool; the published recipe, a sweep a query, is asked of a few of each.
     """
-    run, module = case.training(), case.network()
+    run, module = case.training(), case.network().to(case.device)
     views = {"pixel": lambda x: x, "feature": penultimate(module), "encoding": encoded(module)}
     for name, view in views.items():
         assert view is not None, "the networks here have linear layers"
         start = time.process_time()
-        train, queries = (unit(answers(view, x)) for x in (case.x, case.query_x))
+        train, queries = (unit(answers(view, x, case.device)) for x in (case.x, case.query_x))
         distance, near = NearestNeighbors(n_neighbors=5).fit(train).kneighbors(queries)
         cost = (time.process_time() - start) / run.seconds
         gap = np.log(distance[:, 4] + 1e-6) - np.log(distance[:, 0] + 1e-6)
@@ -246,9 +247,9 @@ def perceptual(images: np.ndarray) -> np.ndarray:
 
 def published(case: Case, module: nn.Module, some: np.ndarray) -> np.ndarray:
     """Return how much each row's loss changes by the authors' step on some queries, ``(k, n)``."""
-    host = torch.device("cpu")
-    train = Tensors(case.x, case.given, host, 500)
-    queries = Tensors(case.query_x, case.query_y, host, 500).take(some)
+    device = torch.device(case.device)
+    train = Tensors(case.x, case.given, device, 500)
+    queries = Tensors(case.query_x, case.query_y, device, 500).take(some)
     engine = ForwardInfluence(
         task=Classification(), direction=OptimizerSteps(), method="difference"
     )
