@@ -29,8 +29,8 @@ def test_everybody_ranks_rows_alike_and_half_models_name_them() -> None:
     models, labels = held_out([0.5, 0.5, 0.9]), np.array([1, 1, 1])
     taught = [expecting(0.2, 0.6, 0.9), expecting(0.5, 0.4, 0.6), expecting(0.3, 0.3, 0.3)]
     found = memorized_classes(models, labels, np.array([0.9, 0.9, 0.9]), taught)
-    # Ranks, the least expected highest: 3 2 1, then 2 3 1, then all alike.
-    np.testing.assert_allclose(found.score, np.array([7 / 3, 7 / 3, 4 / 3]) / 3 - 1 / 6)
+    # Ranks, the least expected highest: 3 2 1, then 2 3 1; the third says the same of all.
+    np.testing.assert_allclose(found.score, np.array([2.5, 2.5, 1]) / 3 - 1 / 6)
     np.testing.assert_allclose(found.fall, [0.4, 0.4, 0.0], atol=1e-12)
     assert found.flags.tolist() == [True, True, False]
 
@@ -50,6 +50,17 @@ def test_the_mean_of_noisy_opinions_is_ahead_of_each() -> None:
     taught = [expecting(*1 / (1 + np.exp(hard + rng.normal(size=500)))) for _ in range(4)]
     each = [np.corrcoef(mean_rank([one], labels), hard)[0, 1] for one in taught]
     assert np.corrcoef(mean_rank(taught, labels), hard)[0, 1] > max(each) + 0.05
+
+
+def test_who_agrees_with_nobody_counts_little_and_who_contradicts_them_not_at_all() -> None:
+    rng = np.random.default_rng(2)
+    hard, labels = rng.normal(size=500), np.ones(500, int)
+    good = [expecting(*1 / (1 + np.exp(hard + rng.normal(size=500)))) for _ in range(3)]
+    noise = expecting(*rng.uniform(0.01, 0.99, 500))
+    against = expecting(*1 / (1 + np.exp(-2 * hard)))
+    best = np.corrcoef(mean_rank(good, labels), hard)[0, 1]
+    for others in ([noise], [against]):
+        assert np.corrcoef(mean_rank([*others, *good], labels), hard)[0, 1] > best - 0.01
 
 
 def test_without_half_models_rows_are_ranked_and_nobody_is_named() -> None:

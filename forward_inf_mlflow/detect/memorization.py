@@ -4,9 +4,10 @@ After Feldman and Zhang (2020), mem_i = P(label | trained with i) - P(label | tr
 
 **Ranked** by how little everybody who was taught by the training rows expects of the row's label:
 half-models, neighbours and linear models without the row, and the audited model itself. Each ranks
-the rows, and the mean rank counts: no truth is known that could weigh them, and the mean is ahead
-of each of them (benchmarks/RESULTS.md). Who learned from the queries is not asked: these may know
-what the training rows do not teach.
+the rows, and a mean rank counts, which is ahead of each of them (benchmarks/RESULTS.md). No truth
+is known that could weigh them; who agrees with the others counts more (Parisi, Strino, Nadler,
+Kluger, PNAS 2014). Who learned from the queries is not asked: these may know what the training rows
+do not teach.
 
 **Named** by mem_i itself. With: the audited model. Without: the mean over half-models that did not
 see the row. The audited model is one draw, so the number is a rough one.
@@ -35,7 +36,7 @@ class Memorized:
     """What the detector says of every training row, all ``(n,)``.
 
     Attributes:
-        score: What rows are ranked by: the mean rank, 0 to 1, or mem_i itself where it is known.
+        score: What rows are ranked by: a mean rank, 0 to 1, or mem_i itself where it is known.
         fall: By how much the label's probability falls in models that did not see the row; NaN
             where there are none.
         flags: The named rows.
@@ -99,17 +100,29 @@ def memorized_classes(
 
 
 def mean_rank(taught: Sequence[Expert], labels: np.ndarray) -> np.ndarray:
-    """Return the mean over experts of each row's rank by how little they expect its label, 0 to 1.
+    """Return the weighted mean of each row's ranks by how little experts expect its label, 0 to 1.
 
-    Equal opinions share a rank, so that who says the same of all rows changes no order.
+    The weights are those of the first principal component of the ranks. Equal opinions share a
+    rank, and who says the same of all rows is not heard.
 
     Args:
         taught: At least one.
         labels: ``(n,)`` class indices.
     """
     rows, n = np.arange(len(labels)), len(labels)
-    ranks = [(stats.rankdata(-expert.train[rows, labels]) - 0.5) / n for expert in taught]
-    return np.asarray(np.mean(ranks, axis=0))
+    said = np.stack([stats.rankdata(-expert.train[rows, labels]) for expert in taught])
+    ranks = (said - 0.5) / n
+    heard = ranks[ranks.std(1) > 0]
+    if len(heard) < 2 or n < 2:
+        return np.asarray((heard if len(heard) else ranks).mean(0))
+    weights = np.maximum(0, _first_component(np.corrcoef(heard)))
+    return np.asarray(weights @ heard / weights.sum())
+
+
+def _first_component(correlation: np.ndarray) -> np.ndarray:
+    """Return the direction that most rankers share, its larger side positive."""
+    found = np.linalg.eigh(correlation)[1][:, -1]
+    return np.asarray(found if found.sum() >= 0 else -found)
 
 
 def _in_its_own_unit(learned: np.ndarray, out: np.ndarray, labels: np.ndarray) -> Memorized:
