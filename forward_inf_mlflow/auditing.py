@@ -21,7 +21,7 @@ from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import examine, plan_influence
-from forward_inf_mlflow.half_models import halves_cost
+from forward_inf_mlflow.half_models import halves_cost, trainings
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.moved import moved_cost
 from forward_inf_mlflow.planner import Plan
@@ -215,7 +215,9 @@ def audit(
         scores = tables.scores_table(problem, found)
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
-        decision = decide(found.measures, facts_of({"data": data, "partial": partial}), bounds)
+        receipt = None if found.receipt is None else found.receipt.as_dict()
+        facts = facts_of({"data": data, "partial": partial, "receipt": receipt})
+        decision = decide(found.measures, facts, bounds)
         record = make_record(
             version=version,
             model=model,
@@ -309,7 +311,11 @@ def _planned(
     answers = moved_cost(problem)
     total = planned.costs["total"] + answers + halves
     costs = {**planned.costs, "answers": answers, "halves": halves, "total": total}
-    return {**planned.as_dict(), "forward_equivalents": costs}
+    return {
+        **planned.as_dict(),
+        "forward_equivalents": costs,
+        "trainings": trainings(model, settings),
+    }
 
 
 def _settings(

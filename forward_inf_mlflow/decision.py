@@ -36,12 +36,14 @@ class Facts:
             against what the version recorded.
         mismatches: A sentence for each set that no longer is what the version recorded.
         partial: Only some of the training rows were read.
+        receipt: What training without the mislabeled rows changed, a sentence; None if nobody did.
     """
 
     declared: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
     mismatches: tuple[str, ...] = ()
     partial: bool = False
+    receipt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
         if measure.rate_low > bound:
             # What was found is enough, even where the detector could not find it all.
             exceeded.append(f"{found}; the policy allows {bound:.1%}")
+            if name == "mislabeled" and facts.receipt is not None:
+                exceeded.append(facts.receipt)  # a cause, not only a suspicion
         elif measure.abstained is not None:
             abstained.append(f"{rows}: no verdict, because {measure.abstained}")
         elif measure.rate > bound:

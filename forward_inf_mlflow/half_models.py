@@ -27,6 +27,18 @@ def halves_cost(model: AuditedModel, problem: Problem, settings: Settings) -> in
     return tries * (3 * recipe.epochs * n // 2 + n + m)
 
 
+def trainings(model: AuditedModel, settings: Settings) -> int:
+    """Return how often a model is trained on its own terms: by the trainer, or an estimator's fit.
+
+    Half-models, on half of the rows each, and with a trainer also what the receipt takes at most:
+    with all rows, without the mislabeled ones and without as many others.
+    """
+    halves = 2 * settings.repeats
+    if settings.trainer is not None:
+        return halves + 3 * settings.receipt_seeds
+    return 0 if model.estimator is None else halves
+
+
 def read_held_out(
     model: AuditedModel, problem: Problem, settings: Settings, progress: Progress, work: Work
 ) -> halves.HeldOut | None:

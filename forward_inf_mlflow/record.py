@@ -89,7 +89,7 @@ def make_record(
         "membership": None
         if membership is None
         else {**asdict(membership), "sentence": membership.sentence()},
-        "receipt": None if receipt is None else {**asdict(receipt), "sentence": receipt.sentence()},
+        "receipt": None if receipt is None else receipt.as_dict(),
         "sources": None if sources is None else sources.to_dict("records"),
         "leak_scores": leak_scores,
         "leak_worth": None
@@ -270,11 +270,13 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
     partial = record.get("partial")
     if not isinstance(partial, bool):
         raise _malformed("partial")
+    receipt = record.get("receipt")
     return Facts(
         declared=tuple(declared),
         unverified=tuple(unverified),
         mismatches=tuple(mismatches),
         partial=partial,
+        receipt=str(receipt.get("sentence")) if isinstance(receipt, Mapping) else None,
     )
 
 

@@ -124,8 +124,7 @@ def sources_table(
         if measures[verdict].abstained is not None and not measures[verdict].count:
             unknown = [f"{verdict}_{part}" for part in ("rate", "low", "high")]
             table[unknown] = np.nan
-            if verdict == "mislabeled":
-                table["mislabeled_p"] = 1.0
+            table[f"{verdict}_p"] = 1.0
     return table
 
 

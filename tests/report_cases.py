@@ -98,6 +98,7 @@ def make_scores() -> pd.DataFrame:
         {
             "mislabeled_score": score,
             "mislabeled_suspicion": score,
+            "mislabeled_surely": score,
             "memorized_score": score**2,
             "mislabeled": score > 0.62,
             "memorized": score**2 > 0.25,

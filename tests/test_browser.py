@@ -55,7 +55,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "evidence": HOSTILE,
         }
     )
-    scores = pd.DataFrame({"mislabeled_score": np.linspace(0, 1, 30), "mislabeled": False})
+    score = np.linspace(0, 1, 30)
+    scores = pd.DataFrame(
+        {
+            "mislabeled_score": score,
+            "mislabeled_suspicion": score,
+            "mislabeled_surely": score,
+            "mislabeled": False,
+        }
+    )
     file = tmp_path_factory.mktemp("report") / "report.html"
     file.write_text(render(audit, flagged, scores, {}), encoding="utf-8")
     return file
@@ -96,3 +104,9 @@ def test_the_decision_is_the_first_thing_seen_at_either_width(
     assert pixels.shape[1] == width
     red = (pixels[..., 0] > 120) & (pixels[..., 1] < 90) & (pixels[..., 2] < 90)
     assert red[:100].mean() > 0.5, "a refused version opens with a red banner"
+
+
+def test_the_slider_says_what_to_expect(browse: Callable[..., str]) -> None:
+    page = browse("--dump-dom")
+    assert "data-depths" in page
+    assert "The first 3 rows: about 0 of them innocent, at most 0." in page

@@ -185,3 +185,11 @@ def test_judging_loads_neither_torch_nor_mlflow() -> None:
         "assert not {'torch', 'mlflow'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_refusal_for_mislabeled_rows_cites_what_they_cause() -> None:
+    facts = Facts(receipt="receipt: accuracy changes by +2.0 points")
+    refused = decide(GOOD | {"mislabeled": BAD}, facts, Policy())
+    assert facts.receipt in refused.reasons
+    assert facts.receipt not in decide(GOOD, facts, Policy()).reasons
+    assert facts.receipt not in decide(GOOD | {"leaked": BAD}, facts, Policy()).reasons

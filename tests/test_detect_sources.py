@@ -111,3 +111,23 @@ def test_among_many_innocent_sources_hardly_anybody_is_blamed() -> None:
         names = [f"s{i}" for i in rng.integers(50, size=1000)]
         blamed += bool(guilty(sums(names, list(rng.random(1000) < 0.1), [0.0] * 1000)))
     assert blamed <= 5 + 6
+
+
+def test_other_verdicts_and_influence_are_tested_too() -> None:
+    rng = np.random.default_rng(0)
+    sources = np.repeat(["a", "b", "c"], 100)
+    leaked = np.r_[np.ones(20, bool), np.zeros(280, bool)]
+    influence = rng.normal(size=300) + 2 * (sources == "c")
+    nobody = np.zeros(300, bool)
+    table = by_source(
+        sources, mislabeled=nobody, leaked=leaked, memorized=nobody, influence=influence
+    ).set_index("source")
+    assert table.loc["a", "leaked_p"] < 1e-6
+    assert table.loc["c", "influence_p"] < 1e-6
+    assert (table["mislabeled_p"] == 1).all()
+    assert table.loc["b", "leaked_p"] == 1
+    alone = by_source(
+        np.array(["x"] * 5), mislabeled=nobody[:5], leaked=nobody[:5], memorized=nobody[:5],
+        influence=influence[:5],
+    )  # fmt: skip
+    assert alone["influence_p"].tolist() == [1.0]

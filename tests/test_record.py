@@ -113,7 +113,7 @@ def test_what_is_judged_survives_the_file() -> None:
     assert stored == {n: replace(m, estimate=m.rate) for n, m in MEASURES.items()}
     assert policy_of(record) == POLICY
     assert record["policy"]["sha256"] == POLICY.sha256
-    assert facts_of(record) == Facts()
+    assert facts_of(record) == Facts(receipt=record["receipt"]["sentence"])
     again = decide(measures_of(record), facts_of(record), policy_of(record))
     assert again.as_dict() == record["decision"]
 

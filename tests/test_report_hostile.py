@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,14 @@ def hostile(value: Any) -> Any:
     return HOSTILE if isinstance(value, str) else value
 
 
+OURS = (files("forward_inf_mlflow.report") / "slider.js").read_text("utf-8")
+
+
+def scripts(html: str) -> list[str]:
+    """What stands in a page's script elements."""
+    return re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)
+
+
 def test_hostile_strings_stay_text_wherever_they_stand() -> None:
     audit = hostile(make_audit(leak_scores=LEAK_SCORES)) | {
         "settings": {HOSTILE: HOSTILE},
@@ -41,14 +52,25 @@ def test_hostile_strings_stay_text_wherever_they_stand() -> None:
     words = [c for c in COLUMNS if c not in ("verdict", "score", "loss", "same_label")]
     flagged = make_flagged(**dict.fromkeys(words, HOSTILE))
 
-    page = Page(render(audit, flagged, make_scores(), {}))
+    html = render(audit, flagged, make_scores(), {})
+    page = Page(html)
 
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "link", "form"})
+    assert scripts(html) == [OURS]
+    assert {tag for tag, _ in page.tags}.isdisjoint({"iframe", "object", "link", "form"})
     assert page.attributes("img", "src") == []
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert "<script>alert(1)</script>" in page.text
     assert "\u202e" not in page.text, "a bidirectional override would reorder what is read"
     assert "{{7*7}}" in page.text
+
+
+def test_no_script_but_ours_runs_and_it_never_writes_markup() -> None:
+    html = render(make_audit(), make_flagged(), make_scores(), {})
+    assert scripts(html) == [OURS]
+    digest = base64.b64encode(hashlib.sha256(OURS.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in html
+    assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval|fetch|import", OURS)
+    assert scripts(render(make_audit(), make_flagged(), NO_SCORES, {})) == []
 
 
 def test_the_page_forbids_scripts_and_the_network_before_anything_else_is_parsed() -> None:
@@ -61,7 +83,7 @@ def test_the_page_forbids_scripts_and_the_network_before_anything_else_is_parsed
     ]
     assert policy is not None
     assert "default-src 'none'" in policy
-    assert "script" not in policy
+    assert re.fullmatch(r"'sha256-[^' ]+'", policy.split("script-src ")[1].split(";")[0])
     assert html.index("Content-Security-Policy") < html.index("<title>")
 
 

@@ -106,6 +106,9 @@ def _plan(console: Console, model_uri: str, **options: Any) -> int:
         f"model's answers, {costs['halves']:,} to train and read "
         "half-models"
     )
+    if planned["trainings"]:
+        whose = "trainings by your trainer" if options.get("trainer") else "fits of the estimator"
+        console.say(f"  and up to {planned['trainings']} {whose}, on half of the rows and more")
     console.result(planned)
     return 0
 

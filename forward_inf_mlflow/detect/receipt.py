@@ -11,7 +11,8 @@ fewer rows alone cost something.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -38,6 +39,10 @@ class Receipt:
     low: float
     high: float
     random: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as ``audit.json`` keeps it."""
+        return {**asdict(self), "sentence": self.sentence()}
 
     def sentence(self) -> str:
         """Return it in words."""

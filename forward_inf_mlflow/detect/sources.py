@@ -1,8 +1,9 @@
 """Sources: which supplier, annotator or crawl do the accused rows come from?
 
-Whether a source is worse than the others is tested for every source, by Fisher's exact test; with
-many sources some are worse by chance, so that the p-values are adjusted (Holm, 1979): that anybody
-is blamed by chance has a chance of at most 5 %.
+Whether a source is worse than the others is tested for every source, by Fisher's exact test, and
+whether its rows influence the queries otherwise, by Welch's; with many sources some differ by
+chance, so that each kind of p-values is adjusted (Holm, 1979): that anybody is blamed by chance has
+a chance of at most 5 % for each kind.
 """
 
 from __future__ import annotations
@@ -40,18 +41,19 @@ def by_source(
     Returns:
         A row a source: ``source``, ``rows``; for each verdict the count of its rows
         (``mislabeled``, ``leaked``, ``memorized``), their share of the source (``..._rate``), and
-        the share's 95 % Clopper-Pearson interval (``..._low``, ``..._high``); ``mislabeled_p``,
-        how likely chance alone gives the source so many of the mislabeled rows, adjusted for as
-        many tests as there are sources; ``influence``, the
-        mean of its rows (so that a large source does not weigh more than a small one), with a 95 %
-        normal interval (``influence_low``, ``influence_high``).
+        the share's 95 % Clopper-Pearson interval (``..._low``, ``..._high``), and how likely chance
+        alone gives the source so many of these rows (``..._p``); ``influence``, the mean of its
+        rows (so that a large source does not weigh more than a small one), with a 95 % normal
+        interval (``influence_low``, ``influence_high``), and how likely chance alone sets it so
+        far from the others' (``influence_p``). All p-values are adjusted for as many tests as
+        there are sources.
     """
     rows: list[dict[str, Any]] = []
+    verdicts = {"mislabeled": mislabeled, "leaked": leaked, "memorized": memorized}
     for name in sorted(set(sources)):
         mine = sources == name
         n = int(mine.sum())
         row: dict[str, Any] = {"source": name, "rows": n}
-        verdicts = {"mislabeled": mislabeled, "leaked": leaked, "memorized": memorized}
         for verdict, flags in verdicts.items():
             count = int(flags[mine].sum())
             low, high = binomial_interval(count, n)
@@ -64,10 +66,14 @@ def by_source(
         mean = float(influence[mine].mean())
         half = 1.96 * float(influence[mine].std(ddof=1)) / n**0.5 if n > 1 else float("nan")
         row |= {"influence": mean, "influence_low": mean - half, "influence_high": mean + half}
+        row["influence_p"] = _differs(influence[mine], influence[~mine])
         rows.append(row)
-    for row, p in zip(rows, _adjusted(sources, mislabeled, rows), strict=True):
-        row["mislabeled_p"] = p
-    return pd.DataFrame(rows).sort_values(
+    table = pd.DataFrame(rows)
+    for verdict, flags in verdicts.items():
+        by_chance = stats.hypergeom.sf(table[verdict] - 1, len(flags), flags.sum(), table["rows"])
+        table[f"{verdict}_p"] = _holm(np.asarray(by_chance))
+    table["influence_p"] = _holm(table["influence_p"].to_numpy())
+    return table.sort_values(
         ["mislabeled_low", "source"], ascending=[False, True], ignore_index=True
     )
 
@@ -98,14 +104,15 @@ def guilty(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     return [str(source["source"]) for source in sources if source["mislabeled_p"] < LEVEL]
 
 
-def _adjusted(
-    sources: np.ndarray, accused: np.ndarray, rows: Sequence[Mapping[str, Any]]
-) -> np.ndarray:
-    """Return Holm's p-values, in the order of ``rows``."""
-    n, wrong = len(sources), int(accused.sum())
-    p = np.array([
-        float(stats.hypergeom.sf(row["mislabeled"] - 1, n, wrong, row["rows"])) for row in rows
-    ])  # fmt: skip
+def _differs(mine: np.ndarray, others: np.ndarray) -> float:
+    """Return how likely chance alone sets two means so far apart (Welch's test, two-sided)."""
+    if min(len(mine), len(others)) < 2 or not (mine.std() > 0 or others.std() > 0):
+        return 1.0
+    return float(stats.ttest_ind(mine, others, equal_var=False).pvalue)
+
+
+def _holm(p: np.ndarray) -> np.ndarray:
+    """Return Holm's p-values."""
     order = np.argsort(p, kind="stable")
     adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     found = np.empty(len(p))

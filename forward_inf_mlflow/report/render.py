@@ -2,12 +2,15 @@
 
 Every string in the audit and in the rows is other people's. Three walls keep it text: autoescape is
 always on; ``visible`` stands at every output of the template, so that no control or bidirectional
-character reorders what a reader sees; and the page's own policy forbids scripts and the network.
+character reorders what a reader sees; and the page's own policy forbids the network, and every
+script but our own, by its hash.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +41,8 @@ from forward_inf_mlflow.report.formats import (
 MAX_ROWS = 100  # per verdict; flagged.csv has them all
 #: Most suspicious rows of which the report says what to expect.
 _DEPTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+#: Where the slider stops, at most.
+_STOPS = 200
 _FEATURE, _MAX_FEATURES, _MAX_VALUE = "feature.", 6, 60
 _THUMBNAIL_BUDGET = 3_000_000  # bytes of PNG as base64, so that the page opens at once
 _BOUNDS = {
@@ -136,6 +141,8 @@ def render(
         )
         for name, key in _BOUNDS.items()
     ]
+    regression = top["task"] == "regression"
+    expected = _expected(scores, probable=not regression)
     sources = _sources(top["sources"])
     outcome, reasons = _decision(top, parts["decision"])
     uri = str(parts["model"]["uri"] or "MODEL_URI")
@@ -151,8 +158,10 @@ def render(
         verdicts=verdicts,
         by_name={verdict.name: verdict for verdict in verdicts},
         flagged_any=len(flagged) > 0,
-        regression=top["task"] == "regression",
-        depths=_depths(scores),
+        regression=regression,
+        depths=_depths(expected),
+        slider=Markup(json.dumps(expected)),  # noqa: S704  numbers that we counted
+        slider_start=_start(expected, number(_section(measures["mislabeled"], "")["count"])),
         more={
             verdict: [said for part in names if (said := _section(top[part], part)["sentence"])]
             for verdict, names in _MORE.items()
@@ -288,8 +297,12 @@ def _verdict(
     )
 
 
-def _depths(scores: pd.DataFrame) -> list[Section]:
-    """Return what to expect of the most suspicious rows, at a few depths."""
+def _expected(scores: pd.DataFrame, *, probable: bool) -> list[tuple[int, float | None, float]]:
+    """Return how many of the first rows are wrong, about and at least, at many depths.
+
+    The depths of the table are among them. About is None where the rows' scores are no
+    probabilities.
+    """
     needed = ("mislabeled_score", "mislabeled_suspicion", "mislabeled_surely")
     if not set(needed) <= set(scores.columns):
         return []
@@ -297,15 +310,28 @@ def _depths(scores: pd.DataFrame) -> list[Section]:
     if np.isnan(suspicion).all():
         return []
     order = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable")
-    found: list[Section] = []
-    least = 0.0
-    for depth in (k for k in _DEPTHS if k <= len(order)):
-        first = order[:depth]
-        # What is wrong among fewer rows is wrong among more.
-        least = max(least, float(np.nan_to_num(surely[first[-1]]) * depth))
-        about = float(np.nansum(score[first]))
-        found.append(Section({"rows": depth, "about": about, "surely": least}))
-    return found
+    n = len(order)
+    stops = np.unique(np.geomspace(1, n, min(n, _STOPS)).astype(int))
+    depths = np.union1d(stops, [k for k in _DEPTHS if k <= n]).astype(int)
+    about = np.cumsum(np.nan_to_num(score[order]))[depths - 1]
+    # What is wrong among fewer rows is wrong among more.
+    least = np.maximum.accumulate(np.nan_to_num(surely[order])[depths - 1] * depths)
+    return [
+        (int(k), round(float(a), 1) if probable else None, round(float(w), 1))
+        for k, a, w in zip(depths, about, least, strict=True)
+    ]
+
+
+def _depths(expected: list[tuple[int, float | None, float]]) -> list[Section]:
+    """Return the depths of the table."""
+    names = ("rows", "about", "surely")
+    return [Section(zip(names, one, strict=True)) for one in expected if one[0] in _DEPTHS]
+
+
+def _start(expected: list[tuple[int, float | None, float]], named: float | None) -> int:
+    """Return where the slider stands first: at the named rows."""
+    depths = np.array([one[0] for one in expected])
+    return int(np.abs(depths - (named or 0)).argmin()) if len(depths) else 0
 
 
 def _row(record: Mapping[Any, Any], name: str, album: Album) -> Section:
@@ -369,6 +395,12 @@ def template() -> Template:
     environment.filters.update(
         count=count, percent=percent, figure=figure, label=label, when=when, command=command
     )
-    # Our own file, the only text that is not escaped.
-    environment.globals["css"] = Markup((folder / "report.css").read_text(encoding="utf-8"))  # noqa: S704
+    # Our own files, the only text that is not escaped; no other script runs.
+    script = (folder / "slider.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {
+        "css": Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        "script": Markup(script),  # noqa: S704
+        "script_hash": f"sha256-{digest}",
+    }
     return environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
