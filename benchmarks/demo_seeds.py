@@ -1,9 +1,10 @@
 """The demo's story over several seeds: how much of what was planted is found, and at what price.
 
 Each seed splits the digits anew, flips and plants anew, trains anew; the audits go through a real
-MLflow store. The same split unspoiled is audited too: it must pass every time. So is the second version of
-the story, whose rows are those that the first audit did not accuse. Rates stand beside the default
-policy's bounds: the first version's lower bound, the second's estimate, in multiples of the bound.
+MLflow store. The same split unspoiled is audited too: it must pass every time. So is the story's
+second version, whose rows are those that the first audit did not accuse. Rates stand beside the
+default policy's bounds: the first version's lower bound, the second's estimate, in multiples of the
+bound.
 
     python benchmarks/demo_seeds.py [--seeds 10] [--first 0] [--json FILE]
 """

@@ -1,8 +1,9 @@
 """The demo: a real data set is spoiled, the gate refuses it, is cleaned, and passes.
 
 The handwritten digits that ship inside scikit-learn; a tenth of the training labels is flipped,
-most of them in one of three invented sources, and 40 test rows are planted in the training set, half
-as they are, half shifted by one pixel. What was planted is kept, to count afterwards what was found.
+most of them in one of three invented sources, and 40 test rows are planted in the training set,
+half as they are, half shifted by one pixel. What was planted is kept, to count afterwards what was
+found.
 """
 
 from __future__ import annotations

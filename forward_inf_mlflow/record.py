@@ -176,11 +176,16 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, Measure]:
             rate_high=high,
             estimate=rate,
             certain=_whole_number(stored.get("certain")),
+            reliability=_share_or_none(stored.get("reliability")),
             threshold=threshold if isinstance(threshold, float) else None,
             note=str(stored.get("note", "")),
             abstained=None if abstained is None else str(abstained),
         )
     return measures
+
+
+def _share_or_none(value: Any) -> float | None:
+    return value if isinstance(value, float) and 0 <= value <= 1 else None
 
 
 def _whole_number(value: Any) -> int | None:
@@ -203,6 +208,11 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
             f"{rate}_low": float(stored["rate_low"]),
             f"{rate}_high": float(stored["rate_high"]),
             **({count: float(stored["count"])} if count else {}),
+            **(
+                {f"{measure}_reliability": float(stored["reliability"])}
+                if stored["reliability"] is not None
+                else {}
+            ),
         }
 
     return {

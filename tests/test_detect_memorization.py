@@ -39,7 +39,7 @@ def test_who_says_the_same_of_all_rows_changes_no_order() -> None:
     rng = np.random.default_rng(0)
     somebody, labels = expecting(*rng.uniform(0.01, 0.99, 50)), np.ones(50, int)
     alone, with_him = (
-        mean_rank(taught, labels) for taught in ([somebody], [somebody, expecting(*[0.5] * 50)])
+        mean_rank(taught, labels)[0] for taught in ([somebody], [somebody, expecting(*[0.5] * 50)])
     )
     assert np.argsort(alone).tolist() == np.argsort(with_him).tolist()
 
@@ -48,8 +48,8 @@ def test_the_mean_of_noisy_opinions_is_ahead_of_each() -> None:
     rng = np.random.default_rng(1)
     hard, labels = rng.normal(size=500), np.ones(500, int)
     taught = [expecting(*1 / (1 + np.exp(hard + rng.normal(size=500)))) for _ in range(4)]
-    each = [np.corrcoef(mean_rank([one], labels), hard)[0, 1] for one in taught]
-    assert np.corrcoef(mean_rank(taught, labels), hard)[0, 1] > max(each) + 0.05
+    each = [np.corrcoef(mean_rank([one], labels)[0], hard)[0, 1] for one in taught]
+    assert np.corrcoef(mean_rank(taught, labels)[0], hard)[0, 1] > max(each) + 0.05
 
 
 def test_who_agrees_with_nobody_counts_little_and_who_contradicts_them_not_at_all() -> None:
@@ -58,9 +58,9 @@ def test_who_agrees_with_nobody_counts_little_and_who_contradicts_them_not_at_al
     good = [expecting(*1 / (1 + np.exp(hard + rng.normal(size=500)))) for _ in range(3)]
     noise = expecting(*rng.uniform(0.01, 0.99, 500))
     against = expecting(*1 / (1 + np.exp(-2 * hard)))
-    best = np.corrcoef(mean_rank(good, labels), hard)[0, 1]
+    best = np.corrcoef(mean_rank(good, labels)[0], hard)[0, 1]
     for others in ([noise], [against]):
-        assert np.corrcoef(mean_rank([*others, *good], labels), hard)[0, 1] > best - 0.01
+        assert np.corrcoef(mean_rank([*others, *good], labels)[0], hard)[0, 1] > best - 0.01
 
 
 def test_without_half_models_rows_are_ranked_and_nobody_is_named() -> None:
@@ -138,3 +138,22 @@ def test_eight_pairs_trained_alike_give_mem_i_in_its_own_unit() -> None:
     assert "16 models" in found.measure.note
     few = HeldOut(logits[:7], logits[:7], "", learned[:7], True)
     assert "mem_i" not in memorized_classes(few, labels, np.ones(3), of([0.5] * 3)).measure.note
+
+
+def test_rankers_that_do_not_agree_name_nobody_but_rank() -> None:
+    rng = np.random.default_rng(0)
+    taught = [expecting(*rng.uniform(0.01, 0.99, 400)) for _ in range(4)]
+    models = held_out(list(np.full(400, 0.1)))
+    found = memorized_classes(models, np.ones(400, int), np.full(400, 0.9), taught)
+    assert "does not agree" in str(found.measure.abstained)
+    assert not found.flags.any()
+    assert np.isfinite(found.score).all()
+
+
+def test_agreement_is_cronbachs_alpha() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=2000)
+    taught = [expecting(*1 / (1 + np.exp(hard + rng.normal(size=2000)))) for _ in range(4)]
+    # Correlations of a half: alpha is 4 * .5 / (1 + 3 * .5), for ranks a little less.
+    assert mean_rank(taught, np.ones(2000, int))[1] == pytest.approx(0.8, abs=0.03)
+    assert mean_rank(taught[:1], np.ones(2000, int))[1] is None

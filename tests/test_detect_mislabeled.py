@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+from forward_inf_mlflow.detect import mislabeled
 from forward_inf_mlflow.detect.experts import Expert
 from forward_inf_mlflow.detect.mislabeled import (
     Mislabeled,
@@ -376,3 +377,20 @@ def test_a_bad_half_model_makes_no_row_guilty() -> None:
         certain.append(found.certain.any())
     assert np.mean(over) <= 0.05 + 0.054
     assert np.mean(certain) <= 0.1 + 0.074
+
+
+def test_reliability_is_how_well_random_labels_are_told_from_right_ones() -> None:
+    held_out, labels, truth, _ = classes(0, flips=0.1, spread=6)
+    sharp = judged(held_out, labels, truth).measure.reliability
+    held_out, labels, truth, _ = classes(0, flips=0.1, spread=2)
+    blunt = judged(held_out, labels, truth).measure.reliability
+    assert sharp is not None
+    assert blunt is not None
+    assert 0.6 < blunt < sharp - 0.02
+    assert sharp > 0.97
+
+
+@pytest.mark.parametrize("said", [[[-1, -2, -3]], [[-3, -2, -1]], [[-2, -2, -2]]])
+def test_reliability_worked_by_hand(said: list[list[float]]) -> None:
+    right = {-1: 1.0, -3: 0.0, -2: 0.5}[int(said[0][0])]
+    assert mislabeled._told_from_random(np.array(said), np.array([0])) == right

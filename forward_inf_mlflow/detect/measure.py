@@ -19,6 +19,8 @@ class Measure:
         rate_high: Upper 95 % bound of it.
         estimate: The rate itself, named or not; None takes the share of the named rows.
         certain: How many of the named ones stand at the promised error rate; None for all.
+        reliability: How well the scores tell what they should where that is known, 0 to 1; each
+            detector says what that is. None where it is not known.
         threshold: The score from which rows are named, for the reader.
         note: How these came to be, one sentence.
         abstained: Why the detector gives no verdict, one sentence; None if it gives one.
@@ -30,6 +32,7 @@ class Measure:
     rate_high: float
     estimate: float | None = None
     certain: int | None = None
+    reliability: float | None = None
     threshold: float | None
     note: str
     abstained: str | None = None

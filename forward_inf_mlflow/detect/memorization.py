@@ -27,6 +27,8 @@ from forward_inf_mlflow.halves import HeldOut
 
 #: Feldman and Zhang call a row memorized from this estimate on (their section 3).
 THRESHOLD = 0.25
+#: Rankers who agree less than this (Cronbach's alpha) name nobody.
+RELIABLE = 0.3
 #: So often must the rows have been halved, or mem_i is too coarse a number.
 MIN_REPEATS = 8
 
@@ -67,7 +69,14 @@ def memorized_classes(
     n = len(labels)
     if held_out is not None and held_out.diverged is not None:
         return _nobody(n, held_out.diverged)
-    score = mean_rank(taught, labels)
+    score, reliability = mean_rank(taught, labels)
+    if reliability is not None and reliability < RELIABLE:
+        found = _nobody(
+            n,
+            "who was taught by the training rows does not agree on what is hard about them "
+            f"(Cronbach's alpha {reliability:.2f}, below {RELIABLE})",
+        )
+        return replace(found, score=score)
     if held_out is None:
         found = _nobody(n, "no half-models were trained (take the effort 'standard')")
         return replace(found, score=score)
@@ -90,6 +99,7 @@ def memorized_classes(
             # one model is one draw is why the default policy does not bound it.
             rate_low=count / n,
             rate_high=count / n,
+            reliability=reliability,
             threshold=None,
             note=(
                 f"the label's probability falls by {THRESHOLD} or more in models that did not "
@@ -99,7 +109,7 @@ def memorized_classes(
     )
 
 
-def mean_rank(taught: Sequence[Expert], labels: np.ndarray) -> np.ndarray:
+def mean_rank(taught: Sequence[Expert], labels: np.ndarray) -> tuple[np.ndarray, float | None]:
     """Return the weighted mean of each row's ranks by how little experts expect its label, 0 to 1.
 
     The weights are those of the first principal component of the ranks. Equal opinions share a
@@ -108,15 +118,22 @@ def mean_rank(taught: Sequence[Expert], labels: np.ndarray) -> np.ndarray:
     Args:
         taught: At least one.
         labels: ``(n,)`` class indices.
+
+    Returns:
+        ``(n,)``, and how far the rankers agree: the share of the mean's variance that they have in
+        common (Cronbach, Psychometrika 1951); None if fewer than two are heard.
     """
     rows, n = np.arange(len(labels)), len(labels)
     said = np.stack([stats.rankdata(-expert.train[rows, labels]) for expert in taught])
     ranks = (said - 0.5) / n
     heard = ranks[ranks.std(1) > 0]
-    if len(heard) < 2 or n < 2:
-        return np.asarray((heard if len(heard) else ranks).mean(0))
-    weights = np.maximum(0, _first_component(np.corrcoef(heard)))
-    return np.asarray(weights @ heard / weights.sum())
+    k = len(heard)
+    if k < 2 or n < 2:
+        return np.asarray((heard if k else ranks).mean(0)), None
+    correlation = np.corrcoef(heard)
+    weights = np.maximum(0, _first_component(correlation))
+    alpha = k / (k - 1) * (1 - k / correlation.sum())
+    return np.asarray(weights @ heard / weights.sum()), float(np.clip(alpha, 0, 1))
 
 
 def _first_component(correlation: np.ndarray) -> np.ndarray:

@@ -46,6 +46,8 @@ MIN_QUERIES, MIN_RESIDUALS = 20, 100
 MOST = 0.5
 #: Fewer training rows than this show nothing beside the queries.
 MIN_ROWS = 20
+#: Experts who tell right labels from random ones worse than this (AUROC) say nothing.
+RELIABLE = 0.6
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,14 @@ def mislabeled_classes(
             f"always guessing one class on {guess:.1%}: such an opinion of a label says nothing",
         )
 
+    reliability = _told_from_random(joined.queries[trusted], truth)
+    if reliability < RELIABLE:
+        return undecided(
+            n,
+            f"who never learned a row's label tells right labels of queries from random ones with "
+            f"an AUROC of {reliability:.2f}; below {RELIABLE} such an opinion says nothing",
+        )
+
     rows = np.arange(n)
     probability = np.exp(joined.train)
     given = probability[rows, labels]
@@ -268,6 +278,7 @@ def mislabeled_classes(
             count=named,
             total=n,
             certain=sure,
+            reliability=reliability,
             estimate=estimate,
             rate_low=low,
             rate_high=max(at_most_differ, estimate),
@@ -275,11 +286,26 @@ def mislabeled_classes(
             note=(
                 f"{sure:,} rows are certain at a false discovery rate of {fdr:.0%} beside "
                 f"{len(truth):,} query rows, {named - sure:,} more are likelier wrong than right; "
-                f"asked were {joined.described()}{'; ' + note if note else ''}"
+                f"a random wrong label is told from a right one with an AUROC of {reliability:.2f} "
+                f"on the queries; asked were {joined.described()}{'; ' + note if note else ''}"
             ),
             abstained=abstained,
         ),
     )
+
+
+def _told_from_random(said: np.ndarray, truth: np.ndarray) -> float:
+    """Return how well right labels are told from random wrong ones, an AUROC.
+
+    Args:
+        said: ``(m, K)`` log-probabilities.
+        truth: ``(m,)`` class indices.
+    """
+    right = np.zeros(said.shape, dtype=bool)
+    right[np.arange(len(truth)), truth] = True
+    ranks = stats.rankdata(said)[right.ravel()]
+    k, others = len(truth), said.size - len(truth)
+    return float((ranks.sum() - k * (k + 1) / 2) / (k * others))
 
 
 def undecided(rows: int, why: str) -> Mislabeled:
