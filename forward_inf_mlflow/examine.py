@@ -158,9 +158,17 @@ def examine(
         advance = stage(progress, "answers of the moved model", (FOLDS + 1) * (n + m))
         moved = moved_expert(engine, problem, ~leaks.flags, settings.seed, work, advance)
 
-    # Half-models: what is said of a row by models that never saw it.
-    held_out = read_held_out(model, problem, settings, progress, work)
-    labels = judge_labels(problem, seen, moved, held_out, leaks, loss, query_loss, settings.fdr)
+    # Half-models: what is said of a row by models that never saw it, or a copy.
+    copies = duplicates(
+        problem.train.inputs.numpy(),
+        labels_of(problem),
+        None if seen.encodings is None else seen.encodings.train,
+    )
+    groups = copies.groups
+    held_out = read_held_out(model, problem, settings, groups, progress, work)
+    labels = judge_labels(
+        problem, seen, moved, held_out, leaks, groups, loss, query_loss, settings.fdr
+    )
     caused = train_receipt(problem, labels.mislabeled.flags, leaks.flags, settings, progress, work)
     views = (seen.features is not None) + (seen.encodings is not None)
     return Findings(
@@ -170,11 +178,7 @@ def examine(
         leaked=leaks,
         margin_change=margin_changes(engine, problem, leaks, settings.influence_queries, work),
         labels=labels,
-        duplicates=duplicates(
-            problem.train.inputs.numpy(),
-            labels_of(problem),
-            None if seen.encodings is None else seen.encodings.train,
-        ),
+        duplicates=copies,
         receipt=caused,
         forward_passes=(
             m + found.forward_passes + labels.passes + (n + m) * (views + 2 * settings.repeats)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from forward_inf_mlflow import halves, trainers
-from forward_inf_mlflow.detect.neighbours import row_keys
 from forward_inf_mlflow.detect.receipt import Receipt, receipt
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.preparation import Problem
@@ -40,9 +39,23 @@ def trainings(model: AuditedModel, settings: Settings) -> int:
 
 
 def read_held_out(
-    model: AuditedModel, problem: Problem, settings: Settings, progress: Progress, work: Work
+    model: AuditedModel,
+    problem: Problem,
+    settings: Settings,
+    groups: np.ndarray,
+    progress: Progress,
+    work: Work,
 ) -> halves.HeldOut | None:
-    """Train the half-models and read all rows under them; None where the effort trains nothing."""
+    """Train the half-models and read all rows under them; None where the effort trains nothing.
+
+    Args:
+        model: What is audited.
+        problem: Its rows.
+        settings: Effort, seed, who trains.
+        groups: ``(n,)`` the same number for rows that are the same example, which stay together.
+        progress: Told of every training.
+        work: Where finished trainings are kept.
+    """
     if not settings.repeats:
         return None
     return halves.read_halves(
@@ -50,7 +63,7 @@ def read_held_out(
         _strata(problem),
         repeats=settings.repeats,
         seed=settings.seed,
-        groups=row_keys(problem.train.inputs.numpy()),
+        groups=groups,
         progress=stage(progress, "models trained on half of the rows", 2 * settings.repeats),
     )
 

@@ -18,7 +18,7 @@ from forward_inf_mlflow.detect.mislabeled import (
     mislabeled_targets,
     undecided,
 )
-from forward_inf_mlflow.detect.neighbours import exact_copies, row_keys
+from forward_inf_mlflow.detect.neighbours import exact_copies
 from forward_inf_mlflow.detect.opinions import of_logits
 from forward_inf_mlflow.detect.worth import LeakWorth, worth
 from forward_inf_mlflow.preparation import Problem
@@ -59,6 +59,7 @@ def judge_labels(
     moved: Expert | None,
     held_out: halves.HeldOut | None,
     leaks: Leaked,
+    groups: np.ndarray,
     loss: np.ndarray,
     query_loss: np.ndarray,
     fdr: float,
@@ -71,6 +72,7 @@ def judge_labels(
         moved: What the audited model says when the queries have moved it; None if it was not.
         held_out: What half-models say; None where none were trained.
         leaks: Queries that do not count, and the rows that they copy.
+        groups: ``(n,)`` the same number for rows that are the same example.
         loss: ``(n,)`` the training rows' losses under the audited model.
         query_loss: ``(m,)`` the queries'.
         fdr: See `mislabeled_classes`.
@@ -82,12 +84,11 @@ def judge_labels(
         return Labels(unknown, wrong, memorized_targets(len(labels)), None, None, 0)
     given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
     itself = _itself(problem)
-    trusted, apart = comparable(problem, leaks)
+    trusted, apart = comparable(problem, leaks, groups)
     diverged = None if held_out is None else held_out.diverged
     naive: list[Expert] = []
     learned: list[Expert] = []
     if diverged is None and trusted.sum() >= MIN_QUERIES:
-        groups = row_keys(problem.train.inputs.numpy())
         naive, learned = experts(seen, labels, groups, truth, trusted, len(problem.classes))
         if not all_taught(labels, truth[trusted]):
             moved = None
@@ -127,22 +128,23 @@ def judge_labels(
     )
 
 
-def comparable(problem: Problem, leaks: Leaked) -> tuple[np.ndarray, np.ndarray]:
+def comparable(
+    problem: Problem, leaks: Leaked, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return which queries are trusted ``(m,)``, and which training rows stand apart ``(n,)``.
 
-    Training rows are judged without themselves and without their exact copies, queries with all
+    Training rows are judged without themselves and without their copies, queries with all
     training rows there are. So what has copies, or is one of few of its class, is harder for the
     one than for the other: it is left out of the comparison on both sides. So are rows of classes
     that no query has.
     """
     rows, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
-    keys = row_keys(rows)
     classes = int(max(labels.max(), truth.max())) + 1
     few = np.bincount(labels, minlength=classes) < MIN_CLASS
     trusted = ~leaks.flags & (exact_copies(queries, rows) < 0) & ~few[truth]
     unasked = np.bincount(truth[trusted], minlength=classes) == 0
-    apart = leaks.train_flags | (np.bincount(keys)[keys] > 1) | few[labels] | unasked[labels]
+    apart = leaks.train_flags | (np.bincount(groups)[groups] > 1) | few[labels] | unasked[labels]
     return trusted, apart
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from forward_inf_mlflow.detect import duplicates as module
+from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.duplicates import duplicates
 
 
@@ -60,3 +63,44 @@ def test_targets_that_differ_between_copies_conflict() -> None:
     x[1] = x[0]
     found = duplicates(x, np.linspace(0, 1, 50))
     assert np.flatnonzero(found.conflict).tolist() == [0, 1]
+
+
+def test_groups_join_all_copies_of_an_example() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 5)).astype(np.float32)
+    rows[[7, 9, 30]] = rows[2]
+    found = duplicates(rows, rng.integers(3, size=40))
+    groups = found.groups
+    assert len(set(groups[[2, 7, 9, 30]])) == 1
+    assert len(np.unique(groups)) == 37
+
+
+def test_very_many_rows_are_compared_through_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("voyager")
+    rng = np.random.default_rng(0)
+    encodings = nb.unit(rng.normal(size=(500, 16)))
+    encodings[:5] = nb.unit(encodings[100:105] + 1e-3 * rng.normal(size=(5, 16)))
+    rows, labels = rng.normal(size=(500, 3)).astype(np.float32), np.arange(500)
+    exact = duplicates(rows, labels, encodings)
+    monkeypatch.setattr(module, "_BY_INDEX", 0)
+    by_index = duplicates(rows, labels, encodings)
+    assert by_index.twin.tolist() == exact.twin.tolist()
+    assert by_index.twin[:5].tolist() == [100, 101, 102, 103, 104]
+    monkeypatch.setattr(nb, "nearest_by_index", lambda rows: None)
+    monkeypatch.setattr(module, "_BUDGET", 0)
+    without = duplicates(rows, labels, encodings)
+    assert (without.twin == -1).all()
+    assert "forward-inf-mlflow[large]" in without.note
+
+
+def test_the_index_finds_the_neighbours_of_the_obvious_loop() -> None:
+    pytest.importorskip("voyager")
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(800, 8)).astype(np.float32)
+    rows[5] = rows[6]  # the row itself is not the first that the index names
+    found = nb.nearest_by_index(rows)
+    exact = nb.nearest_rows(rows, rows, own=np.arange(800))
+    assert found is not None
+    assert (found.index == exact.index).mean() > 0.99
+    assert found.index[5] == 6
+    assert np.median(np.abs(found.gap - exact.gap)) < 1e-4

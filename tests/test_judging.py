@@ -7,7 +7,8 @@ from torch import nn
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.detect.leakage import Leaked, leaked
 from forward_inf_mlflow.detect.measure import Measure
-from forward_inf_mlflow.judging import MIN_CLASS, comparable
+from forward_inf_mlflow.detect.neighbours import row_keys
+from forward_inf_mlflow.judging import MIN_CLASS, MIN_TAUGHT, all_taught, comparable
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.preparation import Problem, prepare
 
@@ -37,7 +38,7 @@ def test_copies_and_small_classes_stand_apart_on_both_sides() -> None:
     z = np.arange(30) % 3
     x[7] = x[3]
     q[4] = x[20]
-    trusted, apart = comparable(problem(x, y, q, z), nothing_leaked(30, 60))
+    trusted, apart = comparable(problem(x, y, q, z), nothing_leaked(30, 60), row_keys(x))
     assert np.flatnonzero(apart).tolist() == [3, 7, *range(60 - (MIN_CLASS - 1), 60)]
     assert not trusted[4]
     assert not trusted[z == 2].any()
@@ -52,6 +53,24 @@ def test_leaked_queries_and_the_rows_that_they_copy_stand_apart() -> None:
     y, z = np.arange(120) % 3, np.arange(30) % 3
     found = leaked(q, x, None)
     assert found.flags[:3].all()
-    trusted, apart = comparable(problem(x, y, q, z), found)
+    trusted, apart = comparable(problem(x, y, q, z), found, row_keys(x))
     assert apart[50:53].all()
     assert not trusted[:3].any()
+
+
+def test_rows_of_classes_that_no_query_has_stand_apart() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(90, 4)).astype(np.float32)
+    q = rng.normal(size=(30, 4)).astype(np.float32)
+    y, z = np.arange(90) % 3, np.arange(30) % 2
+    _, apart = comparable(problem(x, y, q, z), nothing_leaked(30, 90), row_keys(x))
+    assert apart.tolist() == (y == 2).tolist()
+
+
+def test_who_never_heard_of_a_class_is_not_asked() -> None:
+    labels = np.repeat(np.arange(3), 20)
+    assert all_taught(labels, np.repeat(np.arange(3), MIN_TAUGHT))
+    assert not all_taught(labels, np.repeat(np.arange(2), 50))
+    assert not all_taught(labels, np.r_[np.repeat(np.arange(2), 50), np.full(MIN_TAUGHT - 1, 2)])
+    few = np.r_[np.repeat(np.arange(2), 50), np.full(MIN_CLASS - 1, 2)]
+    assert all_taught(few, np.repeat(np.arange(2), 50)), "a class of a few rows is apart anyway"

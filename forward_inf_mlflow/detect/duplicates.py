@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from forward_inf_mlflow.detect import neighbours as nb
 
@@ -37,6 +39,13 @@ class Duplicates:
     exact: np.ndarray
     conflict: np.ndarray
     note: str
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Return the number of the example that each row is, the same for copies, ``(n,)``."""
+        n, rows = len(self.twin), np.flatnonzero(self.twin >= 0)
+        pairs = coo_array((np.ones(len(rows)), (rows, self.twin[rows])), shape=(n, n))
+        return np.asarray(connected_components(pairs, directed=False)[1], dtype=np.int64)
 
     @property
     def wrong_at_least(self) -> int:
