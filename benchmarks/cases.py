@@ -336,8 +336,8 @@ def case(setting: str, seed: int, file: Path | None, device: str = "cpu") -> Cas
     )
 
 
-def smaller(whole: Case, rows: int) -> Case:
-    """Return the case with its first rows only."""
+def smaller(whole: Case, rows: int | None) -> Case:
+    """Return the case with its first rows only; None for all."""
     rare = None if whole.rare is None else whole.rare[:rows]
     first = (some[:rows] for some in (whole.x, whole.given, whole.true))
     return replace(whole, **dict(zip(("x", "given", "true"), first, strict=True)), rare=rare)

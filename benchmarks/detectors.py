@@ -17,7 +17,8 @@ need and cost (in trainings of the audited model, by the processor's seconds) st
     OMP_NUM_THREADS=1 python benchmarks/detectors.py [--only mislabeled] [--data FILE]
         [--leakage FILE] [--seeds 3] [--quick] [--json FILE]
 
---quick: one seed, one setting of each part. The files' keys are in README.md.
+--quick: one seed, one setting of each part, on fewer rows and queries. The files' keys are in
+README.md.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ PARTS = ("mislabeled", "leakage", "memorization")
 OURS = "forward_inf"
 #: Rows of the models that are trained 60 times.
 FEWER = 2000
+#: With --quick: rows of the two parts about labels, queries that are asked about one by one, and
+#: queries of each kind that the published recipe is asked of.
+QUICK_ROWS, QUICK_SUBSETS, QUICK_ASKED, QUICK_PUBLISHED = 2000, 500, 20, 8
 Figures = dict[str, float]
 
 
@@ -196,7 +200,7 @@ class Leaky:
         return cls(some, change != "", copies, change, images)
 
 
-def judge_leaks(some: Leaky) -> Iterator[tuple[str, Scored]]:
+def judge_leaks(some: Leaky, *, quick: bool) -> Iterator[tuple[str, Scored]]:
     """Yield every method's figures."""
     leaked, seed = some.leaked, some.case.seed
 
@@ -218,7 +222,9 @@ def judge_leaks(some: Leaky) -> Iterator[tuple[str, Scored]]:
             **by_change,
         }
 
-    found, cost = audit(some.case, Settings(seed=seed, effort="quick"))
+    asked = QUICK_ASKED if quick else Settings.influence_queries
+    settings_ = Settings(seed=seed, effort="quick", influence_queries=asked)
+    found, cost = audit(some.case, settings_)
     leaks = found.leaked
     scores = np.where(leaks.kind == "exact", 1e9, -np.nan_to_num(leaks.score))
     flags = leaks.flags
@@ -233,7 +239,8 @@ def judge_leaks(some: Leaky) -> Iterator[tuple[str, Scored]]:
         "rate_estimate": leaks.measure.rate,
     }
     yield OURS, Scored({**figures(scores, leaks.train_index, cost), **verdict}, rivals.FINAL)
-    for name, rival, rows in rivals.leaks(some.case, some.images, leaked):
+    published = QUICK_PUBLISHED if quick else rivals.PUBLISHED
+    for name, rival, rows in rivals.leaks(some.case, some.images, leaked, published):
         yield name, Scored(figures(rival.scores, rows, rival.cost), rival.needs)
 
 
@@ -367,7 +374,7 @@ def main() -> None:
     file = arguments.data if arguments.data.exists() else None
     names = settings("digits") + (settings(kind_of(file)) if file else [])
     if arguments.quick:
-        names = names[-2 if file else 0 :][:1] if file is None else [settings(kind_of(file))[0]]
+        names = settings(kind_of(file) if file else "digits")[:1]
     if arguments.setting:
         names = [name for name in arguments.setting if "leaks" not in name]
     results: dict[str, Any] = {part: {} for part in parts}
@@ -380,9 +387,12 @@ def main() -> None:
             results["mislabeled"][setting] = table(
                 "mislabeled",
                 setting,
-                lambda seed, s=setting: judge_mislabeled(
-                    case(s, seed, source(s), arguments.device)
-                ),  # type: ignore[misc]
+                lambda seed, s=setting: judge_mislabeled(  # type: ignore[misc]
+                    smaller(
+                        case(s, seed, source(s), arguments.device),
+                        QUICK_ROWS if arguments.quick else None,
+                    )
+                ),
                 seeds,
                 "ap",
             )
@@ -392,7 +402,7 @@ def main() -> None:
             results["leakage"][setting] = table(
                 "leakage",
                 setting,
-                lambda seed, leaks=leaks: judge_leaks(leaks(seed)),  # type: ignore[misc]
+                lambda seed, leaks=leaks: judge_leaks(leaks(seed), quick=arguments.quick),  # type: ignore[misc]
                 seeds,
                 "tpr_at_1fpr",
             )
@@ -403,7 +413,10 @@ def main() -> None:
                 "memorization",
                 setting,
                 lambda seed, s=setting: judge_memorization(  # type: ignore[misc]
-                    smaller(case(s, seed, source(s), arguments.device), FEWER)
+                    smaller(
+                        case(s, seed, source(s), arguments.device),
+                        QUICK_SUBSETS if arguments.quick else FEWER,
+                    )
                 ),
                 seeds,
                 "spearman",

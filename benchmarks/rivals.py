@@ -197,14 +197,18 @@ def tracin(case: Case) -> Found | None:
 
 
 def leaks(
-    case: Case, images: tuple[np.ndarray, np.ndarray] | None, leaked: np.ndarray
+    case: Case,
+    images: tuple[np.ndarray, np.ndarray] | None,
+    leaked: np.ndarray,
+    asked: int = PUBLISHED,
 ) -> Iterator[tuple[str, Found, np.ndarray]]:
     """Yield every rival's score of every query, and the row that it takes for its copy.
 
     Args:
         case: The audited model and its rows.
         images: Training rows and queries as bytes ``(n, h, w, 3)``; None where they are no images.
-        leaked: ``(m,)`` bool; the published recipe, a sweep a query, is asked of a few of each.
+        leaked: ``(m,)`` bool.
+        asked: How many of either the published recipe is asked of: each takes a sweep.
     """
     run, module = case.training(), case.network().to(case.device)
     views = {"pixel": lambda x: x, "feature": penultimate(module), "encoding": encoded(module)}
@@ -219,13 +223,13 @@ def leaks(
         yield f"{name}_gap", Found(gap, FINAL, cost), near[:, 0]
     if images is not None:
         start = time.process_time()
-        hashes, asked = (perceptual(x).astype(np.float32) * 2 - 1 for x in images)
-        alike = asked @ hashes.T
+        hashes, theirs = (perceptual(x).astype(np.float32) * 2 - 1 for x in images)
+        alike = theirs @ hashes.T
         near = alike.argmax(1)
         cost = (time.process_time() - start) / run.seconds
         yield "perceptual_hash", Found(alike.max(1), FINAL, cost), near
     start = time.process_time()
-    some = np.r_[np.flatnonzero(leaked)[:PUBLISHED], np.flatnonzero(~leaked)[:PUBLISHED]]
+    some = np.r_[np.flatnonzero(leaked)[:asked], np.flatnonzero(~leaked)[:asked]]
     changed = published(case, module, some)
     cost = (time.process_time() - start) / run.seconds
     scores, named = np.full(len(case.query_x), np.nan), np.zeros(len(case.query_x), int)

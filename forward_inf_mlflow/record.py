@@ -210,7 +210,7 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
             **({count: float(stored["count"])} if count else {}),
             **(
                 {f"{measure}_reliability": float(stored["reliability"])}
-                if stored["reliability"] is not None
+                if stored.get("reliability") is not None
                 else {}
             ),
         }

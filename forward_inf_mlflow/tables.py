@@ -149,6 +149,7 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     table = _common(rows, "mislabeled", "mislabeled_score")
     rank = scores["loss"].rank(ascending=False, method="min").astype(int)
     if problem.classes is None:
+        table["likelier_label"] = [float(f"{value:.4g}") for value in rows["likelier_label"]]
         said = [
             f"models that never saw the row predict {value:.4g}" for value in rows["likelier_label"]
         ]

@@ -33,9 +33,8 @@ RECORD = {
 
 
 def flagged(**changes: Any) -> pd.DataFrame:
-    row = dict(
-        zip(FLAGGED, ["leaked", "r1", "q1", 3, 5, 0.5, "near", True, "a", 1.5, "why"], strict=True)
-    )
+    said = ["leaked", "r1", "q1", 3, 5, 0.5, 0.001, -0.2, "near", True, "a", 1.5, "why"]
+    row = dict(zip(FLAGGED, said, strict=True))
     return pd.DataFrame([row | changes], columns=list(FLAGGED))
 
 
