@@ -236,8 +236,6 @@ def tell(seed: int, say: Callable[[str], None], progress: Progress | None = None
     say(f"3. Audited {uri}: {WORDS[spoiled.decision.outcome]}.")
     for reason in spoiled.decision.reasons:
         say(f"     {reason}")
-    if caused := spoiled.record["receipt"]:
-        say(f"     {caused['sentence']}")
     _say_rows(spoiled, say)
     _say_sources(spoiled, say)
     say(
