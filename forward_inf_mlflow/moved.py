@@ -14,6 +14,7 @@ import numpy as np
 
 from forward_inf_mlflow.detect.experts import Expert
 from forward_inf_mlflow.directions import Moves
+from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.probe import Choice
@@ -49,7 +50,8 @@ def moved_expert(
         progress: Called with the number of rows just read.
 
     Returns:
-        None where there are too few queries, or too many answers to hold.
+        None where there are too few queries, too many answers to hold, or moves that are lost in
+        rounding (the queries' losses are all but zero): then they teach nothing either.
     """
     n, m = len(problem.train), len(problem.queries)
     assert problem.classes is not None, "answers are logits of classes here"
@@ -63,9 +65,12 @@ def moved_expert(
     ]
     within = Within(work, "moved")
     names = np.array([f"all but part {part}" for part in range(FOLDS)])
-    moves, choice = engine.plan_moves(
-        problem.module, QueryGroups(groups, names), problem.train, within
-    )
+    try:
+        moves, choice = engine.plan_moves(
+            problem.module, QueryGroups(groups, names), problem.train, within
+        )
+    except ForwardInfError:
+        return None
     side = rng.integers(FOLDS, size=n)
     train = _changes(engine, moves, choice, problem.train, Within(within, "train"), progress)
     queries = _changes(engine, moves, choice, problem.queries, Within(within, "queries"), progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from forward_inf_mlflow.detect.leakage import Leaked
+from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.sweep import sweep
@@ -37,7 +38,10 @@ def margin_changes(
     groups = QueryGroups(
         [problem.train.take(rows[[i]]) for i in range(len(rows))], rows.astype(str)
     )
-    moves, choice = engine.plan_moves(problem.module, groups, problem.train, within)
+    try:
+        moves, choice = engine.plan_moves(problem.module, groups, problem.train, within)
+    except ForwardInfError:  # the rows' losses are all but zero: lost in rounding
+        return found
     queries = problem.queries.take(leaked)
     values = np.zeros((len(rows), len(leaked)))
     for part in sweep(moves, engine.task, queries, method=choice.method, work=within):

@@ -7,11 +7,15 @@ from torch import nn
 
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.detect.experts import Expert
+from forward_inf_mlflow.detect.leakage import Leaked
+from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.moved import moved_expert
 from forward_inf_mlflow.preparation import Problem, prepare
 from forward_inf_mlflow.tasks import Classification
+from forward_inf_mlflow.unlearned import margin_changes
 from forward_inf_mlflow.work import KEEP_NOTHING
 
 ENGINE = ForwardInfluence(task=Classification())
@@ -101,3 +105,19 @@ def test_untrusted_queries_move_nothing() -> None:
     some, _ = problem()
     trusted = np.arange(M) < 39
     assert moved_expert(ENGINE, some, trusted, 0, KEEP_NOTHING) is None
+
+
+def test_moves_that_are_lost_in_rounding_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    some, _ = problem()
+
+    def lost(*_: object, **__: object) -> None:
+        raise ForwardInfError("the step is lost in rounding")
+
+    monkeypatch.setattr(ForwardInfluence, "plan_moves", lost)
+    assert expert(some) is None
+    nobody = np.full(M, "", dtype=object)
+    kind = nobody.copy()
+    kind[:3] = "exact"
+    zeros, unknown = np.zeros(M, int), np.full(M, np.nan)
+    leaks = Leaked(kind, zeros, np.zeros(N, bool), unknown, unknown, nobody, Measure.none(M, ""))
+    assert np.isnan(margin_changes(ENGINE, some, leaks, 10, KEEP_NOTHING)).all()
