@@ -291,6 +291,8 @@ def plan_audit(
     settings = _settings(
         seed, effort, trainer, influence_queries, direction, readout, weight_decay, compiled
     )
+    if trainer is not None:
+        load_trainer(trainer)
     posed = pose(model_uri, **where)
     problem = posed.problem
     planned = plan_influence(posed.model, problem, settings)

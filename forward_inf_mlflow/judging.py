@@ -115,13 +115,23 @@ def judge_labels(
             learned=[itself, *([] if moved is None else [moved]), *learned],
             apart=apart,
             fdr=fdr,
-            note=_NO_HALVES if held_out is None else held_out.note,
+            note="; ".join(
+                filter(
+                    None,
+                    [
+                        _NO_HALVES if held_out is None else held_out.note,
+                        _unasked(labels, truth[trusted]),
+                    ],
+                )
+            ),
         )
     taught = [itself, *(expert for expert in (*naive, *learned) if not expert.blind)]
     return Labels(
         given_probability=given,
         mislabeled=wrong,
-        memorized=memorized_classes(held_out, labels, given, taught),
+        memorized=memorized_classes(
+            held_out, labels, given, itself.train.argmax(1) == labels, taught
+        ),
         leak_worth=worth(itself.queries.argmax(1) == truth, query_loss, leaks.flags),
         membership=membership(loss, query_loss, held_out, labels, truth, leaks.flags),
         passes=len(labels) + len(truth),
@@ -146,6 +156,17 @@ def comparable(
     unasked = np.bincount(truth[trusted], minlength=classes) == 0
     apart = leaks.train_flags | (np.bincount(groups)[groups] > 1) | few[labels] | unasked[labels]
     return trusted, apart
+
+
+def _unasked(labels: np.ndarray, asked: np.ndarray) -> str:
+    """Return how many rows have a label that no query has, one clause; "" for none."""
+    count = int((~np.isin(labels, asked)).sum())
+    return (
+        f"{count:,} training rows have a label that no comparable query row has: none of them can "
+        "be certain"
+        if count
+        else ""
+    )
 
 
 def all_taught(labels: np.ndarray, taught: np.ndarray) -> bool:

@@ -157,6 +157,12 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
         said = [
             f"who never learned its label gives it {row.held_out_probability:.1%}, "
             f"and {row.likelier_label} {row.likelier_probability:.1%}"
+            + (
+                ""
+                if row.mislabeled_score > 0.5
+                else "; it stands among the certain by its rank, which the model itself and its "
+                "features decide too"
+            )
             for row in rows.itertuples()
         ]
     table["kind"] = np.where(rows["mislabeled_certain"], "certain", "likely")

@@ -109,4 +109,4 @@ def test_the_decision_is_the_first_thing_seen_at_either_width(
 def test_the_slider_says_what_to_expect(browse: Callable[..., str]) -> None:
     page = browse("--dump-dom")
     assert "data-depths" in page
-    assert "The first 3 rows: about 0 of them innocent, at most 0." in page
+    assert "Of the first 3 rows about 0, at most 0 are innocent." in page

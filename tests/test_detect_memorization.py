@@ -21,6 +21,10 @@ def expecting(*probability: float) -> Expert:
     return Expert("somebody", logs, logs)
 
 
+def known(n: int) -> np.ndarray:
+    return np.ones(n, dtype=bool)
+
+
 def of(probability: np.ndarray | list[float]) -> list[Expert]:
     return [expecting(*map(float, probability))]
 
@@ -28,7 +32,7 @@ def of(probability: np.ndarray | list[float]) -> list[Expert]:
 def test_everybody_ranks_rows_alike_and_half_models_name_them() -> None:
     models, labels = held_out([0.5, 0.5, 0.9]), np.array([1, 1, 1])
     taught = [expecting(0.2, 0.6, 0.9), expecting(0.5, 0.4, 0.6), expecting(0.3, 0.3, 0.3)]
-    found = memorized_classes(models, labels, np.array([0.9, 0.9, 0.9]), taught)
+    found = memorized_classes(models, labels, np.array([0.9, 0.9, 0.9]), known(3), taught)
     # Ranks, the least expected highest: 3 2 1, then 2 3 1; the third says the same of all.
     np.testing.assert_allclose(found.score, np.array([2.5, 2.5, 1]) / 3 - 1 / 6)
     np.testing.assert_allclose(found.fall, [0.4, 0.4, 0.0], atol=1e-12)
@@ -64,7 +68,9 @@ def test_who_agrees_with_nobody_counts_little_and_who_contradicts_them_not_at_al
 
 
 def test_without_half_models_rows_are_ranked_and_nobody_is_named() -> None:
-    found = memorized_classes(None, np.array([1, 1]), np.array([0.9, 0.9]), of([0.2, 0.8]))
+    found = memorized_classes(
+        None, np.array([1, 1]), np.array([0.9, 0.9]), known(2), of([0.2, 0.8])
+    )
     assert found.score[0] > found.score[1]
     assert np.isnan(found.fall).all()
     assert not found.flags.any()
@@ -75,7 +81,7 @@ def test_three_rows_worked_by_hand() -> None:
     # Means without the row: .5, .85, .2. With it: .9, .9, .3. Labels 1, 1, 0.
     models = held_out([0.4, 0.8, 0.7], [0.6, 0.9, 0.9])
     found = memorized_classes(
-        models, np.array([1, 1, 0]), np.array([0.9, 0.9, 0.3]), of([0.9, 0.9, 0.7])
+        models, np.array([1, 1, 0]), np.array([0.9, 0.9, 0.3]), known(3), of([0.9, 0.9, 0.7])
     )
     np.testing.assert_allclose(found.fall, [0.4, 0.05, 0.1], atol=1e-12)
     assert found.flags.tolist() == [True, False, False]
@@ -85,13 +91,15 @@ def test_three_rows_worked_by_hand() -> None:
 
 def test_a_row_that_other_models_know_as_well_is_never_memorized() -> None:
     p = np.random.default_rng(0).uniform(0.01, 0.99, 500)
-    found = memorized_classes(held_out(list(p)), np.ones(500, dtype=int), p, of(p))
+    found = memorized_classes(held_out(list(p)), np.ones(500, dtype=int), p, known(500), of(p))
     np.testing.assert_allclose(found.fall, 0, atol=1e-9)
     assert found.measure.count == 0
 
 
 def test_the_threshold_itself_counts() -> None:
-    found = memorized_classes(held_out([0.5]), np.array([1]), np.array([0.75]), of([0.75]))
+    found = memorized_classes(
+        held_out([0.5]), np.array([1]), np.array([0.75]), known(1), of([0.75])
+    )
     assert found.flags.tolist() == [True]
 
 
@@ -100,7 +108,7 @@ def test_falls_lie_between_minus_one_and_one_and_ranks_between_none_and_one() ->
     logits = rng.normal(size=(3, 200, 4)) * 50
     models = HeldOut(logits, logits, "")
     labels, taught = rng.integers(4, size=200), [Expert("they", logits[0], logits[0])]
-    found = memorized_classes(models, labels, rng.random(200), taught)
+    found = memorized_classes(models, labels, rng.random(200), known(200), taught)
     assert (np.abs(found.fall) <= 1).all()
     assert ((found.score > 0) & (found.score < 1)).all()
 
@@ -108,7 +116,7 @@ def test_falls_lie_between_minus_one_and_one_and_ranks_between_none_and_one() ->
 def test_models_that_answer_no_numbers_give_no_verdict() -> None:
     logits = np.full((1, 3, 2), np.nan)
     models = HeldOut(logits, logits, "")
-    found = memorized_classes(models, np.zeros(3, dtype=int), np.ones(3), of([0.5] * 3))
+    found = memorized_classes(models, np.zeros(3, dtype=int), np.ones(3), known(3), of([0.5] * 3))
     assert found.measure.abstained is not None
     assert not found.flags.any()
 
@@ -130,21 +138,24 @@ def test_eight_pairs_trained_alike_give_mem_i_in_its_own_unit() -> None:
     out[:2, 2] = 0
     logits = 10.0 * np.eye(2)[out]
     models = HeldOut(logits, logits, "", learned, True)
-    found = memorized_classes(models, labels, np.ones(3), of([0.5] * 3))
+    found = memorized_classes(models, labels, np.ones(3), known(3), of([0.5] * 3))
     np.testing.assert_allclose(found.score, [1, 0, 3 / 8])
     assert found.flags.tolist() == [True, False, True]
     assert found.measure.rate_low == pytest.approx(1 / 3)
     assert found.measure.rate == pytest.approx(2 / 3)
     assert "16 models" in found.measure.note
     few = HeldOut(logits[:7], logits[:7], "", learned[:7], True)
-    assert "mem_i" not in memorized_classes(few, labels, np.ones(3), of([0.5] * 3)).measure.note
+    assert (
+        "mem_i"
+        not in memorized_classes(few, labels, np.ones(3), known(3), of([0.5] * 3)).measure.note
+    )
 
 
 def test_rankers_that_do_not_agree_name_nobody_but_rank() -> None:
     rng = np.random.default_rng(0)
     taught = [expecting(*rng.uniform(0.01, 0.99, 400)) for _ in range(4)]
     models = held_out(list(np.full(400, 0.1)))
-    found = memorized_classes(models, np.ones(400, int), np.full(400, 0.9), taught)
+    found = memorized_classes(models, np.ones(400, int), np.full(400, 0.9), known(400), taught)
     assert "does not agree" in str(found.measure.abstained)
     assert not found.flags.any()
     assert np.isfinite(found.score).all()
@@ -157,3 +168,10 @@ def test_agreement_is_cronbachs_alpha() -> None:
     # Correlations of a half: alpha is 4 * .5 / (1 + 3 * .5), for ranks a little less.
     assert mean_rank(taught, np.ones(2000, int))[1] == pytest.approx(0.8, abs=0.03)
     assert mean_rank(taught[:1], np.ones(2000, int))[1] is None
+
+
+def test_what_the_model_does_not_know_it_has_not_memorized() -> None:
+    given, labels = np.array([0.1, 0.9, 0.9]), np.ones(3, int)
+    found = memorized_classes(None, labels, given, given > 0.5, of([0.1, 0.3, 0.6]))
+    assert found.score[0] == 0
+    assert found.score[1] > found.score[2] > 0

@@ -186,8 +186,9 @@ def _say_rest(console: Console, record: Any) -> None:
     for name, found in measures:
         console.say(f"  {name:<11} {found}")
     for part in ("leak_worth", "duplicates", "membership", "receipt"):
-        if (said := record[part]) and said["sentence"]:
-            console.say(f"  {said['sentence']}")
+        said = (record[part] or {}).get("sentence")
+        if said and said not in record["decision"]["reasons"]:
+            console.say(f"  {said}")
     if record["sources"]:
         console.say()
         console.say("  sources, with 95 % intervals", bold=True)

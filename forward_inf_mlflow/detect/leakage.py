@@ -54,7 +54,8 @@ class Leaked:
         score: Minus the nearness of the nearest row over the threshold, in the search where that is
             largest: -1 and below is accused. NaN for exact copies, and where rows are too few.
         p_value: How likely a row that is no copy lies so near: conformal, against training rows
-            among themselves, adjusted for the number of searches. NaN as for ``score``.
+            among themselves, adjusted for the number of searches. NaN as for ``score``, and for the
+            kind "influence", which no such row tests.
         evidence: A sentence for every leaked query, else "".
         measure: The summary.
     """
@@ -146,7 +147,7 @@ def leaked(
     if view is not None:
         named = _confirmed(view)
         for q in np.flatnonzero((named >= 0) & (kind == "") & (copies < 0)):
-            index[q], kind[q] = named[q], "influence"
+            index[q], kind[q], p_value[q] = named[q], "influence", np.nan
             evidence[q] = (
                 "the model's features tell them apart no better than copies, and the query's "
                 "influence names this row first"

@@ -46,6 +46,8 @@ MIN_QUERIES, MIN_RESIDUALS = 20, 100
 MOST = 0.5
 #: Fewer training rows than this show nothing beside the queries.
 MIN_ROWS = 20
+#: How sure the lower bound of the rate is: only it refuses, and a refusal must not be luck.
+SURE = 0.99
 #: Experts who tell right labels from random ones worse than this (AUROC) say nothing.
 RELIABLE = 0.6
 
@@ -125,7 +127,8 @@ class _Beside:
             for some in (suspicion, suspicion[tested])
         )
         surely = (among - envelope.false_at_most(among)) / np.maximum(depth, among)
-        return cls(accused, surely, envelope.guilty)
+        sure = Envelope.of(suspicion[tested], trusted, SURE)
+        return cls(accused, surely, sure.guilty)
 
 
 def disagreement(
@@ -281,8 +284,8 @@ def mislabeled_classes(
             reliability=reliability,
             estimate=estimate,
             rate_low=low,
-            rate_high=max(at_most_differ, estimate),
-            threshold=float(wrong[flags].min()) if named else None,
+            rate_high=max(at_most_differ, estimate, binomial_high(0, count)),
+            threshold=None,  # two rules name rows: no line parts them from the others
             note=(
                 f"{sure:,} rows are certain at a false discovery rate of {fdr:.0%} beside "
                 f"{len(truth):,} query rows, {named - sure:,} more are likelier wrong than right; "

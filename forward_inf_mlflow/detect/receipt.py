@@ -56,15 +56,22 @@ class Receipt:
             return self._of_error()
         return (
             f"receipt: trained {self.seeds} times with and without the {self.rows:,} mislabeled "
-            f"rows, the {self.metric} on the query rows changes by {change}"
+            f"rows, the {self.metric} on the query rows changes by {change}: "
+            f"{self._conclusion}"
         )
+
+    @property
+    def _conclusion(self) -> str:
+        if self.low <= 0 <= self.high:
+            return "no effect beyond chance"
+        return "better without them" if self.gain > 0 else "worse without them"
 
     def _of_error(self) -> str:
         return (
             f"receipt: trained {self.seeds} times with and without the {self.rows:,} mislabeled "
             f"rows, the {self.metric} on the query rows falls by {self.gain:.3g} "
             f"({self.low:.3g} to {self.high:.3g}) from {self.before:.3g}; without as many rows at "
-            f"random by {self.random:.3g}"
+            f"random by {self.random:.3g}: {self._conclusion}"
         )
 
 

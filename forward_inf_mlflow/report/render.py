@@ -142,7 +142,8 @@ def render(
         for name, key in _BOUNDS.items()
     ]
     regression = top["task"] == "regression"
-    expected = _expected(scores, probable=not regression)
+    named = number(_section(measures["mislabeled"], "measures.mislabeled")["count"])
+    expected = _expected(scores, named, probable=not regression)
     sources = _sources(top["sources"])
     outcome, reasons = _decision(top, parts["decision"])
     uri = str(parts["model"]["uri"] or "MODEL_URI")
@@ -161,9 +162,13 @@ def render(
         regression=regression,
         depths=_depths(expected),
         slider=Markup(json.dumps(expected)),  # noqa: S704  numbers that we counted
-        slider_start=_start(expected, number(_section(measures["mislabeled"], "")["count"])),
+        slider_start=_start(expected, named),
         more={
-            verdict: [said for part in names if (said := _section(top[part], part)["sentence"])]
+            verdict: [
+                said
+                for part in names
+                if (said := _section(top[part], part)["sentence"]) and said not in reasons
+            ]
             for verdict, names in _MORE.items()
         },
         sources=sources[:MAX_ROWS],
@@ -297,11 +302,13 @@ def _verdict(
     )
 
 
-def _expected(scores: pd.DataFrame, *, probable: bool) -> list[tuple[int, float | None, float]]:
+def _expected(
+    scores: pd.DataFrame, named: float | None, *, probable: bool
+) -> list[tuple[int, float | None, float]]:
     """Return how many of the first rows are wrong, about and at least, at many depths.
 
-    The depths of the table are among them. About is None where the rows' scores are no
-    probabilities.
+    The depths of the table and the number of named rows are among them. About is None where the
+    rows' scores are no probabilities.
     """
     needed = ("mislabeled_score", "mislabeled_suspicion", "mislabeled_surely")
     if not set(needed) <= set(scores.columns):
@@ -312,7 +319,8 @@ def _expected(scores: pd.DataFrame, *, probable: bool) -> list[tuple[int, float 
     order = np.argsort(-np.nan_to_num(suspicion, nan=-np.inf), kind="stable")
     n = len(order)
     stops = np.unique(np.geomspace(1, n, min(n, _STOPS)).astype(int))
-    depths = np.union1d(stops, [k for k in _DEPTHS if k <= n]).astype(int)
+    wanted = [k for k in (*_DEPTHS, int(named or 0)) if 1 <= k <= n]
+    depths = np.union1d(stops, wanted).astype(int)
     about = np.cumsum(np.nan_to_num(score[order]))[depths - 1]
     # What is wrong among fewer rows is wrong among more.
     least = np.maximum.accumulate(np.nan_to_num(surely[order])[depths - 1] * depths)

@@ -6,8 +6,9 @@ for (const box of document.querySelectorAll("[data-depths]")) {
   const number = (value) => Math.round(value).toLocaleString("en");
   const show = () => {
     const [rows, about, surely] = depths[slider.value];
-    const guess = about === null ? "" : `about ${number(rows - about)} of them innocent, `;
-    said.textContent = `The first ${number(rows)} rows: ${guess}at most ${number(rows - surely)}.`;
+    const guess = about === null ? "" : `about ${number(rows - about)}, `;
+    const most = number(rows - surely);
+    said.textContent = `Of the first ${number(rows)} rows ${guess}at most ${most} are innocent.`;
   };
   slider.max = depths.length - 1;
   slider.addEventListener("input", show);
