@@ -371,13 +371,20 @@ def _sources(value: Any) -> list[Section]:
     if not isinstance(value, list | None):
         raise TrackingError("the audit cannot be read: sources is no list; audit the version again")
     sources = [_section(item, "sources") for item in value or []]
+    for source in sources:
+        source["high"] = [name for name in _BOUNDS if _by_chance(source, name) < LEVEL]
     return sorted(sources, key=lambda source: -(number(source["mislabeled_rate"]) or 0.0))
+
+
+def _by_chance(source: Section, verdict: str) -> float:
+    """Return how likely chance alone gives the source so many of these rows; 1 if nobody says."""
+    p = number(source[f"{verdict}_p"])
+    return 1.0 if p is None else p
 
 
 def _guilty(sources: list[Section]) -> list[Section]:
     """Return the sources whose mislabeled rate is above the others' beyond chance."""
-    p = [(number(source["mislabeled_p"]), source) for source in sources]
-    return [source for value, source in p if value is not None and value < LEVEL][:3]
+    return [source for source in sources if "mislabeled" in source["high"]][:3]
 
 
 def _own_command(value: Any) -> str | None:
