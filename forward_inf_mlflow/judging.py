@@ -27,6 +27,8 @@ from forward_inf_mlflow.views import Views, experts
 
 #: Rows of a class below which leaving one out makes it another class.
 MIN_CLASS = 10
+#: Chance below which no query of a class is no chance.
+ABSENT = 1e-3
 #: Queries of a class below which who was taught by queries alone does not know it.
 MIN_TAUGHT = 5
 _NO_HALVES = "no half-models were trained (take the effort 'standard')"
@@ -120,7 +122,7 @@ def judge_labels(
                     None,
                     [
                         _NO_HALVES if held_out is None else held_out.note,
-                        _unasked(labels, truth[trusted]),
+                        _told_of_absence(unasked(labels, truth[trusted])),
                     ],
                 )
             ),
@@ -146,21 +148,36 @@ def comparable(
     Training rows are judged without themselves and without their copies, queries with all
     training rows there are. So what has copies, or is one of few of its class, is harder for the
     one than for the other: it is left out of the comparison on both sides. So are rows of classes
-    that no query has.
+    that the queries lack, where chance does not explain that.
     """
     rows, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     classes = int(max(labels.max(), truth.max())) + 1
     few = np.bincount(labels, minlength=classes) < MIN_CLASS
     trusted = ~leaks.flags & (exact_copies(queries, rows) < 0) & ~few[truth]
-    unasked = np.bincount(truth[trusted], minlength=classes) == 0
-    apart = leaks.train_flags | (np.bincount(groups)[groups] > 1) | few[labels] | unasked[labels]
-    return trusted, apart
+    apart = leaks.train_flags | (np.bincount(groups)[groups] > 1) | few[labels]
+    return trusted, apart | unasked(labels, truth[trusted])
 
 
-def _unasked(labels: np.ndarray, asked: np.ndarray) -> str:
-    """Return how many rows have a label that no query has, one clause; "" for none."""
-    count = int((~np.isin(labels, asked)).sum())
+def unasked(labels: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return which rows have a label that the queries lack, and not by chance, ``(n,)`` bool.
+
+    A class that is rare among the rows may lack a query by chance. To leave its rows out would
+    leave the harder, common classes over-represented beside the queries.
+
+    Args:
+        labels: ``(n,)`` class indices of the training rows.
+        asked: ``(m,)`` those of the queries.
+    """
+    classes = int(max(labels.max(), asked.max(initial=0))) + 1
+    rows, queries = (np.bincount(some, minlength=classes) for some in (labels, asked))
+    by_chance = (1 - rows / len(labels)) ** len(asked)
+    return np.asarray(((queries == 0) & (by_chance < ABSENT))[labels])
+
+
+def _told_of_absence(absent: np.ndarray) -> str:
+    """Return how many rows have a label that the queries lack, one clause; "" for none."""
+    count = int(absent.sum())
     return (
         f"{count:,} training rows have a label that no comparable query row has: none of them can "
         "be certain"

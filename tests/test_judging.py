@@ -8,7 +8,7 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.detect.leakage import Leaked, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.neighbours import row_keys
-from forward_inf_mlflow.judging import MIN_CLASS, MIN_TAUGHT, all_taught, comparable
+from forward_inf_mlflow.judging import MIN_CLASS, MIN_TAUGHT, all_taught, comparable, unasked
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.preparation import Problem, prepare
 
@@ -74,3 +74,15 @@ def test_who_never_heard_of_a_class_is_not_asked() -> None:
     assert not all_taught(labels, np.r_[np.repeat(np.arange(2), 50), np.full(MIN_TAUGHT - 1, 2)])
     few = np.r_[np.repeat(np.arange(2), 50), np.full(MIN_CLASS - 1, 2)]
     assert all_taught(few, np.repeat(np.arange(2), 50)), "a class of a few rows is apart anyway"
+
+
+def test_a_rare_class_that_lacks_a_query_by_chance_does_not_stand_apart() -> None:
+    # Of 160 classes most have no query among 40; the two common ones are the hard ones.
+    rng = np.random.default_rng(0)
+
+    def labels(k: int) -> np.ndarray:
+        return np.where(rng.random(k) < 0.2, rng.integers(2, size=k), rng.integers(2, 160, k))
+
+    assert not unasked(labels(3000), labels(40)).any()
+    assert unasked(np.repeat([0, 1], 500), np.zeros(40, int)).sum() == 500
+    assert not unasked(np.repeat([0, 1], [1000, 3]), np.zeros(40, int)).any()
