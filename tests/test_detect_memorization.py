@@ -161,6 +161,11 @@ def test_rankers_that_do_not_agree_name_nobody_but_rank() -> None:
     assert np.isfinite(found.score).all()
 
 
+def test_rankers_that_contradict_each_other_agree_on_nothing() -> None:
+    p = np.random.default_rng(0).uniform(0.01, 0.99, 50)
+    assert mean_rank([expecting(*p), expecting(*(1 - p))], np.ones(50, int))[1] == 0
+
+
 def test_agreement_is_cronbachs_alpha() -> None:
     rng = np.random.default_rng(0)
     hard = rng.normal(size=2000)

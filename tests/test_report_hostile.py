@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from importlib.resources import files
 from typing import Any
@@ -71,6 +72,17 @@ def test_no_script_but_ours_runs_and_it_never_writes_markup() -> None:
     assert f"script-src 'sha256-{digest}';" in html
     assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval|fetch|import", OURS)
     assert scripts(render(make_audit(), make_flagged(), NO_SCORES, {})) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -5.0, 1e308])
+@pytest.mark.parametrize("column", ["mislabeled_score", "mislabeled_surely"])
+def test_the_sliders_numbers_are_numbers_whatever_the_scores(column: str, value: float) -> None:
+    scores = make_scores()
+    scores.loc[:3, column] = value
+    html = render(make_audit(), make_flagged(), scores.drop(columns="mislabeled"), {})
+    found = re.search(r'data-depths="([^"]*)"', html)
+    assert found
+    assert all(0 <= row[2] <= row[0] for row in json.loads(found[1]))
 
 
 def test_the_page_forbids_scripts_and_the_network_before_anything_else_is_parsed() -> None:

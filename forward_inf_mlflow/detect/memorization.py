@@ -137,7 +137,8 @@ def mean_rank(taught: Sequence[Expert], labels: np.ndarray) -> tuple[np.ndarray,
         return np.asarray((heard if k else ranks).mean(0)), None
     correlation = np.corrcoef(heard)
     weights = np.maximum(0, _first_component(correlation))
-    alpha = k / (k - 1) * (1 - k / correlation.sum())
+    shared = max(float(correlation.sum()), 1e-9)  # none where rankers contradict each other
+    alpha = k / (k - 1) * (1 - k / shared)
     return np.asarray(weights @ heard / weights.sum()), float(np.clip(alpha, 0, 1))
 
 

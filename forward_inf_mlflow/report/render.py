@@ -321,9 +321,10 @@ def _expected(
     stops = np.unique(np.geomspace(1, n, min(n, _STOPS)).astype(int))
     wanted = [k for k in (*_DEPTHS, int(named or 0)) if 1 <= k <= n]
     depths = np.union1d(stops, wanted).astype(int)
-    about = np.cumsum(np.nan_to_num(score[order]))[depths - 1]
+    score, surely = (np.clip(np.nan_to_num(share), 0, 1) for share in (score, surely))
+    about = np.cumsum(score[order])[depths - 1]
     # What is wrong among fewer rows is wrong among more.
-    least = np.maximum.accumulate(np.nan_to_num(surely[order])[depths - 1] * depths)
+    least = np.maximum.accumulate(surely[order][depths - 1] * depths)
     return [
         (int(k), round(float(a), 1) if probable else None, round(float(w), 1))
         for k, a, w in zip(depths, about, least, strict=True)
