@@ -74,7 +74,7 @@ def test_no_script_but_ours_runs_and_it_never_writes_markup() -> None:
     assert scripts(render(make_audit(), make_flagged(), NO_SCORES, {})) == []
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -5.0, 1e308])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -5.0, 1e30])
 @pytest.mark.parametrize("column", ["mislabeled_score", "mislabeled_surely"])
 def test_the_sliders_numbers_are_numbers_whatever_the_scores(column: str, value: float) -> None:
     scores = make_scores()
