@@ -244,12 +244,12 @@ def _augmented(x: Tensor, recipe: Recipe, random: torch.Generator) -> Tensor:
     return torch.where(mirrored[:, None, None, None], moved.flip(-1), moved)
 
 
-def convolutional(classes: int) -> Callable[[int], nn.Module]:
-    """Return a maker of networks for images of 32 pixels: three convolutions with batch norm."""
+def convolutional(classes: int, channels: int = 3) -> Callable[[int], nn.Module]:
+    """Return a maker of networks for images: three convolutions with batch norm."""
 
     def build() -> nn.Module:
         layers: list[nn.Module] = []
-        for before, after in ((3, 32), (32, 64), (64, 128)):
+        for before, after in ((channels, 32), (32, 64), (64, 128)):
             layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)]
             layers += [nn.ReLU(), nn.MaxPool2d(2)]
         return nn.Sequential(
@@ -297,10 +297,12 @@ def settings(kind: str) -> list[str]:
     return [f"{kind}, {e}, {state}" for e in errors for state in ("memorised", "generalising")]
 
 
-def kind_of(file: Path) -> str:
-    """Return "images" or "texts", by what the file holds."""
+def kind_of(file: Path) -> str | None:
+    """Return "images" or "texts", by what the file holds; None for anything else."""
     with np.load(file, allow_pickle=False) as data:
-        return "texts" if "train_text" in data.files else "images"
+        if "train_text" in data.files:
+            return "texts"
+        return "images" if data["train_x"].ndim in (3, 4) else None
 
 
 def case(setting: str, seed: int, file: Path | None, device: str = "cpu") -> Case:
@@ -321,7 +323,7 @@ def case(setting: str, seed: int, file: Path | None, device: str = "cpu") -> Cas
         (x, rare), (query_x, _) = (_on_their_side(rows, i) for i, rows in enumerate((x, query_x)))
         given = np.where(rare, clean, given)
     make = (
-        convolutional(classes)
+        convolutional(classes, x.shape[1])
         if kind == "images"
         else perceptron(x.shape[1], 64 if kind == "texts" else 128, classes)
     )
@@ -384,7 +386,8 @@ def _rows(kind: str, file: Path | None, most: int) -> tuple[np.ndarray, ...]:
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """Return images of bytes ``(n, h, w, 3)`` as ``(n, 3, h, w)`` float32 about 0."""
+    """Return images of bytes ``(n, h, w)`` or ``(n, h, w, C)`` as ``(n, C, h, w)`` float32."""
+    images = images[..., None] if images.ndim == 3 else images
     moved = ((images.astype(np.float32) / 255 - 0.47) / 0.25).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(moved)
 
@@ -400,7 +403,8 @@ def leaky(
     classes = int(max(y.max(), query_y.max())) + 1
     rows = map(torch.as_tensor, (x, y, y, query_x, query_y))
     recipe = RECIPES["images", state]
-    found = Case(f"real leaks, {state}", seed, *rows, convolutional(classes), recipe, device)
+    make = convolutional(classes, x.shape[1])
+    found = Case(f"real leaks, {state}", seed, *rows, make, recipe, device)
     return found, held
 
 

@@ -261,8 +261,7 @@ def judge_memorization(some: Case) -> Iterator[tuple[str, Scored]]:
         name = OURS if effort == "standard" else f"{OURS}_{effort}"
         yield name, Scored(figures(found.labels.memorized.score, cost), rivals.FINAL)
     for name, rival in rivals.mislabeled(some):
-        if name not in ("forward_inf_plain", "cleanlab", "ssft"):
-            yield name, Scored(figures(rival.scores, rival.cost), rival.needs)
+        yield name, Scored(figures(rival.scores, rival.cost), rival.needs)
 
 
 def table(
@@ -372,15 +371,25 @@ def main() -> None:
         if not file.exists():
             print(f"{file} is not there: what needs it is not measured (see benchmarks/README.md)")
     file = arguments.data if arguments.data.exists() else None
+    if file is not None and not arguments.setting and kind_of(file) is None:
+        parser.error(f"{file} holds neither images (n, 32, 32, 3) nor texts")
     names = settings("digits") + (settings(kind_of(file)) if file else [])
+    if file is not None and kind_of(file) == "images" and arguments.texts.exists():
+        names += settings("texts")
     if arguments.quick:
         names = settings(kind_of(file) if file else "digits")[:1]
     if arguments.setting:
         names = [name for name in arguments.setting if "leaks" not in name]
+        known = [name for kind in ("digits", "texts", "images") for name in settings(kind)]
+        if unknown := sorted(set(names) - set(known)):
+            parser.error(f"no such setting: {unknown[0]}; there are {'; '.join(known)}")
     results: dict[str, Any] = {part: {} for part in parts}
 
     def source(setting: str) -> Path | None:
-        return None if setting.startswith("digits") else file
+        if setting.startswith("digits"):
+            return None
+        fits = file is not None and kind_of(file) == setting.split(",")[0]
+        return file if fits else arguments.texts
 
     for setting in names:
         if "mislabeled" in parts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +86,8 @@ def mislabeled(case: Case) -> Iterator[tuple[str, Found]]:
     yield "csl", Found(loss(run.logits).mean(0), RUN, 0.0)
     if (traced := tracin(case)) is not None:
         yield "tracin", traced
+    else:
+        print("tracin: not measured (make peers)", file=sys.stderr)
     yield "ssft", timed(AGAIN, lambda: second_split(case))
     yield "cleanlab", timed(AGAIN, lambda: -self_confidence(case))
 
@@ -216,7 +219,10 @@ def leaks(
     for name, view in views.items():
         assert view is not None, "the networks here have linear layers"
         start = time.process_time()
-        train, queries = (unit(answers(view, x, case.device)) for x in (case.x, case.query_x))
+        seen = [answers(view, x, case.device) for x in (case.x, case.query_x)]
+        if name == "pixel" and images is not None:  # each about its own mean
+            seen = [x - x.mean(axis=(1, 2, 3), keepdims=True) for x in seen]
+        train, queries = map(unit, seen)
         distance, near = NearestNeighbors(n_neighbors=5).fit(train).kneighbors(queries)
         cost = (time.process_time() - start) / run.seconds
         gap = np.log(distance[:, 4] + 1e-6) - np.log(distance[:, 0] + 1e-6)

@@ -148,7 +148,8 @@ def _measured(before: Measure, verified: Verified, looked: int, by: str | None) 
     contradicted, it stays.
     """
     rate = verified.rate
-    high = rate.high if before.abstained else min(rate.high, before.rate_high)
+    contradicted = before.abstained or rate.estimate > before.rate_high
+    high = rate.high if contradicted else min(rate.high, before.rate_high)
     unsure = f", {verified.unsure} of them unsure" if verified.unsure else ""
     seen = f"{sum(verified.wrong.values())} of {looked} rows that {by or 'a person'} looked at"
     return replace(

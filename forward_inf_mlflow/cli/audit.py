@@ -74,7 +74,10 @@ def audit_command(
             id=id_column,
             features=names,
             progress=progress,
-            on_plan=lambda planned: progress.say(f"plan: {planned.why}"),
+            on_plan=lambda planned: progress.say(
+                f"plan: {planned.why}; influence takes about {planned.costs['total']:,} forward "
+                "passes of one row (--plan says what all takes)"
+            ),
             **_given(options),
         )
     console.verdict(result.decision.outcome, result.decision.reasons, result.version.uri)

@@ -258,6 +258,7 @@ def mislabeled_classes(
     elif _blind_differ(naive, labels, tested, query_labels, trusted) > max(
         at_most_differ, UNEXPLAINED
     ):
+        low = 0.0  # rows of another kind look guilty
         abstained = (
             "who learned from the query rows alone is right on others of them surely oftener than "
             f"it agrees with the training labels, and more than the {at_most_differ:.1%} that all "

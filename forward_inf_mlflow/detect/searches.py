@@ -3,9 +3,10 @@
 **The false-positive rate.** A search accuses what at most its share of the promised rate reaches
 among training rows, each asked for its nearest *other* row: rows known to be others, as far as the
 training set holds no copies. Rows that all searches take for copies of the same other row show
-nothing; nor do the queries, since a test set may leak as a whole. The assumption: a clean query is
-no nearer to the training rows than these are to each other. Where one search is made, copies inside
-the training set raise its threshold: it then finds fewer leaks, not more.
+nothing; nor do the queries, since a test set may leak as a whole. Where the rows are too few to
+show that rate (fewer than a hundred for each search), nobody is accused. The assumption: a clean
+query is no nearer to the training rows than these are to each other. Where one search is made,
+copies inside the training set raise its threshold: it then finds fewer leaks, not more.
 """
 
 from __future__ import annotations
@@ -98,7 +99,11 @@ def judge(search: Search, searches: Sequence[Search], fpr: float) -> Judged:
     nearness = search.nearness(search.asked)
     # Conformal: so many of the usual ones may lie at or above a query that is accused.
     allowed = int(fpr / len(searches) * (len(usual) + 1)) - 1
-    threshold = max(LEAST, float(np.nextafter(usual[::-1][max(0, allowed)], np.inf)))
+    if allowed < 0:  # so few rows cannot show that a rate is kept: nobody is accused
+        usual_most = max(LEAST, float(usual[-1]), float(nearness.max(initial=0)))
+        threshold = float(np.nextafter(usual_most, np.inf))
+    else:
+        threshold = max(LEAST, float(np.nextafter(usual[::-1][allowed], np.inf)))
     reached = int((usual >= threshold).sum())
     ratio = nearness / threshold
     far = search.asked.gap > search.most
