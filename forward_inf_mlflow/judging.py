@@ -18,7 +18,7 @@ from forward_inf_mlflow.detect.mislabeled import (
     mislabeled_targets,
     undecided,
 )
-from forward_inf_mlflow.detect.neighbours import exact_copies
+from forward_inf_mlflow.detect.neighbours import exact_copies, row_keys
 from forward_inf_mlflow.detect.opinions import of_logits
 from forward_inf_mlflow.detect.worth import LeakWorth, worth
 from forward_inf_mlflow.preparation import Problem
@@ -145,16 +145,19 @@ def comparable(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which queries are trusted ``(m,)``, and which training rows stand apart ``(n,)``.
 
-    Training rows are judged without themselves and without their copies, queries with all
-    training rows there are. So what has copies, or is one of few of its class, is harder for the
-    one than for the other: it is left out of the comparison on both sides. So are rows of classes
-    that the queries lack, where chance does not explain that.
+    Training rows are judged without themselves and without their copies, queries with all training
+    rows there are. So what has copies, or is one of few of its class, is harder for the one than
+    for the other: it is left out of the comparison on both sides. Of queries that are alike one
+    counts. Left out are rows of classes that the queries lack, where chance does not explain that.
     """
     rows, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     classes = int(max(labels.max(), truth.max())) + 1
     few = np.bincount(labels, minlength=classes) < MIN_CLASS
     trusted = ~leaks.flags & (exact_copies(queries, rows) < 0) & ~few[truth]
+    once = np.zeros(len(queries), dtype=bool)  # a query that stands there five times is one
+    once[np.unique(row_keys(queries), return_index=True)[1]] = True
+    trusted &= once
     apart = leaks.train_flags | (np.bincount(groups)[groups] > 1) | few[labels]
     return trusted, apart | unasked(labels, truth[trusted])
 

@@ -40,14 +40,34 @@ def test_rows_without_copies_say_nothing() -> None:
 
 def test_near_copies_are_found_by_encodings_and_others_are_not() -> None:
     x, y = rows(2000)
-    seen = np.random.default_rng(1).normal(size=(2000, 16))
-    seen[:40] = seen[1000:1040] + 0.01 * np.random.default_rng(2).normal(size=(40, 16))
+    seen = np.random.default_rng(1).normal(size=(2000, 40))
+    seen[:40] = seen[1000:1040] + 0.01 * np.random.default_rng(2).normal(size=(40, 40))
     y[:40] = (y[1000:1040] + np.arange(40) % 2) % 3
     found = duplicates(x, y, unit(seen))
     assert (found.twin[:40] == np.arange(1000, 1040)).mean() > 0.95
     assert (found.twin[40:1000] >= 0).mean() < 0.005
     assert not found.exact.any()
     assert (found.conflict[:40] == (np.arange(40) % 2 == 1)).mean() > 0.95
+
+
+@pytest.mark.parametrize("columns", [2, 10, 40, 256])
+def test_rows_that_are_no_copies_are_not_called_so(columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    for _ in range(5):
+        encodings = rng.normal(size=(400, columns))
+        encodings[:2, 0] += 0.6 * columns**0.5  # two rows of a rare kind
+        found = duplicates(rng.normal(size=(400, 3)), rng.integers(2, size=400), unit(encodings))
+        assert (found.twin < 0).all()
+
+
+def test_near_copies_prove_no_label_wrong() -> None:
+    x, y = rows(2000)
+    seen = np.random.default_rng(1).normal(size=(2000, 40))
+    seen[:40] = seen[1000:1040] + 0.01
+    y[:40] = (y[1000:1040] + 1) % 3
+    found = duplicates(x, y, unit(seen))
+    assert found.conflict[:40].any()
+    assert found.wrong_at_least == 0
 
 
 def test_nothing_but_copies_is_answered() -> None:
@@ -78,8 +98,8 @@ def test_groups_join_all_copies_of_an_example() -> None:
 def test_very_many_rows_are_compared_through_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("voyager")
     rng = np.random.default_rng(0)
-    encodings = nb.unit(rng.normal(size=(500, 16)))
-    encodings[:5] = nb.unit(encodings[100:105] + 1e-3 * rng.normal(size=(5, 16)))
+    encodings = nb.unit(rng.normal(size=(500, 40)))
+    encodings[:5] = nb.unit(encodings[100:105] + 1e-3 * rng.normal(size=(5, 40)))
     rows, labels = rng.normal(size=(500, 3)).astype(np.float32), np.arange(500)
     exact = duplicates(rows, labels, encodings)
     monkeypatch.setattr(module, "_BY_INDEX", 0)

@@ -410,3 +410,22 @@ def test_coarse_columns_that_hang_together_match_by_chance_and_accuse_nobody(typ
     found = leaked(queries, train, None)
     assert found.measure.rate <= 0.01
     assert "as training rows equal each other" in found.measure.note
+
+
+def test_rows_that_share_a_sentinel_are_not_taken_for_copies_of_each_other() -> None:
+    accused = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(900, 64)).astype(np.float32)
+        some = np.flatnonzero(rng.random(900) < 0.15)
+        x[some, rng.integers(64, size=len(some))] = -999_999
+        accused.append(leaked(x[:400], x[400:], None).flags.mean())
+    assert np.mean(accused) <= 0.01
+
+
+@pytest.mark.parametrize("n", [60, 120, 180])
+def test_few_rows_accuse_nobody_by_nearness(n: int) -> None:
+    rng = np.random.default_rng(n)
+    for _ in range(5):
+        queries, train = (rng.lognormal(size=(k, 70)).astype(np.float32) for k in (300, n))
+        assert not leaked(queries, train, None).flags.any()

@@ -394,3 +394,16 @@ def test_reliability_is_how_well_random_labels_are_told_from_right_ones() -> Non
 def test_reliability_worked_by_hand(said: list[list[float]]) -> None:
     right = {-1: 1.0, -3: 0.0, -2: 0.5}[int(said[0][0])]
     assert mislabeled._told_from_random(np.array(said), np.array([0])) == right
+
+
+def test_targets_that_are_mostly_predicted_exactly_accuse_few() -> None:
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(size=600) * 3
+    off = np.where(rng.random(600) < 0.6, 0, 0.3 * rng.normal(size=600))
+    out = np.float32(predicted)[None, :, None]
+    truth = np.float32(predicted + off)
+    found = mislabeled_targets(
+        HeldOut(out[:, :300], out[:, 300:], ""), truth[:300], truth[300:], np.ones(300, bool)
+    )
+    assert found.flags.mean() < 0.05
+    assert found.measure.rate_low <= found.measure.rate <= found.measure.rate_high

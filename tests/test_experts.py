@@ -243,3 +243,10 @@ def test_many_columns_are_projected_before_a_linear_model_sees_them(
         of_linear("", x[:300], x[300:], labels[:300], labels[300:], everyone(100), classes=2)
         is None
     )
+
+
+def test_a_class_that_a_model_rules_out_does_not_stop_the_weighing() -> None:
+    logits, labels = drawn(0)
+    masked = np.concatenate([4 * logits, np.full((len(logits), 1), -np.inf)], axis=1)
+    found = pool([expert("bold", masked)], labels[600:], everyone())
+    assert found.weights["bold"] == pytest.approx(0.25, rel=0.2)

@@ -86,3 +86,12 @@ def test_a_rare_class_that_lacks_a_query_by_chance_does_not_stand_apart() -> Non
     assert not unasked(labels(3000), labels(40)).any()
     assert unasked(np.repeat([0, 1], 500), np.zeros(40, int)).sum() == 500
     assert not unasked(np.repeat([0, 1], [1000, 3]), np.zeros(40, int)).any()
+
+
+def test_a_query_that_stands_there_five_times_counts_once() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(90, 4)).astype(np.float32)
+    q = np.repeat(rng.normal(size=(12, 4)).astype(np.float32), 5, axis=0)
+    y, z = np.arange(90) % 3, np.repeat(np.arange(12) % 3, 5)
+    trusted, _ = comparable(problem(x, y, q, z), nothing_leaked(60, 90), row_keys(x))
+    assert trusted.sum() == 12

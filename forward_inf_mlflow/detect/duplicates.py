@@ -19,6 +19,9 @@ from forward_inf_mlflow.detect import neighbours as nb
 
 #: Robust standard deviations beyond the median from which two rows are the same example.
 LEAST = 6.0
+#: Encodings of fewer columns than this say too little: their directions lie close by chance. And a
+#: copy lies within this share of the fifth row's distance.
+_WIDE, _GAP = 32, 0.5
 #: Numbers in all of a distance matrix's sums from which an index is asked, and the most there are
 #: without one.
 _BY_INDEX, _BUDGET = 2e12, 2e13
@@ -49,8 +52,11 @@ class Duplicates:
 
     @property
     def wrong_at_least(self) -> int:
-        """Return how many labels are wrong at least: in each pair of twins that disagree, one."""
-        twins = [(int(i), int(self.twin[i])) for i in np.flatnonzero(self.conflict)]
+        """Return how many labels are wrong at least: in each pair of equal rows that disagree, one.
+
+        Near copies do not count: they may be none.
+        """
+        twins = [(int(i), int(self.twin[i])) for i in np.flatnonzero(self.conflict & self.exact)]
         pairs = {(min(pair), max(pair)) for pair in twins}
         used: set[int] = set()
         count = 0
@@ -102,7 +108,7 @@ def duplicates(
         twin[i] = int(others[0])
     note = "exact copies by value"
     _, distinct = np.unique(keys, return_index=True)
-    if encodings is not None and len(distinct) > 50:
+    if encodings is not None and encodings.shape[1] >= _WIDE and len(distinct) > 50:
         near = _nearest(encodings[distinct])
         if near is None:
             note += (
@@ -143,6 +149,6 @@ def _mutual(near: nb.Nearest) -> list[tuple[int, int]]:
     # A row and its copy are both far nearer to each other than to any third.
     return [
         (int(i), int(near.index[i]))
-        for i in np.flatnonzero(mutual & (nearness >= 2 * LEAST))
+        for i in np.flatnonzero(mutual & (nearness >= 2 * LEAST) & (near.gap <= np.log(_GAP)))
         if i < near.index[i] and nearness[near.index[i]] >= 2 * LEAST
     ]

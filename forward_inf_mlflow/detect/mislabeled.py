@@ -42,6 +42,8 @@ from forward_inf_mlflow.halves import HeldOut
 UNEXPLAINED = 0.02
 #: Fewer trusted rows than this cannot calibrate a posterior, or show how far residuals reach.
 MIN_QUERIES, MIN_RESIDUALS = 20, 100
+#: A median residual below this share of the spread: many are tied, and no bell describes them.
+_TIED = 1e-3
 #: A share of wrong labels beyond which nobody knows which ones are right.
 MOST = 0.5
 #: Fewer training rows than this show nothing beside the queries.
@@ -420,6 +422,8 @@ def mislabeled_targets(
     scale *= 1 + 2 / np.sqrt(len(reference))
     p = 2 * stats.t.sf(np.abs(residual - centre) / scale, freedom)
     adjusted = stats.false_discovery_control(np.clip(p, 0, 1))
+    if np.median(np.abs(reference - centre)) < _TIED * reference.std():
+        adjusted[:] = 1.0  # most queries are predicted exactly: no such law describes the others
     beside = _Beside.of(np.abs(residual - centre), np.abs(reference - centre), apart, fdr)
     flags = beside.certain | (adjusted <= fdr)
     named, sure = int(flags.sum()), int(beside.certain.sum())
@@ -440,7 +444,7 @@ def mislabeled_targets(
             certain=sure,
             estimate=max(low, share),
             rate_low=low,
-            rate_high=high,
+            rate_high=max(high, low, share),
             threshold=1 - fdr,
             note=(
                 f"{sure:,} targets are certain at a false discovery rate of {fdr:.0%} beside "

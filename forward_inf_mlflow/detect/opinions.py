@@ -13,6 +13,8 @@ from sklearn.linear_model import RidgeCV
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.experts import Expert, fit, spread
 
+#: The least log-probability.
+_LEAST = -1e4
 #: How many neighbours may vote.
 _VOTERS = (5, 10, 20, 40)
 #: Votes that every class has before any is counted.
@@ -32,7 +34,8 @@ def of_logits(name: str, train: np.ndarray, queries: np.ndarray) -> Expert:
         found = np.full(logits.shape[1:], -np.inf)
         for one in logits:  # one at a time: R copies in float64 would be the peak of memory
             found = np.logaddexp(found, special.log_softmax(one.astype(np.float64), axis=1))
-        return np.asarray(found - np.log(len(logits)))
+        # A class that a model rules out (a mask of minus infinity) is only very unlikely.
+        return np.asarray(np.maximum(found - np.log(len(logits)), _LEAST))
 
     return Expert(name, mean(train), mean(queries))
 

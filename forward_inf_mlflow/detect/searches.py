@@ -91,7 +91,7 @@ def judge(search: Search, searches: Sequence[Search], fpr: float) -> Judged:
         first = searches[0].usual.index
         same = np.all([one.usual.index == first for one in searches], axis=0)
         for one in searches:
-            same &= one.nearness(one.usual) >= LEAST
+            same &= (one.nearness(one.usual) >= LEAST) & (one.usual.gap <= one.most)
         others = ~same
     if not others.any():  # every row has a twin that all searches know: nothing is usual
         others[:] = True
