@@ -8,6 +8,7 @@ import numpy as np
 
 from forward_inf_mlflow import halves
 from forward_inf_mlflow.detect.experts import Expert
+from forward_inf_mlflow.detect.gross_errors import mislabeled_targets
 from forward_inf_mlflow.detect.leakage import Leaked
 from forward_inf_mlflow.detect.membership import Membership, membership
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
@@ -15,7 +16,6 @@ from forward_inf_mlflow.detect.mislabeled import (
     MIN_QUERIES,
     Mislabeled,
     mislabeled_classes,
-    mislabeled_targets,
     undecided,
 )
 from forward_inf_mlflow.detect.neighbours import exact_copies, row_keys

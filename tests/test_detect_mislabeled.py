@@ -8,11 +8,11 @@ from scipy import special
 
 from forward_inf_mlflow.detect import mislabeled
 from forward_inf_mlflow.detect.experts import Expert
+from forward_inf_mlflow.detect.gross_errors import mislabeled_targets
 from forward_inf_mlflow.detect.mislabeled import (
     Mislabeled,
     disagreement,
     mislabeled_classes,
-    mislabeled_targets,
     posterior_wrong,
 )
 from forward_inf_mlflow.detect.opinions import of_logits
