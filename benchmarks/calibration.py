@@ -156,20 +156,16 @@ def draw(name: str, model: str, kind: str, share: float, seed: int) -> dict[str,
 
 
 def upper(values: np.ndarray) -> float:
-    """Return the upper 95 % bound of a mean."""
+    """Return the upper 95 % bound of a mean; 1 where there is one value alone."""
+    if len(values) < 2:
+        return 1.0
     return float(values.mean() + 1.645 * values.std(ddof=1) / len(values) ** 0.5)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=30, help="of each setting")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--jobs", type=int, default=1, help="draws at once")
-    arguments = parser.parse_args()
+def tables(draws: int, *, jobs: int) -> dict[str, Any]:
+    """Draw, judge, print and return the figures of each setting and of all together."""
     # Forks: what a data set needs is read once.
-    jobs = Parallel(arguments.jobs, backend="multiprocessing")
-    facts = machine("scikit-learn", "numpy")
-    print(line(facts), end="\n\n")
+    parallel = Parallel(jobs, backend="multiprocessing")
     table: dict[str, dict[str, float]] = {}
     everything: dict[str, list[float]] = {}
     clean: list[dict[str, float]] = []
@@ -182,7 +178,7 @@ def main() -> None:
         for model in MODELS:
             for kind, share in (*ERRORS, *([("human", np.nan)] if data.human is not None else [])):
                 one = delayed(draw)
-                rows = list(jobs(one(name, model, kind, share, s) for s in range(arguments.draws)))
+                rows = list(parallel(one(name, model, kind, share, s) for s in range(draws)))
                 key = f"{name}, {model}, {kind}" + ("" if kind == "human" else f" {share:.0%}")
                 table[key] = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0]}
                 everything.setdefault(kind, []).extend(r["certain, innocent"] for r in rows)
@@ -204,7 +200,18 @@ def main() -> None:
     for name in ("refused", "undecided"):
         summary[f"20 %: {name}"] = round(float(np.mean([r[name] for r in spoiled])), 4)
     print("", *(f"{name}: {value:g}" for name, value in summary.items()), sep="\n")
-    write(arguments.json, {"machine": facts, "settings": table, "summary": summary})
+    return {"settings": table, "summary": summary}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draws", type=int, default=30, help="of each setting")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--jobs", type=int, default=1, help="draws at once")
+    arguments = parser.parse_args()
+    facts = machine("scikit-learn", "numpy")
+    print(line(facts), end="\n\n")
+    write(arguments.json, {"machine": facts, **tables(arguments.draws, jobs=arguments.jobs)})
 
 
 if __name__ == "__main__":

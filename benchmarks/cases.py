@@ -6,8 +6,7 @@ until it knows every label by heart). A seed decides the first weights, the orde
 the errors that are drawn. Networks are kept under ``benchmarks/.cache`` by a hash of all that
 decides them.
 
-Rows come from a file with ``train_x`` or ``train_text``, ``train_y_clean``, ``train_y_human``,
-``test_x`` or ``test_text`` and ``test_y`` (see README.md), and from scikit-learn's digits.
+Rows come from a file (its keys are in README.md), and from scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -283,9 +282,15 @@ RECIPES = {
     ("images", "generalising"): Recipe(epochs=24, augment=True),
     ("texts", "memorised"): Recipe(epochs=40, rate=0.5, weight_decay=0),
     ("texts", "generalising"): Recipe(epochs=8, rate=0.2, weight_decay=1e-3, dropout=0.3),
+    ("table", "memorised"): Recipe(epochs=200, rate=0.1, batch=32, weight_decay=0),
+    ("table", "generalising"): Recipe(epochs=30, rate=0.1, batch=32),
     ("digits", "memorised"): Recipe(epochs=200, rate=0.2, weight_decay=0),
     ("digits", "generalising"): Recipe(epochs=20, rate=0.1),
 }
+
+
+#: Kinds of rows.
+KNOWN = ("digits", "texts", "images", "table")
 
 
 def settings(kind: str) -> list[str]:
@@ -298,14 +303,16 @@ def settings(kind: str) -> list[str]:
 
 
 def kind_of(file: Path) -> str | None:
-    """Return "images" or "texts", by what the file holds; None for anything else."""
+    """Return "images", "texts" or "table", by what the file holds; None for anything else."""
     with np.load(file, allow_pickle=False) as data:
         if "train_text" in data.files:
             return "texts"
-        return "images" if data["train_x"].ndim in (3, 4) else None
+        return {2: "table", 3: "images", 4: "images"}.get(data["train_x"].ndim)
 
 
-def case(setting: str, seed: int, file: Path | None, device: str = "cpu") -> Case:
+def case(
+    setting: str, seed: int, file: Path | None, device: str = "cpu", first: int | None = None
+) -> Case:
     """Return a case, not trained yet.
 
     Args:
@@ -313,9 +320,10 @@ def case(setting: str, seed: int, file: Path | None, device: str = "cpu") -> Cas
         seed: See the module.
         file: Of the rows; None for the digits.
         device: See `Case`.
+        first: So many rows in the file's order; None for random ones, as many as the state wants.
     """
     kind, errors, state = setting.split(", ")
-    x, clean, human, query_x, query_y = _rows(kind, file, ROWS[state])
+    x, clean, human, query_x, query_y = _rows(kind, file, ROWS[state], first)
     classes = int(max(clean.max(), query_y.max())) + 1
     given = human if errors == "human" else _spoiled(clean, classes, seed)
     rare = None
@@ -325,7 +333,7 @@ def case(setting: str, seed: int, file: Path | None, device: str = "cpu") -> Cas
     make = (
         convolutional(classes, x.shape[1])
         if kind == "images"
-        else perceptron(x.shape[1], 64 if kind == "texts" else 128, classes)
+        else perceptron(x.shape[1], 128 if kind == "digits" else 64, classes)
     )
     return Case(
         setting,
@@ -360,34 +368,48 @@ def _on_their_side(x: np.ndarray, which: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(found.reshape(x.shape)), turned
 
 
-def _rows(kind: str, file: Path | None, most: int) -> tuple[np.ndarray, ...]:
+def _rows(kind: str, file: Path | None, most: int, first: int | None) -> tuple[np.ndarray, ...]:
     """Return training inputs, true and people's labels, query inputs and labels."""
     if file is None:
         x, y = load_digits(return_X_y=True)
         order = np.random.default_rng(0).permutation(len(x))
         x, y = (x[order] / 16).astype(np.float32), y[order].astype(np.int64)
         return x[:1200], y[:1200], y[:1200], x[1200:], y[1200:]
-    with np.load(file, allow_pickle=False) as data:
-        held = {name: data[name] for name in data.files}
+    held = arrays(file)
     clean, human, query_y = (
         held[name].astype(np.int64) for name in ("train_y_clean", "train_y_human", "test_y")
     )
     # Files may be sorted by class.
     asked = np.random.default_rng(0).permutation(len(query_y))[:QUERIES]
-    rows = np.random.default_rng(1).permutation(len(clean))[:most]
+    drawn = np.random.default_rng(1).permutation(len(clean))[:most]
+    rows = drawn if first is None else np.arange(len(clean))[:first]
     clean, human, query_y = clean[rows], human[rows], query_y[asked]
     if kind == "texts":
         words = TfidfVectorizer(max_features=3000, sublinear_tf=True, min_df=2)
         x = words.fit_transform(held["train_text"][rows].tolist()).toarray()
         query_x = words.transform(held["test_text"][asked].tolist()).toarray()
         return x.astype(np.float32), clean, human, query_x.astype(np.float32), query_y
-    x, query_x = pixels(held["train_x"][rows]), pixels(held["test_x"][asked])
+    x, query_x = held["train_x"][rows], held["test_x"][asked]
+    if kind == "table":
+        mean, spread = x.mean(0), np.where(x.std(0) > 0, x.std(0), 1)
+        x, query_x = (((part - mean) / spread).astype(np.float32) for part in (x, query_x))
+    else:
+        x, query_x = pixels(x), pixels(query_x)
     return x, clean, human, query_x, query_y
 
 
+def arrays(file: Path) -> dict[str, np.ndarray]:
+    """Return a file's arrays; images without a channel get one."""
+    with np.load(file, allow_pickle=False) as data:
+        held = {name: data[name] for name in data.files}
+    for name in ("train_x", "test_x"):
+        if name in held and held[name].ndim == 3:
+            held[name] = held[name][..., None]
+    return held
+
+
 def pixels(images: np.ndarray) -> np.ndarray:
-    """Return images of bytes ``(n, h, w)`` or ``(n, h, w, C)`` as ``(n, C, h, w)`` float32."""
-    images = images[..., None] if images.ndim == 3 else images
+    """Return images of bytes ``(n, h, w, C)`` as ``(n, C, h, w)`` float32."""
     moved = ((images.astype(np.float32) / 255 - 0.47) / 0.25).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(moved)
 
@@ -396,8 +418,7 @@ def leaky(
     state: str, seed: int, file: Path, device: str = "cpu"
 ) -> tuple[Case, dict[str, np.ndarray]]:
     """Return a case of a file with leaks, true labels alone, and the file's other arrays."""
-    with np.load(file, allow_pickle=False) as data:
-        held = {name: data[name] for name in data.files}
+    held = arrays(file)
     x, query_x = pixels(held["train_x"]), pixels(held["test_x"])
     y, query_y = (held[name].astype(np.int64) for name in ("train_y", "test_y"))
     classes = int(max(y.max(), query_y.max())) + 1

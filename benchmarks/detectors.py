@@ -9,16 +9,18 @@
 - **memorization**: rank and linear correlation with Feldman and Zhang's mem_i from 60 models on
   random subsets, and AUROC for mem_i > .25.
 - **calibration**: what the verdicts of the mislabeled and leakage parts promised, and what it was
-  worth; calibration.py asks that of hundreds of draws.
+  worth; and the same of hundreds of small draws, by calibration.py.
 
-Ours goes through the registry as a user's model would: logged as pt2, loaded, audited. What methods
-need and cost (in trainings of the audited model, by the processor's seconds) stands beside each.
+Ours goes through the registry as a user's model would: logged as pt2, loaded, audited; where labels
+and memorization are judged, without asking about single queries (`--influence-queries 0`). What
+methods need and cost (in trainings of the audited model, by the processor's seconds) stands beside
+each.
 
     OMP_NUM_THREADS=1 python benchmarks/detectors.py [--only mislabeled] [--data FILE]
-        [--leakage FILE] [--seeds 3] [--quick] [--json FILE]
+        [--leakage FILE] [--seeds 3] [--draws 8] [--quick] [--json FILE]
 
---quick: one seed, one setting of each part, on fewer rows and queries. The files' keys are in
-README.md.
+--quick: one seed, one setting of each part, on fewer rows and queries, and one draw of each kind.
+The files' keys are in README.md.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import calibration
 import numpy as np
 import rivals
 import torch
-from cases import Case, case, kind_of, leaky, memorized, settings, smaller
+from cases import KNOWN, Case, case, kind_of, leaky, memorized, settings, smaller
 from measure import line, machine, write
 from planted import KINDS, planted
 from scipy import stats
@@ -53,8 +56,8 @@ from forward_inf_mlflow.preparation import choose_device, prepare
 from forward_inf_mlflow.settings import Settings
 
 DATA = Path(os.environ.get("BENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-PARTS = ("mislabeled", "leakage", "memorization")
-OURS = "forward_inf"
+PARTS = ("mislabeled", "leakage", "memorization", "calibration")
+OURS, QUICK = "forward_inf", "forward_inf_quick"
 #: Rows of the models that are trained 60 times.
 FEWER = 2000
 #: With --quick: rows of the two parts about labels, queries that are asked about one by one, and
@@ -140,7 +143,7 @@ def judge_mislabeled(some: Case) -> Iterator[tuple[str, Scored]]:
     for effort in ("standard", "quick"):
         found, cost = audit(some, Settings(seed=some.seed, effort=effort, influence_queries=0))
         verdict = found.labels.mislabeled
-        name = OURS if effort == "standard" else f"{OURS}_{effort}"
+        name = OURS if effort == "standard" else QUICK
         scored = figures(verdict.suspicion, cost)
         if effort == "standard":
             accused = verdict.certain
@@ -258,7 +261,7 @@ def judge_memorization(some: Case) -> Iterator[tuple[str, Scored]]:
 
     for effort in ("standard", "quick"):
         found, cost = audit(some, Settings(seed=some.seed, effort=effort, influence_queries=0))
-        name = OURS if effort == "standard" else f"{OURS}_{effort}"
+        name = OURS if effort == "standard" else QUICK
         yield name, Scored(figures(found.labels.memorized.score, cost), rivals.FINAL)
     for name, rival in rivals.mislabeled(some):
         yield name, Scored(figures(rival.scores, rival.cost), rival.needs)
@@ -287,28 +290,24 @@ def table(
         result[name] = {figure: round(mean(runs, figure), 4) for figure in runs[0].figures} | {
             "needs": runs[0].needs
         }
-        ahead = [a.figures[main_figure] - b.figures[main_figure]
-                 for a, b in zip(found[OURS], runs, strict=True)]  # fmt: skip
-        if len(ahead) > 1 and name != OURS:
-            half = stats.t.ppf(0.975, len(ahead) - 1) * np.std(ahead, ddof=1) / len(ahead) ** 0.5
-            result[name]["ours_ahead"] = [
-                round(float(np.mean(ahead) + side * half), 4) for side in (-1, 0, 1)
-            ]
         shown = "  ".join(
             f"{figure} {value:.3f}" for figure, value in result[name].items()
             if isinstance(value, float)
         )  # fmt: skip
-        paired = result[name].get("ours_ahead")
-        print(
-            f"  {name:22} {shown}  ({runs[0].needs})"
-            + (
-                f"  ours ahead {paired[1]:+.3f} [{paired[0]:+.3f}, {paired[2]:+.3f}]"
-                if paired
-                else ""
-            ),
-            flush=True,
-        )
+        for key, words, whose in (("ours_ahead", "ours", OURS), ("quick_ahead", "quick", QUICK)):
+            if whose in found and seeds > 1 and name not in (OURS, QUICK):
+                paired = ahead(found[whose], runs, main_figure)
+                result[name][key] = [round(end, 4) for end in paired]
+                shown += f"  {words} ahead {paired[1]:+.3f} [{paired[0]:+.3f}, {paired[2]:+.3f}]"
+        print(f"  {name:22} {shown}  ({runs[0].needs})", flush=True)
     return result
+
+
+def ahead(ours: list[Scored], theirs: list[Scored], figure: str) -> tuple[float, float, float]:
+    """Return how far ours is ahead, seed by seed: low, mean and high of its 95 % interval."""
+    apart = [a.figures[figure] - b.figures[figure] for a, b in zip(ours, theirs, strict=True)]
+    half = stats.t.ppf(0.975, len(apart) - 1) * np.std(apart, ddof=1) / len(apart) ** 0.5
+    return tuple(float(np.mean(apart) + side * half) for side in (-1, 0, 1))  # type: ignore[return-value]
 
 
 def mean(runs: list[Scored], figure: str) -> float:
@@ -360,6 +359,9 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="repeatable")
     parser.add_argument("--setting", action="append", help="repeatable; default: all of the data")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, help="so many rows of the file, not random ones")
+    parser.add_argument("--draws", type=int, default=8, help="of each setting of calibration.py")
+    parser.add_argument("--jobs", type=int, default=1, help="such draws at once")
     parser.add_argument("--quick", action="store_true", help="one seed, one setting of each part")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -372,7 +374,7 @@ def main() -> None:
             print(f"{file} is not there: what needs it is not measured (see benchmarks/README.md)")
     file = arguments.data if arguments.data.exists() else None
     if file is not None and not arguments.setting and kind_of(file) is None:
-        parser.error(f"{file} holds neither images (n, 32, 32, 3) nor texts")
+        parser.error(f"{file} holds no images (n, h, w) or (n, h, w, 3), no table and no texts")
     names = settings("digits") + (settings(kind_of(file)) if file else [])
     if file is not None and kind_of(file) == "images" and arguments.texts.exists():
         names += settings("texts")
@@ -380,7 +382,7 @@ def main() -> None:
         names = settings(kind_of(file) if file else "digits")[:1]
     if arguments.setting:
         names = [name for name in arguments.setting if "leaks" not in name]
-        known = [name for kind in ("digits", "texts", "images") for name in settings(kind)]
+        known = [name for kind in KNOWN for name in settings(kind)]
         if unknown := sorted(set(names) - set(known)):
             parser.error(f"no such setting: {unknown[0]}; there are {'; '.join(known)}")
     results: dict[str, Any] = {part: {} for part in parts}
@@ -398,7 +400,7 @@ def main() -> None:
                 setting,
                 lambda seed, s=setting: judge_mislabeled(  # type: ignore[misc]
                     smaller(
-                        case(s, seed, source(s), arguments.device),
+                        case(s, seed, source(s), arguments.device, arguments.first),
                         QUICK_ROWS if arguments.quick else None,
                     )
                 ),
@@ -417,13 +419,13 @@ def main() -> None:
             )
             write(arguments.json, results | {"calibration": promised(results)})
     for setting in names:
-        if "memorization" in parts and setting.endswith("memorised"):
+        if "memorization" in parts:
             results["memorization"][setting] = table(
                 "memorization",
                 setting,
                 lambda seed, s=setting: judge_memorization(  # type: ignore[misc]
                     smaller(
-                        case(s, seed, source(s), arguments.device),
+                        case(s, seed, source(s), arguments.device, arguments.first),
                         QUICK_SUBSETS if arguments.quick else FEWER,
                     )
                 ),
@@ -433,6 +435,9 @@ def main() -> None:
             write(arguments.json, results | {"calibration": promised(results)})
     results["calibration"] = promised(results)
     print("\n" + json.dumps(results["calibration"], indent=1))
+    if "calibration" in parts:
+        draws = 1 if arguments.quick else arguments.draws
+        results["calibration"]["draws"] = calibration.tables(draws, jobs=arguments.jobs)
     write(arguments.json, results)
 
 

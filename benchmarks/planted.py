@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import RECIPES, Case, Recipe, convolutional, perceptron, pixels
+from cases import RECIPES, Case, Recipe, arrays, convolutional, perceptron, pixels
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_breast_cancer
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -46,10 +46,8 @@ def planted(kind: str, state: str, seed: int, file: Path | None, device: str = "
     if kind == "table":
         return _table(state, seed, rng, device)
     assert file is not None, "images and texts come from files"
-    with np.load(file, allow_pickle=False) as data:
-        held = {name: data[name] for name in data.files}
     make = _images if kind == "images" else _texts
-    return make(state, seed, rng, held, device)
+    return make(state, seed, rng, arrays(file), device)
 
 
 def _images(
@@ -61,9 +59,9 @@ def _images(
 ) -> Leaks:
     changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "same": lambda x: x,
-        "shift": lambda x: np.pad(x, ((2, 0), (2, 0), (0, 0)), mode="edge")[:32, :32],
+        "shift": lambda x: np.pad(x, ((2, 0), (2, 0), (0, 0)), mode="edge")[:-2, :-2],
         "mirror": lambda x: x[:, ::-1],
-        "crop": lambda x: _picture(x, lambda p: p.crop((2, 2, 30, 30)).resize((32, 32))),
+        "crop": lambda x: _picture(x, _cropped),
         "jpeg": lambda x: _picture(x, _compressed),
         "brightness": lambda x: _picture(x, lambda p: ImageEnhance.Brightness(p).enhance(1.25)),
         "noise": lambda x: np.clip(x + rng.normal(0, 8, x.shape), 0, 255).astype(np.uint8),
@@ -78,7 +76,8 @@ def _images(
     labels = np.concatenate([held["test_y"][clean], y[source]]).astype(np.int64)
     return _case(
         "images", state, seed, pixels(train), y, pixels(images), labels, list(changes), source,
-        convolutional(int(y.max()) + 1), RECIPES["images", state], device, (train, images),
+        convolutional(int(y.max()) + 1, train.shape[-1]), RECIPES["images", state], device,
+        (train, images),
     )  # fmt: skip
 
 
@@ -175,7 +174,14 @@ def _case(
 
 
 def _picture(x: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    return np.asarray(change(Image.fromarray(x)))
+    """Change one image of bytes ``(h, w, C)``, C 1 or 3."""
+    made = np.asarray(change(Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x)))
+    return made.reshape(x.shape)
+
+
+def _cropped(picture: Image.Image) -> Image.Image:
+    width, height = picture.size
+    return picture.crop((2, 2, width - 2, height - 2)).resize((width, height))
 
 
 def _compressed(picture: Image.Image) -> Image.Image:
