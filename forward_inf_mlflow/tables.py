@@ -42,9 +42,10 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     the same: low where a row is only odd), mislabeled_score, mislabeled_suspicion (what rows are
     ranked by), memorized_score, memorized_fall, memorized_low and memorized_high (mem_i's 95 %
     interval in its own unit; empty where only a rank is known), influence (on all queries
-    together), the flags mislabeled, leaked and memorized; mislabeled_certain, the flags at the promised error rate; and mislabeled_surely,
-    the share of the rows down to this one by mislabeled_suspicion that are wrong at least; copy_of,
-    a training row that is the same example, and copy_conflicts, whether a copy has another label.
+    together), the flags mislabeled, leaked and memorized; mislabeled_certain, the flags at the
+    promised error rate; and mislabeled_surely, the share of the rows down to this one by
+    mislabeled_suspicion that are wrong at least; copy_of, a training row that is the same example,
+    and copy_conflicts, whether a copy has another label.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
     likelier = found.labels.mislabeled.likelier
@@ -153,9 +154,7 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     rank = scores["loss"].rank(ascending=False, method="min").astype(int)
     if problem.classes is None:
         table["likelier_label"] = [float(f"{value:.4g}") for value in rows["likelier_label"]]
-        said = [
-            f"models that never saw the row predict {value:.4g}" for value in rows["likelier_label"]
-        ]
+        said = [f"who never saw the row predicts {value:.4g}" for value in rows["likelier_label"]]
     else:
         said = [
             f"who never learned its label gives it {row.held_out_probability:.1%}, "
