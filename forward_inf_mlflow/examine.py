@@ -25,7 +25,7 @@ from forward_inf_mlflow.settings import Settings
 from forward_inf_mlflow.survey import survey
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.unlearned import margin_changes
-from forward_inf_mlflow.views import Views, read_views
+from forward_inf_mlflow.views import Views, encoder, read_views
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: Gradients that an audit draws for the curvature: its influence names no row by itself, so a
@@ -146,10 +146,11 @@ def examine(
     leaks = leaked(
         problem.queries.inputs.numpy(),
         problem.train.inputs.numpy(),
-        ModelView(suspects, asked, single.values),
+        None if seen.features is None else ModelView(suspects, asked, single.values),
         encodings=None
         if seen.encodings is None
         else (seen.encodings.queries, seen.encodings.train),
+        encode=encoder(model, problem, seen),
     )
 
     # Its answers once the queries have moved it, which help to rank what is wrong by a rule.
