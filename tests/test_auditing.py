@@ -129,7 +129,21 @@ def test_the_command_line_prints_every_share_of_every_source_and_what_to_mind(
     assert "note: mislabeled: half-models start from the audited weights" in printed
     monkeypatch.setattr(auditing, "audit", lambda *_, **__: sourced)
     run(["audit", sourced.version.uri])
-    assert "note:" not in capsys.readouterr().out, "half-models that start afresh need no warning"
+    plain = " ".join(capsys.readouterr().out.split())
+    assert "note:" not in plain, "half-models that start afresh need no warning"
+    assert "forward passes of one row to read them" in plain
+
+
+def test_targets_are_printed_in_four_digits_and_classes_as_they_are(
+    sourced: AuditResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flagged = sourced.flagged.assign(given_label=0.123456789, likelier_label=7)
+    monkeypatch.setattr(auditing, "audit", lambda *_, **__: replace(sourced, flagged=flagged))
+    run(["audit", sourced.version.uri])
+    printed = capsys.readouterr().out
+    assert "0.1235" in printed
+    assert "0.12345" not in printed
+    assert "7.0" not in printed
 
 
 @pytest.mark.usefixtures("store")
