@@ -11,6 +11,7 @@ from forward_inf_mlflow.detect.duplicates import Duplicates, duplicates
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.receipt import Receipt
+from forward_inf_mlflow.directions import held
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.half_models import read_held_out, train_receipt
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
@@ -126,7 +127,7 @@ def examine(
     ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
     engine = ForwardInfluence(
         task=problem.task,
-        direction=planned.direction,
+        direction=held(planned.direction),  # three plans below share its curvature
         readout=planned.readout,
         compiled=settings.compiled,
     )
@@ -158,6 +159,8 @@ def examine(
     if problem.classes is not None:
         advance = stage(progress, "answers of the moved model", (FOLDS + 1) * (n + m))
         moved = moved_expert(engine, problem, ~leaks.flags, settings.seed, work, advance)
+    margin_change = margin_changes(engine, problem, leaks, settings.influence_queries, work)
+    del engine  # and the curvature, before half-models need the memory
 
     # Half-models: what is said of a row by models that never saw it, or a copy.
     copies = duplicates(
@@ -177,7 +180,7 @@ def examine(
         influence=together,
         single=single,
         leaked=leaks,
-        margin_change=margin_changes(engine, problem, leaks, settings.influence_queries, work),
+        margin_change=margin_change,
         labels=labels,
         duplicates=copies,
         receipt=caused,
