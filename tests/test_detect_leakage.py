@@ -9,6 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
+from forward_inf_mlflow.detect.planted import planted
 
 M, N, D = 60, 300, 12
 
@@ -451,15 +452,15 @@ def test_planted_copies_are_asked_of_the_encodings_too() -> None:
     def reliability(encode: Callable[[np.ndarray], np.ndarray]) -> float:
         seen = nb.unit(table(150, 3)), nb.unit(reference)
         found = leaked(queries, train, None, encodings=seen, encode=encode).measure
-        assert "cropped or recoloured" in found.note
+        assert "shifted, mirrored or recoloured" in found.note
         assert found.reliability is not None
         return found.reliability
 
     def knowing(rows: np.ndarray) -> np.ndarray:
         return nb.unit(reference[: len(rows)] + 1e-3)
 
-    # Pixels alone find what was shifted or mirrored, a third of them, and little more.
-    assert reliability(lambda rows: nb.unit(table(len(rows), 4))) < 0.8
+    # Pixels alone find what was shifted or mirrored, and some of the others.
+    assert 0.5 <= reliability(lambda rows: nb.unit(table(len(rows), 4))) < 1
     assert reliability(knowing) == 1
 
 
@@ -467,7 +468,7 @@ def test_where_copies_cannot_be_seen_the_detector_abstains_but_exact_ones_still_
     queries, train = table(M, 1)[:, :2], table(N)[:, :2]
     found = leaked(queries, train, None)
     assert found.measure.reliability is not None
-    assert found.measure.reliability < 0.5
+    assert found.measure.reliability < 0.3
     assert "planted" in str(found.measure.abstained)
     queries[:6] = train[:6]
     assert leaked(queries, train, None).measure.rate_low == 0.1
@@ -477,9 +478,9 @@ def test_planting_changes_no_verdict() -> None:
     queries, train = table(M, 1), table(N)
     queries[:4] = train[:4] + 1e-3
     plain = leaked(queries, train, None, encodings=(queries, train))
-    planted = leaked(queries, train, None, encodings=(queries, train), encode=lambda rows: rows)
-    assert (plain.kind == planted.kind).all()
-    np.testing.assert_allclose(plain.score, planted.score, rtol=1e-4)
+    asked = leaked(queries, train, None, encodings=(queries, train), encode=lambda rows: rows)
+    assert (plain.kind == asked.kind).all()
+    np.testing.assert_allclose(plain.score, asked.score, rtol=1e-4)
 
 
 def test_few_rows_of_small_integers_match_by_chance_and_accuse_few() -> None:
@@ -507,3 +508,15 @@ def test_all_kinds_together_keep_the_promised_rate() -> None:
         view = ModelView(suspects, np.arange(400), influence)
         accused.append(leaked(table(400, seed + 1), table(1000, seed), view).flags.mean())
     assert np.mean(accused) <= 0.01
+
+
+def test_larger_pictures_are_cropped_too_and_all_layouts_are_planted_alike() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 3, 32, 32)).astype(np.float32)
+    first, said = planted(rows, encoded=True)
+    assert said.endswith("or cropped")
+    last, _ = planted(rows.transpose(0, 2, 3, 1), encoded=True)
+    np.testing.assert_allclose(first, last.transpose(0, 3, 1, 2), atol=1e-6)
+    grey, _ = planted(rows[:, 0], encoded=True)
+    assert grey.shape == (48, 32, 32)
+    assert (grey.dtype, planted(rows[:9], encoded=False)[0].shape) == (np.float32, (9, 3, 32, 32))

@@ -40,8 +40,9 @@ from forward_inf_mlflow.detect.searches import (
 #: Largest share of the clean queries that is accused, and how much of it the model's features may
 #: spend where copies to them are looked for.
 FPR, BY_FEATURES = 0.01, 0.25
-#: Searches that find fewer of the planted copies than this say nothing of how many there are.
-RELIABLE = 0.5
+#: Searches that find fewer of the planted copies than this say nothing of how many there are: less
+#: than one kind of change of those that are planted.
+RELIABLE = 0.3
 #: Copies of a row to be expected by chance: from so many on it is never accused; below so many it
 #: cannot recur even if its columns hang together.
 CHANCE, IMPOSSIBLE = 0.01, 1e-30

@@ -18,6 +18,8 @@ from forward_inf_mlflow.detect.searches import WIDE
 PLANTED = 48
 #: Noise, in spreads of a column; share of the words that a text loses; of a picture's contrast.
 _NOISE, _LOST, _CONTRAST = 0.01, 0.05, 0.1
+#: In how many pixels one is cut off at each side; smaller pictures are not cropped.
+_CUT = 24
 
 
 def planted(train: np.ndarray, *, encoded: bool) -> tuple[np.ndarray, str]:
@@ -34,8 +36,11 @@ def planted(train: np.ndarray, *, encoded: bool) -> tuple[np.ndarray, str]:
         changes: list[Callable[[np.ndarray, np.random.Generator], np.ndarray]] = [_moved]
         said = "shifted or mirrored"
         if encoded:
-            changes += [_cropped, _recoloured]
-            said = "shifted, mirrored, cropped or recoloured"
+            changes.append(_recoloured)
+            said = "shifted, mirrored or recoloured"
+            if min(images.shape[2:]) >= _CUT:
+                changes.append(_cropped)
+                said = "shifted, mirrored, recoloured or cropped"
         changed = np.stack(
             [changes[i % len(changes)](image, rng) for i, image in enumerate(images)]
         )
@@ -62,9 +67,9 @@ def _moved(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cut one pixel off each side in thirty-two, and stretch what is left."""
+    """Cut one pixel off each side for so many, and stretch what is left."""
     h, w = image.shape[1:]
-    cut = [max(1, size // 32) for size in (h, w)]
+    cut = [size // _CUT for size in (h, w)]
     rows, columns = (
         np.linspace(c, size - 1 - c, size).round().astype(int)
         for c, size in zip(cut, (h, w), strict=True)
