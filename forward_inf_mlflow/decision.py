@@ -21,6 +21,14 @@ BOUNDS = (
     ("memorized", "max_memorized_rate", "memorized rows", "training rows"),
 )
 
+#: What would tell more, where a rate is not known well enough.
+_MODELS = "take --effort thorough with --trainer, which trains more models as this one was trained"
+_MORE = {"memorized": (f"{_MODELS}, or look at the named rows", _MODELS)}
+_MORE_QUERIES = (
+    "look at the named rows, or give more query rows",
+    "give more query rows, or a model that is right more often",
+)
+
 #: How far above a bound the upper end of a rate may lie in a version that passes. A few hundred
 #: query rows and a useful model bring it below; models that are mostly wrong do not.
 DOUBT = 0.10
@@ -98,6 +106,7 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
         if bound is None:
             continue
         measure = measures.get(name)
+        look, more = _MORE.get(name, _MORE_QUERIES)
         if measure is None:
             abstained.append(f"{rows}: no verdict, because the audit has no such measure")
             continue
@@ -115,12 +124,11 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
         elif measure.rate > bound:
             abstained.append(
                 f"{found}; the policy allows {bound:.1%}, and whether that is exceeded is not "
-                "certain: look at the named rows, or give more query rows"
+                f"certain: {look}"
             )
         elif measure.rate_high > bound + DOUBT:
             abstained.append(
-                f"{found}; the policy allows {bound:.1%}, and this audit cannot tell: give more "
-                "query rows, or a model that is right more often"
+                f"{found}; the policy allows {bound:.1%}, and this audit cannot tell: {more}"
             )
         else:
             within.append(f"{found}; within the policy's {bound:.1%}")

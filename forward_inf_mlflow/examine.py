@@ -11,6 +11,7 @@ from forward_inf_mlflow.detect.duplicates import Duplicates, duplicates
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.receipt import Receipt
+from forward_inf_mlflow.directions import held
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.half_models import read_held_out, train_receipt
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
@@ -25,7 +26,7 @@ from forward_inf_mlflow.settings import Settings
 from forward_inf_mlflow.survey import survey
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.unlearned import margin_changes
-from forward_inf_mlflow.views import Views, read_views
+from forward_inf_mlflow.views import Views, encoder, read_views
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: Gradients that an audit draws for the curvature: its influence names no row by itself, so a
@@ -126,7 +127,7 @@ def examine(
     ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
     engine = ForwardInfluence(
         task=problem.task,
-        direction=planned.direction,
+        direction=held(planned.direction),  # three plans below share its curvature
         readout=planned.readout,
         compiled=settings.compiled,
     )
@@ -146,10 +147,11 @@ def examine(
     leaks = leaked(
         problem.queries.inputs.numpy(),
         problem.train.inputs.numpy(),
-        ModelView(suspects, asked, single.values),
+        None if seen.features is None else ModelView(suspects, asked, single.values),
         encodings=None
         if seen.encodings is None
         else (seen.encodings.queries, seen.encodings.train),
+        encode=encoder(model, problem, seen),
     )
 
     # Its answers once the queries have moved it, which help to rank what is wrong by a rule.
@@ -157,6 +159,8 @@ def examine(
     if problem.classes is not None:
         advance = stage(progress, "answers of the moved model", (FOLDS + 1) * (n + m))
         moved = moved_expert(engine, problem, ~leaks.flags, settings.seed, work, advance)
+    margin_change = margin_changes(engine, problem, leaks, settings.influence_queries, work)
+    del engine  # and the curvature, before half-models need the memory
 
     # Half-models: what is said of a row by models that never saw it, or a copy.
     copies = duplicates(
@@ -176,7 +180,7 @@ def examine(
         influence=together,
         single=single,
         leaked=leaks,
-        margin_change=margin_changes(engine, problem, leaks, settings.influence_queries, work),
+        margin_change=margin_change,
         labels=labels,
         duplicates=copies,
         receipt=caused,

@@ -8,7 +8,7 @@ import numpy as np
 
 from forward_inf_mlflow import halves
 from forward_inf_mlflow.detect.experts import Expert
-from forward_inf_mlflow.detect.gross_errors import mislabeled_targets
+from forward_inf_mlflow.detect.gross_errors import half_models, mislabeled_targets, near_medians
 from forward_inf_mlflow.detect.leakage import Leaked
 from forward_inf_mlflow.detect.membership import Membership, membership
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
@@ -82,7 +82,7 @@ def judge_labels(
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     if problem.classes is None:
         unknown = np.full(len(labels), np.nan)
-        wrong = _wrong_targets(problem, held_out, leaks, fdr)
+        wrong = _wrong_targets(problem, seen, held_out, leaks, groups, fdr)
         return Labels(unknown, wrong, memorized_targets(len(labels)), None, None, 0)
     given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
     itself = _itself(problem)
@@ -200,14 +200,29 @@ def all_taught(labels: np.ndarray, taught: np.ndarray) -> bool:
 
 
 def _wrong_targets(
-    problem: Problem, held_out: halves.HeldOut | None, leaks: Leaked, fdr: float
+    problem: Problem,
+    seen: Views,
+    held_out: halves.HeldOut | None,
+    leaks: Leaked,
+    groups: np.ndarray,
+    fdr: float,
 ) -> Mislabeled:
-    """Hold targets against the half-models' predictions."""
+    """Hold targets against what half-models and neighbours predict."""
     targets, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
     if held_out is None:
         return undecided(len(targets), _NO_HALVES)
+    if held_out.diverged is not None:
+        return undecided(len(targets), held_out.diverged)
+    view = seen.inputs[-1]
+    near = near_medians(view.train, view.queries, targets, groups)
     return mislabeled_targets(
-        held_out, targets, truth, ~leaks.flags, apart=leaks.train_flags, fdr=fdr
+        [half_models(held_out), *([] if near is None else [near])],
+        targets,
+        truth,
+        ~leaks.flags,
+        apart=leaks.train_flags,
+        fdr=fdr,
+        note=held_out.note,
     )
 
 

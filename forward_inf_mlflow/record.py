@@ -228,7 +228,7 @@ def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], d
         "queries": {
             **of("leaked", "leakage_rate", "leaked_count"),
             **of("inflated", "leak_inflation"),
-            **_accuracies(record),
+            **_worth(record),
         },
     }
 
@@ -251,13 +251,26 @@ def _receipt(record: Mapping[str, Any]) -> dict[str, float]:
     return {f"receipt_{key}": float(found[key]) for key in ("gain", "low", "high")}
 
 
-def _accuracies(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the accuracy on all queries and on those that did not leak."""
+#: How the record's keys of a group of queries are called as metrics.
+_WORTH = {
+    "accuracy": "accuracy_{}",
+    "low": "accuracy_{}_low",
+    "high": "accuracy_{}_high",
+    "loss": "loss_{}",
+    "loss_low": "loss_{}_low",
+    "loss_high": "loss_{}_high",
+}
+
+
+def _worth(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return accuracy and loss on all queries and on those that did not leak, with intervals."""
     groups = record["leak_worth"] or {}
     return {
-        f"accuracy_{name}": float(group["accuracy"])
+        metric.format(name): float(group[key])
         for name, group in groups.items()
         if name in ("clean", "everything") and group["rows"]
+        for key, metric in _WORTH.items()
+        if key in group and group[key] is not None and math.isfinite(group[key])
     }
 
 

@@ -40,10 +40,12 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     Columns: id, label, source, loss (nats or half squared units), given_probability,
     held_out_probability (by who never learned the label), likelier_label, likelier_probability (by
     the same: low where a row is only odd), mislabeled_score, mislabeled_suspicion (what rows are
-    ranked by), memorized_score, influence (on all queries together), the flags mislabeled, leaked
-    and memorized; mislabeled_certain, the flags at the promised error rate; and mislabeled_surely,
-    the share of the rows down to this one by mislabeled_suspicion that are wrong at least; copy_of,
-    a training row that is the same example, and copy_conflicts, whether a copy has another label.
+    ranked by), memorized_score, memorized_fall, memorized_low and memorized_high (mem_i's 95 %
+    interval in its own unit; empty where only a rank is known), influence (on all queries
+    together), the flags mislabeled, leaked and memorized; mislabeled_certain, the flags at the
+    promised error rate; and mislabeled_surely, the share of the rows down to this one by
+    mislabeled_suspicion that are wrong at least; copy_of, a training row that is the same example,
+    and copy_conflicts, whether a copy has another label.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
     likelier = found.labels.mislabeled.likelier
@@ -61,6 +63,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "mislabeled_suspicion": found.labels.mislabeled.suspicion,
             "memorized_score": found.labels.memorized.score,
             "memorized_fall": found.labels.memorized.fall,
+            "memorized_low": found.labels.memorized.low,
+            "memorized_high": found.labels.memorized.high,
             "influence": found.influence,
             "mislabeled": found.labels.mislabeled.flags,
             "mislabeled_certain": found.labels.mislabeled.certain,
@@ -150,9 +154,7 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     rank = scores["loss"].rank(ascending=False, method="min").astype(int)
     if problem.classes is None:
         table["likelier_label"] = [float(f"{value:.4g}") for value in rows["likelier_label"]]
-        said = [
-            f"models that never saw the row predict {value:.4g}" for value in rows["likelier_label"]
-        ]
+        said = [f"who never saw the row predicts {value:.4g}" for value in rows["likelier_label"]]
     else:
         said = [
             f"who never learned its label gives it {row.held_out_probability:.1%}, "
@@ -208,8 +210,13 @@ def _memorized(scores: pd.DataFrame) -> pd.DataFrame:
     table = _common(rows, "memorized", "memorized_score")
     table["kind"] = np.where(rows["mislabeled"], "mislabeled", "rare")
     table["evidence"] = [
-        f"the audited model gives the label {row.given_probability:.1%}, models that did not see "
-        f"the row {row.memorized_fall:.2f} less; "
+        (
+            f"models that saw the row give its label oftener by {row.memorized_fall:.2f} "
+            f"({row.memorized_low:.2f} to {row.memorized_high:.2f}); "
+            if np.isfinite(row.memorized_low)
+            else f"the audited model gives the label {row.given_probability:.1%}, models that did "
+            f"not see the row {row.memorized_fall:.2f} less; "
+        )
         + ("it is among the mislabeled rows" if row.mislabeled else "rare, as far as can be told")
         for row in rows.itertuples()
     ]

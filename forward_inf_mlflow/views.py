@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from forward_inf_mlflow.tensors import Tensors
 
 #: Numbers of a view that are held at most; more are projected at random, to fewer columns.
 _HELD, _COLUMNS = 2**28, 256
+
+#: Inputs ``(k, ...)`` to encodings ``(k, h)``.
+Encode = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -112,19 +115,44 @@ def experts(
     return votes(views.inputs), votes([views.encodings, views.features])
 
 
-@torch.no_grad()
+def encoder(model: AuditedModel, problem: Problem, views: Views) -> Encode | None:
+    """Return what gives the encodings of other inputs ``(k, ...)``; None where there are none."""
+    if views.encodings is None or model.encoded is None:
+        return None
+    read = _reader(model.encoded, len(problem.train) + len(problem.queries))
+
+    def encode(inputs: np.ndarray) -> np.ndarray:
+        some = problem.queries
+        targets = some.targets[:1].expand(len(inputs), *some.targets.shape[1:])
+        rows = torch.from_numpy(inputs).to(some.inputs.dtype)
+        return read(replace(some, inputs=rows, targets=targets))
+
+    return encode
+
+
 def _view(name: str, function: Callable[[Tensor], Tensor] | None, problem: Problem) -> View | None:
     """Return what a function of the inputs gives, rows at unit length."""
     if function is None:
         return None
-    projection: Tensor | None = None
-    rows_in_all = len(problem.train) + len(problem.queries)
+    read = _reader(function, len(problem.train) + len(problem.queries))
+    return View(name, read(problem.train), read(problem.queries))
 
+
+def _reader(function: Callable[[Tensor], Tensor], in_all: int) -> Callable[[Tensors], np.ndarray]:
+    """Return what reads rows by a function of the inputs, at unit length; with few columns if many.
+
+    Args:
+        function: ``(B, ...)`` to ``(B, h)``.
+        in_all: How many rows there are in all.
+    """
+    projection: Tensor | None = None
+
+    @torch.no_grad()
     def of(rows: Tensors) -> np.ndarray:
         def read(values: Tensor) -> Tensor:
             nonlocal projection
             found = function(values).float()
-            if found.shape[1] * rows_in_all > _HELD and found.shape[1] > _COLUMNS:
+            if found.shape[1] * in_all > _HELD and found.shape[1] > _COLUMNS:
                 if projection is None:
                     draw = torch.Generator().manual_seed(0)
                     drawn = torch.randn(found.shape[1], _COLUMNS, generator=draw)
@@ -134,4 +162,4 @@ def _view(name: str, function: Callable[[Tensor], Tensor] | None, problem: Probl
 
         return nb.unit(torch.cat(list(batches_that_fit(rows, lambda b: read(b.inputs)))).numpy())
 
-    return View(name, of(problem.train), of(problem.queries))
+    return of

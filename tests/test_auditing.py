@@ -109,7 +109,7 @@ def sourced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditResult]:
             mlflow.sklearn.log_model(
                 model, name="model", pip_requirements=[], registered_model_name="sourced"
             )
-        yield audit("models:/sourced/1")
+        yield audit("models:/sourced/1", effort="thorough")
 
 
 def test_the_command_line_prints_every_share_of_every_source_and_what_to_mind(
@@ -129,7 +129,32 @@ def test_the_command_line_prints_every_share_of_every_source_and_what_to_mind(
     assert "note: mislabeled: half-models start from the audited weights" in printed
     monkeypatch.setattr(auditing, "audit", lambda *_, **__: sourced)
     run(["audit", sourced.version.uri])
-    assert "note:" not in capsys.readouterr().out, "half-models that start afresh need no warning"
+    plain = " ".join(capsys.readouterr().out.split())
+    assert "note:" not in plain, "half-models that start afresh need no warning"
+    assert "forward passes of one row to read them" in plain
+
+
+def test_with_models_trained_alike_every_row_has_an_interval_of_mem_i(sourced: AuditResult) -> None:
+    scores, measure = sourced.scores, sourced.record["measures"]["memorized"]
+    low, fall, high = (scores[f"memorized_{name}"] for name in ("low", "fall", "high"))
+    assert ((low <= fall) & (fall <= high)).all()
+    assert (high - low).between(0.3, 1.1).all(), "sixteen models show a row roughly"
+    assert measure["rate_low"] <= measure["rate"] <= measure["rate_high"] < 1
+    assert "16 models trained as the audited one was" in measure["note"] or measure["abstained"]
+    named = sourced.flagged[sourced.flagged["verdict"] == "memorized"]
+    assert named["evidence"].str.contains("models that saw the row give its label oftener").all()
+
+
+def test_targets_are_printed_in_four_digits_and_classes_as_they_are(
+    sourced: AuditResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flagged = sourced.flagged.assign(given_label=0.123456789, likelier_label=7)
+    monkeypatch.setattr(auditing, "audit", lambda *_, **__: replace(sourced, flagged=flagged))
+    run(["audit", sourced.version.uri])
+    printed = capsys.readouterr().out
+    assert "0.1235" in printed
+    assert "0.12345" not in printed
+    assert "7.0" not in printed
 
 
 @pytest.mark.usefixtures("store")

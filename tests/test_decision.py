@@ -193,3 +193,15 @@ def test_a_refusal_for_mislabeled_rows_cites_what_they_cause() -> None:
     assert facts.receipt in refused.reasons
     assert facts.receipt not in decide(GOOD, facts, Policy()).reasons
     assert facts.receipt not in decide(GOOD | {"leaked": BAD}, facts, Policy()).reasons
+
+
+def test_what_a_few_half_models_cannot_tell_is_undecided_and_says_what_would() -> None:
+    wide = replace(CLEAN, rate_low=0.0, rate_high=0.4)
+    policy = Policy(max_memorized_rate=0.05)
+    found = decide(GOOD | {"memorized": wide}, Facts(), policy)
+    assert found.outcome == "undecided"
+    assert "--effort thorough with --trainer" in found.reasons[0]
+    assert "query rows" not in found.reasons[0]
+    more = decide(GOOD | {"memorized": replace(wide, count=100)}, Facts(), policy)
+    assert more.outcome == "undecided"
+    assert more.reasons[0].endswith("or look at the named rows")

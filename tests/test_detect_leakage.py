@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
@@ -7,6 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
+from forward_inf_mlflow.detect.planted import planted
 
 M, N, D = 60, 300, 12
 
@@ -336,12 +339,13 @@ def test_an_exact_copy_stays_exact_whatever_the_model_says() -> None:
 
 
 def test_feature_copies_are_those_in_direction_whatever_their_length() -> None:
-    queries, train = table(M, 1), table(N)
+    queries, train = table(M, 1), table(500)
     queries[:2] = 5 * train[[8, 9]] + 1e-4
     train[20:27] = train[8]  # twins hide nothing
     found = feature_copies(queries, train)
     assert found[:2].tolist() == [8, 9]
     assert (found[2:] == -1).all()
+    assert (feature_copies(queries, train[:300]) == -1).all(), "too few to show their rate"
 
 
 @pytest.mark.parametrize(
@@ -429,3 +433,90 @@ def test_few_rows_accuse_nobody_by_nearness(n: int) -> None:
     for _ in range(5):
         queries, train = (rng.lognormal(size=(k, 70)).astype(np.float32) for k in (300, n))
         assert not leaked(queries, train, None).flags.any()
+
+
+def test_the_reliability_is_the_share_of_planted_copies_that_is_found() -> None:
+    queries, train = images()
+    found = leaked(queries, train, None).measure
+    assert found.reliability is not None
+    assert found.reliability > 0.9
+    assert "planted copies (shifted or mirrored)" in found.note
+    assert leaked(table(M, 1), table(N), None).measure.reliability == 1
+    assert leaked(table(M, 1), table(60), None).measure.reliability is None, "nobody is accused"
+
+
+def test_planted_copies_are_asked_of_the_encodings_too() -> None:
+    queries, train = images()
+    reference = table(850, 2)
+
+    def reliability(encode: Callable[[np.ndarray], np.ndarray]) -> float:
+        seen = nb.unit(table(150, 3)), nb.unit(reference)
+        found = leaked(queries, train, None, encodings=seen, encode=encode).measure
+        assert "shifted, mirrored or recoloured" in found.note
+        assert found.reliability is not None
+        return found.reliability
+
+    def knowing(rows: np.ndarray) -> np.ndarray:
+        return nb.unit(reference[: len(rows)] + 1e-3)
+
+    # Pixels alone find what was shifted or mirrored, and some of the others.
+    assert 0.5 <= reliability(lambda rows: nb.unit(table(len(rows), 4))) < 1
+    assert reliability(knowing) == 1
+
+
+def test_where_copies_cannot_be_seen_the_detector_abstains_but_exact_ones_still_count() -> None:
+    queries, train = table(M, 1)[:, :2], table(N)[:, :2]
+    found = leaked(queries, train, None)
+    assert found.measure.reliability is not None
+    assert found.measure.reliability < 0.3
+    assert "planted" in str(found.measure.abstained)
+    queries[:6] = train[:6]
+    assert leaked(queries, train, None).measure.rate_low == 0.1
+
+
+def test_planting_changes_no_verdict() -> None:
+    queries, train = table(M, 1), table(N)
+    queries[:4] = train[:4] + 1e-3
+    plain = leaked(queries, train, None, encodings=(queries, train))
+    asked = leaked(queries, train, None, encodings=(queries, train), encode=lambda rows: rows)
+    assert (plain.kind == asked.kind).all()
+    np.testing.assert_allclose(plain.score, asked.score, rtol=1e-4)
+
+
+def test_few_rows_of_small_integers_match_by_chance_and_accuse_few() -> None:
+    # Columns hang together: a query is like one of 40 rows once in ten; yet these may all differ.
+    accused = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        kinds = rng.integers(0, 30, size=(400, 8)).astype(np.float32)
+        train, queries = (kinds[rng.integers(400, size=n)] for n in (40, 60))
+        accused.append(leaked(queries, train, None).flags.mean())
+    assert np.mean(accused) <= 0.01
+
+
+def test_all_kinds_together_keep_the_promised_rate() -> None:
+    # The features of clean queries, and an influence that always names what the features suspect.
+    accused = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        seen, reference = rng.normal(size=(400, 8)), rng.normal(size=(1000, 8))
+        # A quarter of the rows have no like: gaps with heavy tails.
+        queries, train = (x * rng.choice([1, 1, 1, 0.01], (len(x), 1)) for x in (seen, reference))
+        suspects = feature_copies(queries, train)
+        influence = rng.normal(size=(400, 1000))
+        influence[suspects >= 0, suspects[suspects >= 0]] = 1e3
+        view = ModelView(suspects, np.arange(400), influence)
+        accused.append(leaked(table(400, seed + 1), table(1000, seed), view).flags.mean())
+    assert np.mean(accused) <= 0.01
+
+
+def test_larger_pictures_are_cropped_too_and_all_layouts_are_planted_alike() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 3, 32, 32)).astype(np.float32)
+    first, said = planted(rows, encoded=True)
+    assert said.endswith("or cropped")
+    last, _ = planted(rows.transpose(0, 2, 3, 1), encoded=True)
+    np.testing.assert_allclose(first, last.transpose(0, 3, 1, 2), atol=1e-6)
+    grey, _ = planted(rows[:, 0], encoded=True)
+    assert grey.shape == (48, 32, 32)
+    assert (grey.dtype, planted(rows[:9], encoded=False)[0].shape) == (np.float32, (9, 3, 32, 32))

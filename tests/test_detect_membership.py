@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forward_inf_mlflow.detect.membership import membership
+from forward_inf_mlflow.detect.membership import Membership, membership
 from forward_inf_mlflow.halves import HeldOut
 
 N, M = 2000, 500
@@ -66,3 +66,11 @@ def test_the_share_worked_by_hand() -> None:
     )
     assert found is not None
     assert (found.attack, found.rate) == ("loss", pytest.approx(0.5))
+
+
+def test_what_chance_may_show_is_not_said_to_be_sure() -> None:
+    said = Membership("loss", 0.086, 0.0, 0.4, 320).sentence()
+    assert "is not shown to tell" in said
+    assert "0.0%" not in said
+    sure = Membership("ratio", 0.3, 0.2, 0.4, 320).sentence()
+    assert "30.0% of the training rows (20.0% or more, with 95 % confidence)" in sure

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from forward_inf_mlflow.detect.experts import Expert
-from forward_inf_mlflow.detect.memorization import mean_rank, memorized_classes, memorized_targets
+from forward_inf_mlflow.detect.memorization import (
+    Memorized,
+    mean_rank,
+    memorized_classes,
+    memorized_targets,
+)
+from forward_inf_mlflow.detect.memorized_share import share_above
 from forward_inf_mlflow.halves import HeldOut
 
 
@@ -86,7 +92,25 @@ def test_three_rows_worked_by_hand() -> None:
     np.testing.assert_allclose(found.fall, [0.4, 0.05, 0.1], atol=1e-12)
     assert found.flags.tolist() == [True, False, False]
     assert (found.measure.count, found.measure.total) == (1, 3)
-    assert found.measure.rate == found.measure.rate_low == 1 / 3
+    assert found.measure.rate == 1 / 3
+    # Nobody knows what models that saw the rows say: how large the share may be is open.
+    assert (found.measure.rate_low, found.measure.rate_high) == (0, 1)
+    assert "cannot" not in str(found.measure.abstained)
+    assert "can be compared" in str(found.measure.abstained)
+
+
+def test_half_models_bound_the_share_of_memorized_rows() -> None:
+    # Half of 400 rows are known only to models that saw them, the others to all.
+    labels, hard = np.ones(400, int), np.arange(400) < 200
+    out = np.tile(np.where(hard, 0, 1), (2, 1))
+    logits = 10.0 * np.eye(2)[out]
+    models = HeldOut(logits, logits, "", np.tile(labels, (2, 1)))
+    found = memorized_classes(models, labels, np.full(400, 0.99), known(400), of([0.5] * 400))
+    assert found.flags.tolist() == hard.tolist()
+    measure = found.measure
+    assert measure.abstained is None
+    assert 0.15 < measure.rate_low < measure.rate == 0.5 < measure.rate_high < 1
+    assert np.isnan(found.low).all()
 
 
 def test_a_row_that_other_models_know_as_well_is_never_memorized() -> None:
@@ -141,8 +165,15 @@ def test_eight_pairs_trained_alike_give_mem_i_in_its_own_unit() -> None:
     found = memorized_classes(models, labels, np.ones(3), known(3), of([0.5] * 3))
     np.testing.assert_allclose(found.score, [1, 0, 3 / 8])
     assert found.flags.tolist() == [True, False, True]
-    assert found.measure.rate_low == pytest.approx(1 / 3)
-    assert found.measure.rate == pytest.approx(2 / 3)
+    # Wilson's interval of 8 of 8 is .676 to 1, of 0 of 8 it is 0 to .324: Newcombe's from those.
+    np.testing.assert_allclose(found.low[:2], [1 - np.hypot(0.3244, 0.3244), -0.3244], atol=1e-3)
+    np.testing.assert_allclose(found.high[:2], [1, 0.3244], atol=1e-3)
+    assert (found.low <= found.score).all()
+    assert (found.score <= found.high).all()
+    assert (found.measure.rate_low, found.measure.count) == (0, 2)
+    assert found.measure.rate_high > 0.9, "three rows show little of a share"
+    assert found.measure.reliability is not None
+    assert found.measure.reliability > 0.8
     assert "16 models" in found.measure.note
     few = HeldOut(logits[:7], logits[:7], "", learned[:7], True)
     assert (
@@ -180,3 +211,54 @@ def test_what_the_model_does_not_know_it_has_not_memorized() -> None:
     found = memorized_classes(None, labels, given, given > 0.5, of([0.1, 0.3, 0.6]))
     assert found.score[0] == 0
     assert found.score[1] > found.score[2] > 0
+
+
+def eight_pairs(p: np.ndarray, q: np.ndarray, seed: int) -> Memorized:
+    """Eight models with each row and eight without, right with these chances."""
+    rng, n = np.random.default_rng(seed), len(p)
+    learned, out = (np.where(rng.random((8, n)) < chance, 1, 0) for chance in (p, q))
+    logits = 10.0 * np.eye(2)[out]
+    models = HeldOut(logits, logits, "", learned, True)
+    labels = np.ones(n, int)
+    return memorized_classes(models, labels, np.ones(n), known(n), of(np.linspace(0.1, 0.9, n)))
+
+
+def test_luck_is_not_counted_as_memorization_and_names_nobody() -> None:
+    q = np.random.default_rng(0).uniform(0.3, 0.7, 1000)
+    found = eight_pairs(q, q, 0)
+    assert (found.score >= 0.25).mean() > 0.15, "so many pass by luck"
+    assert found.measure.rate_low == 0
+    assert found.measure.rate < 0.05
+    assert "do not agree which rows" in str(found.measure.abstained)
+    assert not found.flags.any()
+    assert (found.low <= 0).mean() > 0.9, "each row's own interval knows it"
+
+
+def test_a_row_s_interval_holds_its_mem_i_and_the_share_s_the_share() -> None:
+    held, missed, estimates = [], 0, []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        hard = rng.random(1000) < 0.15
+        q = np.where(hard, rng.beta(1, 3, 1000), rng.beta(20, 1, 1000))
+        p = np.where(hard, 0.97, q)
+        found = eight_pairs(p, q, seed)
+        held.append(((found.low <= p - q) & (p - q <= found.high)).mean())
+        truth, measure = (p - q >= 0.25).mean(), found.measure
+        missed += not measure.rate_low <= truth <= measure.rate_high
+        estimates.append(measure.rate - truth)
+        assert measure.rate_high - measure.rate_low < 0.4
+    assert np.mean(held) >= 0.95
+    assert not missed
+    assert abs(np.mean(estimates)) < 0.02
+
+
+def test_models_that_are_better_or_worse_as_a_whole_widen_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    labels, q = np.ones(1000, int), rng.uniform(0.2, 0.9, 1000)
+    width = []
+    for wobble in (0.0, 0.3):
+        shift = wobble * rng.choice([-1, 1], (2, 8, 1))
+        with_it, without = (rng.random((8, 1000)) < q + one for one in shift)
+        found = share_above(with_it == labels, without == labels, 0.25)
+        width.append(found.high - found.low)
+    assert width[1] > 1.3 * width[0]

@@ -8,7 +8,6 @@ from scipy import special
 
 from forward_inf_mlflow.detect import mislabeled
 from forward_inf_mlflow.detect.experts import Expert
-from forward_inf_mlflow.detect.gross_errors import mislabeled_targets
 from forward_inf_mlflow.detect.mislabeled import (
     Mislabeled,
     disagreement,
@@ -214,70 +213,6 @@ def test_models_that_always_guess_the_common_class_are_not_believed() -> None:
     assert found.measure.abstained is not None
 
 
-def targets(
-    seed: int, *, gross: int, heavy: bool, n: int = 1000, m: int = 300
-) -> tuple[HeldOut, np.ndarray, np.ndarray, np.ndarray]:
-    """Regression: predictions, targets with honest noise, and some gross errors of 30 spreads."""
-    rng = np.random.default_rng(seed)
-    predicted = rng.normal(size=n + m) * 10
-    noise = rng.standard_t(3, size=n + m) if heavy else rng.normal(size=n + m)
-    given = predicted + noise
-    wrong = np.zeros(n, dtype=bool)
-    wrong[rng.choice(n, gross, replace=False)] = True
-    given[:n][wrong] += rng.choice([-30, 30], gross)
-    seen = np.float32(predicted)[None, :, None]
-    return HeldOut(seen[:, :n], seen[:, n:], "drawn"), given[:n], given[n:], wrong
-
-
-def test_gross_errors_of_a_target_are_found_and_few_others() -> None:
-    false, above = [], []
-    for seed in range(20):
-        held_out, given, truth, wrong = targets(seed, gross=30, heavy=False)
-        found = mislabeled_targets(held_out, given, truth, np.ones(300, dtype=bool))
-        assert found.flags[wrong].mean() > 0.95
-        false.append((found.certain & ~wrong).sum() / max(1, found.certain.sum()))
-        assert 0 < found.measure.rate_low <= found.measure.rate <= found.measure.rate_high
-        above.append(found.measure.rate_low > wrong.mean())
-        np.testing.assert_allclose(found.likelier, held_out.train_out[0, :, 0])
-        assert np.isnan(found.held_out_probability).all()
-    assert np.mean(false) <= 0.1 + 0.03
-    assert np.mean(above) <= 0.15, "the bound allows for doubt"
-
-
-def test_heavy_tailed_but_honest_residuals_are_not_accused() -> None:
-    accused = []
-    for seed in range(20):
-        held_out, given, truth, _ = targets(seed, gross=0, heavy=True)
-        found = mislabeled_targets(held_out, given, truth, np.ones(300, dtype=bool))
-        accused.append(found.flags.mean())
-    assert np.mean(accused) < 0.005
-
-
-@pytest.mark.parametrize("why", ["19 query rows", "no better than their mean", "NaN or infinity"])
-def test_regression_abstains_where_residuals_say_nothing(why: str) -> None:
-    held_out, given, truth, _ = targets(0, gross=30, heavy=False)
-    trusted = np.ones(300, dtype=bool)
-    if why == "19 query rows":
-        trusted = np.arange(300) < 19
-    elif why == "no better than their mean":
-        held_out = replace(held_out, queries=-held_out.queries)
-    else:
-        held_out = replace(held_out, queries=held_out.queries * np.inf)
-    found = mislabeled_targets(held_out, given, truth, trusted)
-    assert found.measure.abstained is not None
-    assert why in found.measure.abstained
-    assert not found.flags.any()
-    assert np.isnan(found.score).all()
-
-
-def test_regression_with_residuals_of_nothing_but_zeros_accuses_the_one_that_differs() -> None:
-    held_out, _, _, _ = targets(0, gross=0, heavy=False)
-    exact, truth = held_out.train_out[0, :, 0].copy(), held_out.queries[0, :, 0]
-    exact[7] += 30
-    found = mislabeled_targets(held_out, exact, truth, np.ones(300, dtype=bool))
-    assert np.flatnonzero(found.flags).tolist() == [7]
-
-
 def test_weak_models_know_little_and_say_so() -> None:
     held_out, labels, query_labels, wrong = classes(0, flips=0.3, m=100, spread=1.5)
     measure = judged(held_out, labels, query_labels).measure
@@ -394,16 +329,3 @@ def test_reliability_is_how_well_random_labels_are_told_from_right_ones() -> Non
 def test_reliability_worked_by_hand(said: list[list[float]]) -> None:
     right = {-1: 1.0, -3: 0.0, -2: 0.5}[int(said[0][0])]
     assert mislabeled._told_from_random(np.array(said), np.array([0])) == right
-
-
-def test_targets_that_are_mostly_predicted_exactly_accuse_few() -> None:
-    rng = np.random.default_rng(0)
-    predicted = rng.normal(size=600) * 3
-    off = np.where(rng.random(600) < 0.6, 0, 0.3 * rng.normal(size=600))
-    out = np.float32(predicted)[None, :, None]
-    truth = np.float32(predicted + off)
-    found = mislabeled_targets(
-        HeldOut(out[:, :300], out[:, 300:], ""), truth[:300], truth[300:], np.ones(300, bool)
-    )
-    assert found.flags.mean() < 0.05
-    assert found.measure.rate_low <= found.measure.rate <= found.measure.rate_high

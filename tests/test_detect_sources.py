@@ -131,3 +131,17 @@ def test_other_verdicts_and_influence_are_tested_too() -> None:
         influence=influence[:5],
     )  # fmt: skip
     assert alone["influence_p"].tolist() == [1.0]
+
+
+def test_rows_whose_influence_is_not_known_do_not_hide_the_others() -> None:
+    with_gap, without = (
+        sums(["a"] * 4 + ["b"] * 3 + ["c"], [0] * 8, [1.0, 2.0, 3.0, gap, 9.0, 9.1, 9.2, gap])
+        for gap in (float("nan"), float("inf"))
+    )
+    for found in (with_gap, without):
+        a, b, c = found
+        assert (a["influence"], b["influence"]) == (2.0, pytest.approx(9.1))
+        assert a["influence_low"] < 2 < a["influence_high"]
+        assert a["influence_p"] < 0.05
+        assert sentence(c).endswith("influence unknown")
+        assert c["influence_p"] == 1

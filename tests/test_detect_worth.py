@@ -18,6 +18,13 @@ def test_ten_queries_worked_by_hand() -> None:
     assert found.measure.rate == pytest.approx(0.3)
     assert 0 <= found.measure.rate_low < 0.3 < found.measure.rate_high
     assert "30.0 points lower" in str(found.sentence())
+    # The loss is t-distributed with nine degrees of freedom: .55 +- 2.262 * .4743 / sqrt(10).
+    assert (found.everything.loss_low, found.everything.loss_high) == pytest.approx(
+        (0.55 - 0.3393, 0.55 + 0.3393), abs=1e-3
+    )
+    assert (found.clean.loss_low, found.clean.loss_high) == (1, 1)
+    assert "the mean loss on all is 0.55 (0.211 to 0.889)" in str(found.sentence())
+    assert "without the leaked ones 1 (1 to 1)" in str(found.sentence())
 
 
 def test_nothing_leaked_is_worth_nothing_for_sure() -> None:
@@ -48,3 +55,12 @@ def test_the_true_inflation_lies_between_the_bounds() -> None:
         truth = leaked.mean() * 0.25
         missed += not measure.rate_low <= truth <= measure.rate_high
     assert missed / 400 <= 0.05 + 0.03
+
+
+def test_the_true_mean_loss_lies_within_its_interval_and_one_query_has_none() -> None:
+    rng, missed = np.random.default_rng(0), 0
+    for _ in range(400):
+        clean = worth(np.ones(100, bool), rng.exponential(size=100), np.zeros(100, bool)).clean
+        missed += not clean.loss_low <= 1 <= clean.loss_high
+    assert missed / 400 <= 0.05 + 0.03
+    assert np.isnan(worth(np.ones(6, bool), np.ones(6), np.arange(6) < 5).clean.loss_low)

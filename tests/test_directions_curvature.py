@@ -19,7 +19,7 @@ from engine import (
 )
 from torch import Tensor, nn
 
-from forward_inf_mlflow.directions import Curvature, curvature
+from forward_inf_mlflow.directions import Curvature, GradientStep, curvature, held
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.tasks import Regression
@@ -264,3 +264,28 @@ def test_settings_that_cannot_be_used_are_named_in_one_line(settings: dict[str, 
     with pytest.raises(ForwardInfError, match=rf"{next(iter(settings))} must be") as raised:
         Curvature(**settings)  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_held_curvature_is_computed_once_and_changes_no_bit(
+    solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, direction = cached("classification"), replace(SOLVERS[solver], damping=None)
+    made: list[object] = []
+    prepare = Curvature.prepare
+
+    def counted(self: Curvature, *args: object) -> curvature.Prepared:
+        made.append(args)
+        return prepare(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Curvature, "prepare", counted)
+    shared = held(direction)
+    first, second = scores(found, shared), scores(found, shared)
+    assert len(made) == 1
+    alone = scores(found, direction)
+    assert (first == alone).all()
+    assert (second == alone).all()
+    assert shared.describe() == direction.describe()
+    other = cached("regression")
+    assert (scores(other, shared) == scores(other, direction)).all(), "another model is another one"
+    assert held(GradientStep()) == GradientStep()

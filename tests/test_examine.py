@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -192,3 +194,45 @@ def test_without_its_training_row_a_leaked_query_is_answered_less_surely() -> No
     nobody = np.full(60, "", dtype=object)
     none = Leaked(nobody, index, np.zeros(300, bool), unknown, unknown, empty, Measure.none(60, ""))
     assert np.isnan(margin_changes(engine, problem, none, 100, KEEP_NOTHING)).all()
+
+
+def test_gross_errors_that_ruin_half_models_are_named_in_a_whole_audit() -> None:
+    rng = np.random.default_rng(0)
+    x, q = (rng.normal(size=(n, D)).astype(np.float32) for n in (600, 200))
+    y, z = ((rows @ CENTRES[0] + rng.normal(size=len(rows))) for rows in (x, q))
+    wrong = rng.random(600) < 0.1
+    y[wrong] += 15 * y.std() * rng.choice([-1, 1], wrong.sum())
+    model = AuditedModel(nn.Linear(D, 1).eval(), np.asarray, "pt2", np.asarray)
+    train, queries = (
+        Rows(rows, t.astype(np.float32), np.arange(len(t)).astype(str), None, "memory", "")
+        for rows, t in ((x, y), (q, z))
+    )
+    host = torch.device("cpu")
+    problem = prepare(model, train, queries, task="regression", device=host, batch_size=None)
+    settings = Settings(influence_queries=5, recipe=SHORT, direction=GradientStep())
+    planned = plan_influence(model, problem, settings)
+    found = examine(model, problem, planned, settings, lambda stage, done, total: None)
+    judged = found.labels.mislabeled
+    assert judged.certain[wrong].mean() > 0.9
+    assert judged.certain[~wrong].mean() < 0.02
+    assert judged.measure.abstained is None
+    assert 0.05 < judged.measure.rate_low <= wrong.mean() <= judged.measure.rate_high
+
+
+def test_one_curvature_serves_influence_answers_and_margins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[object] = []
+    prepare_once = Curvature.prepare
+
+    def counted(self: Curvature, *args: Any) -> Any:
+        made.append(self)
+        return prepare_once(self, *args)
+
+    monkeypatch.setattr(Curvature, "prepare", counted)
+    x, y = blobs(300, 3, 0)
+    q, z = blobs(100, 3, 1)
+    q[:10], z[:10] = x[:10], y[:10]
+    found = audited(x, y, q, z)
+    assert np.isfinite(found.margin_change[:5]).all()
+    assert len(made) == 1

@@ -130,7 +130,16 @@ def test_a_detector_without_a_verdict_has_no_metric() -> None:
         "leakage_rate_high": 0.2,
         "leaked_count": 0.0,
         "accuracy_clean": 6 / 14,
+        "accuracy_clean_low": pytest.approx(0.177, abs=1e-3),
+        "accuracy_clean_high": pytest.approx(0.711, abs=1e-3),
         "accuracy_everything": 0.6,
+        "accuracy_everything_low": pytest.approx(0.361, abs=1e-3),
+        "accuracy_everything_high": pytest.approx(0.809, abs=1e-3),
+        **{
+            f"loss_{name}{end}": 1.0
+            for name in ("clean", "everything")
+            for end in ("", "_low", "_high")
+        },
         "leak_inflation": pytest.approx(0.6 - 6 / 14),
         "leak_inflation_low": pytest.approx(0.05, abs=0.05),
         "leak_inflation_high": pytest.approx(0.25, abs=0.05),

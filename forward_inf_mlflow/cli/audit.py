@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -75,8 +76,8 @@ def audit_command(
             features=names,
             progress=progress,
             on_plan=lambda planned: progress.say(
-                f"plan: {planned.why}; influence takes about {planned.costs['total']:,} forward "
-                "passes of one row (--plan says what all takes)"
+                f"plan: {planned.why}; about {planned.costs['total']:,} forward passes of one row "
+                "for the influence alone (--plan says what all takes)"
             ),
             **_given(options),
         )
@@ -146,7 +147,12 @@ def _say_rows(console: Console, result: AuditResult) -> None:
         f"mislabeled, {_surest(len(wrong))}",
         ["row", "labeled", "likelier", *(["source"] if sources else [])],
         [
-            (row.row_id, row.given_label, row.likelier_label, *([row.source] if sources else []))
+            (
+                row.row_id,
+                _label(row.given_label),
+                _label(row.likelier_label),
+                *([row.source] if sources else []),
+            )
             for row in wrong.head(_WORST).itertuples()
         ],
     )
@@ -158,6 +164,12 @@ def _say_rows(console: Console, result: AuditResult) -> None:
             for row in leaks.head(_WORST).itertuples()
         ],
     )
+
+
+def _label(value: object) -> object:
+    """Return a class as it is, and a target in four digits."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    return f"{value:.4g}" if number else value
 
 
 def _surest(count: int) -> str:
@@ -213,7 +225,7 @@ def _say_rest(console: Console, record: Any) -> None:
         )
     console.say(
         f"  {costs['rows']:,} training rows, {costs['queries']:,} query rows, "
-        f"{costs['forward_passes']:,} forward passes to read them (about "
-        f"{costs['forward_equivalents']:,} with what moved and trained models), "
+        f"{costs['forward_passes']:,} forward passes of one row to read them (planned were about "
+        f"{costs['forward_equivalents']:,}, with what moves and trains models), "
         f"{costs['seconds']:.0f} s"
     )

@@ -11,11 +11,14 @@ encoded    the same by what the audited model makes of the rows (its encodings),
 influence  the rows differ, but the model's features tell them apart no better than copies, and
            the mirrored influence of the query names the same training row.
 
-How near is near, and at which false-positive rate, `searches` says.
+How near is near, and at which false-positive rate, `searches` says; they and the model's features
+share the promised rate. How many copies are found, copies say that are planted among the queries
+(`planted`): where they are not, "no leaks" would mean nothing, and the detector abstains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,20 +26,30 @@ from scipy import stats
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.measure import Measure, binomial_high
+from forward_inf_mlflow.detect.planted import planted
 from forward_inf_mlflow.detect.searches import (
-    LEAST,
     MIN_ROWS,
+    Judged,
     by_encodings,
     by_values,
+    conformal_threshold,
     judge,
     sample,
 )
 
-#: Largest share of the clean queries that is accused.
-FPR = 0.01
+#: Largest share of the clean queries that is accused, and how much of it the model's features may
+#: spend where copies to them are looked for.
+FPR, BY_FEATURES = 0.01, 0.25
+#: Searches that find fewer of the planted copies than this say nothing of how many there are: less
+#: than one kind of change of those that are planted.
+RELIABLE = 0.3
 #: Copies of a row to be expected by chance: from so many on it is never accused; below so many it
 #: cannot recur even if its columns hang together.
 CHANCE, IMPOSSIBLE = 0.01, 1e-30
+#: The same where a few rows all differ, which columns that hang together can do by luck.
+CHANCE_OF_FEW = 1e-15
+#: Share of a column's values that differ from each other in a table whose rows are no coarse ones.
+FINE = 0.9
 #: How unlikely the number of exact matches must be under the rate of twins in the training set.
 EXCESS = 0.001
 #: Queries whose influence must be known before a row's usual influence is.
@@ -95,6 +108,7 @@ def leaked(
     view: ModelView | None,
     *,
     encodings: tuple[np.ndarray, np.ndarray] | None = None,
+    encode: Callable[[np.ndarray], np.ndarray] | None = None,
     fpr: float = FPR,
 ) -> Leaked:
     """Find a training row behind each query.
@@ -105,6 +119,7 @@ def leaked(
         view: The model's features and influence, or None to go by nearness alone.
         encodings: What the model makes of queries ``(m, h)`` and training rows ``(n, h)``, rows at
             unit length; None to go by values alone.
+        encode: The same of other inputs ``(k, ...)``, for planted copies; None plants none there.
         fpr: Largest share of the clean queries that may be accused.
     """
     m = len(queries)
@@ -114,7 +129,7 @@ def leaked(
     keys = nb.row_keys(train)
     copies = nb.exact_copies(queries, train)
     index = copies.copy()
-    accused = _beyond_chance(queries, train, copies, nb.twins(keys))
+    accused = _beyond_chance(queries, train, copies, keys)
     kind[accused], evidence[accused] = "exact", "every value is the same"
 
     notes = ["exact copies by value"]
@@ -123,20 +138,24 @@ def leaked(
     # Copies inside the training set are one row here, else a twin hides the gap.
     _, distinct = np.unique(keys, return_index=True)
     rest = np.flatnonzero(copies < 0)
-    innocent, innocent_most = 0.0, 0.0
+    innocent, innocent_most, reliability = 0.0, 0.0, None
     if len(distinct) < MIN_ROWS:
         notes.append("near copies not searched: too few rows to know which distances are usual")
     elif len(rest):
-        searches = by_values(queries[rest], train[distinct])
+        known, k = train[distinct], len(rest)
+        copied, how = planted(known, encoded=encodings is not None and encode is not None)
+        searches = by_values(np.concatenate([queries[rest], copied]), known)
         if encodings is not None:
-            searches.append(by_encodings(encodings[0][rest], encodings[1][distinct]))
-        judged = [judge(search, searches, fpr) for search in searches]
-        p_value[rest] = np.min([found.p_value for found in judged], axis=0)
-        ratio = np.stack([found.ratio for found in judged])
+            seen = [encodings[0][rest], *([] if encode is None else [encode(copied)])]
+            searches.append(by_encodings(np.concatenate(seen), encodings[1][distinct]))
+        rate = fpr if view is None else (1 - BY_FEATURES) * fpr
+        judged = [judge(search, searches, rate) for search in searches]
+        p_value[rest] = np.min([found.p_value[:k] for found in judged], axis=0)
+        ratio = np.stack([found.ratio[:k] for found in judged])
         best = ratio.argmax(0)
         score[rest] = -ratio.max(0)
         index[rest] = distinct[
-            np.stack([search.asked.index for search in searches])[best, np.arange(len(rest))]
+            np.stack([search.asked.index[:k] for search in searches])[best, np.arange(k)]
         ]
         for i in np.flatnonzero(ratio.max(0) >= 1):
             search = searches[best[i]]
@@ -144,6 +163,12 @@ def leaked(
         notes += [search.note for search in searches]
         innocent = sum(found.innocent for found in judged)
         innocent_most = sum(found.innocent_most for found in judged)
+        reliability = _found(judged, k, len(copied))
+        notes.append(
+            "near copies not searched: too few rows to show that the promised rate is kept"
+            if reliability is None
+            else f"of {len(copied)} planted copies ({how}) {reliability:.0%} are found"
+        )
     if view is not None:
         named = _confirmed(view)
         for q in np.flatnonzero((named >= 0) & (kind == "") & (copies < 0)):
@@ -169,42 +194,82 @@ def leaked(
             estimate=(count - min(searched, innocent * len(rest))) / m,
             rate_low=(sure + max(0.0, searched - by_chance)) / m,
             rate_high=binomial_high(count, m),
+            reliability=reliability,
             threshold=-1.0,
+            abstained=(
+                f"of copies with small changes, planted among the query rows, only "
+                f"{reliability:.0%} are found (below {RELIABLE:.0%}): rows of so few or so coarse "
+                "columns lie near each other without being copies"
+                if reliability is not None and reliability < RELIABLE
+                else None
+            ),
             note=(
-                f"{'; '.join(notes)}; the searches for near copies accuse at most {fpr:.1%} of "
-                f"clean queries; as many as chance may have brought ({by_chance:.0f}), and copies "
-                "by influence, do not count for the lower bound"
+                f"{'; '.join(notes)}; of clean queries at most {fpr:.1%} are accused of anything "
+                f"but exact copies; as many as chance may have brought ({by_chance:.0f}), and "
+                "copies by influence, do not count for the lower bound"
             ),
         ),
     )
 
 
+def _found(judged: Sequence[Judged], queries: int, copies: int) -> float | None:
+    """Return which share of the planted copies, asked after the queries, any search accuses.
+
+    None where the rows are too few to accuse anybody.
+    """
+    if not any(one.shown for one in judged):
+        return None
+    accused = np.zeros(copies, dtype=bool)
+    for one in judged:
+        asked = one.ratio[queries:]  # nothing where nobody encoded them
+        accused[: len(asked)] |= asked >= 1
+    return float(accused.mean())
+
+
 def _beyond_chance(
-    queries: np.ndarray, train: np.ndarray, copies: np.ndarray, twins: float
+    queries: np.ndarray, train: np.ndarray, copies: np.ndarray, keys: np.ndarray
 ) -> np.ndarray:
     """Return which exact matches chance does not explain, ``(m,)`` bool.
 
     Rows of coarse or repeated values equal each other without being the same example. Training
     rows do so at the rate that queries would, so a match is accused if there are more of them than
     that rate explains. Two shortcuts go by the row alone, as if its columns were independent: one
-    that is likely to recur is never accused, one that cannot recur (an image) always.
+    that is likely to recur is never accused, one that cannot recur (an image) always. Where all
+    training rows differ the row alone decides, too; but a few coarse rows differ by luck, even if
+    columns hang together and a query is often like one of them.
     """
     matched = np.flatnonzero(copies >= 0)
     chance = np.array([nb.chance_copies(queries[q], train) for q in matched])
-    expected = max(twins, 0.5 / (len(train) + 1))  # Jeffreys' estimate where there are none
+    # Few rows show their rate badly: what is expected is the upper 95 % bound of it. Twins come in
+    # pairs, so that half as many are counted.
+    twins, n = nb.twins(keys), len(train)
+    expected = binomial_high(round(twins * n / 2), max(1, n // 2))
     excess = stats.binom.sf(len(matched) - 1, len(queries), expected) < EXCESS
-    alone = twins == 0
+    alone = np.zeros(len(matched), dtype=bool)
+    if not twins:
+        alone = np.full(len(matched), expected <= FPR or _fine(train)) | (chance < CHANCE_OF_FEW)
     accused = np.zeros(len(queries), dtype=bool)
     accused[matched] = (chance < CHANCE) & ((chance < IMPOSSIBLE) | excess | alone)
     return accused
 
 
-def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
+def _fine(rows: np.ndarray) -> bool:
+    """Return whether in some column hardly two rows are alike."""
+    columns = np.sort(rows.reshape(len(rows), -1), axis=0)
+    distinct = 1 + (np.diff(columns, axis=0) != 0).sum(0)
+    return bool((distinct >= FINE * len(rows)).any())
+
+
+def feature_copies(
+    queries: np.ndarray, train: np.ndarray, *, fpr: float = BY_FEATURES * FPR
+) -> np.ndarray:
     """Return for each query the training row that the model's features take it for, or -1.
 
     Args:
         queries: ``(m, h)`` penultimate features.
         train: ``(n, h)``.
+        fpr: Largest share of the clean queries that has one, as training rows among themselves
+            show; too few of these show nothing, and then nobody has one.
     """
     found = np.full(len(queries), -1)
     unit_queries, unit_train = nb.unit(queries), nb.unit(train)
@@ -216,7 +281,8 @@ def feature_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
     own = sample(reference)
     usual = nb.nearest_rows(reference[own], reference, own=own)
     near = nb.nearest_rows(unit_queries, reference)
-    hit = nb.deviations(near.gap, usual.gap) <= -LEAST
+    threshold = conformal_threshold(np.sort(-nb.deviations(usual.gap, usual.gap)), fpr)
+    hit = -nb.deviations(near.gap, usual.gap) >= threshold
     found[hit] = distinct[near.index[hit]]
     return found
 

@@ -44,13 +44,17 @@ class Membership:
 
     def sentence(self) -> str:
         """Return it in words."""
-        text = (
-            f"an attack by the model's {self.attack} names {self.rate:.1%} of the training rows "
-            f"(surely {self.low:.1%}) while it names {FALSE:.0%} of {self.others:,} query rows"
-        )
         if self.low <= FALSE:
-            return f"{text}: not surely more than chance"
-        return f"{text}: a lower bound on what the model gives away about its rows"
+            return (
+                f"an attack by the model's {self.attack} is not shown to tell training rows from "
+                f"others: it names {self.rate:.1%} of them while it names {FALSE:.0%} of "
+                f"{self.others:,} query rows, which so few query rows may show by chance"
+            )
+        return (
+            f"an attack by the model's {self.attack} names {self.rate:.1%} of the training rows "
+            f"({self.low:.1%} or more, with 95 % confidence) while it names {FALSE:.0%} of "
+            f"{self.others:,} query rows: a lower bound on what the model gives away about its rows"
+        )
 
 
 def membership(

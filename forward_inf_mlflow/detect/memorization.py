@@ -11,7 +11,9 @@ do not teach. What the audited model does not know it has not memorized: rows wh
 not prefer come last.
 
 **Named** by mem_i itself. With: the audited model. Without: the mean over half-models that did not
-see the row. The audited model is one draw, so the number is a rough one.
+see the row. The audited model is one draw, so the number is a rough one; how large the share of
+memorized rows may be, half-models with and without every row say (`memorized_share`). Where many
+models were trained as the audited one was, they alone say all.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from scipy import special, stats
 
 from forward_inf_mlflow.detect.experts import Expert
 from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.detect.memorized_share import CONFIDENCE, difference, share_above
 from forward_inf_mlflow.halves import HeldOut
 
 #: Feldman and Zhang call a row memorized from this estimate on (their section 3).
 THRESHOLD = 0.25
-#: Rankers who agree less than this (Cronbach's alpha) name nobody.
+#: Rankers who agree less than this (Cronbach's alpha), or two halves of the models, name nobody.
 RELIABLE = 0.3
 #: So often must the rows have been halved, or mem_i is too coarse a number.
 MIN_REPEATS = 8
@@ -43,12 +46,15 @@ class Memorized:
             prefer; or mem_i itself where it is known.
         fall: By how much the label's probability falls in models that did not see the row; NaN
             where there are none.
+        low, high: The 95 % interval of mem_i in its own unit; NaN where only a rank is known.
         flags: The named rows.
         measure: The summary.
     """
 
     score: np.ndarray
     fall: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     flags: np.ndarray
     measure: Measure
 
@@ -92,24 +98,35 @@ def memorized_classes(
         without += special.softmax(repeat, axis=-1)[np.arange(n), labels] / len(held_out.train_out)
     fall = given_probability - without
     flags = fall >= THRESHOLD
-    count = int(flags.sum())
+    count, unknown = int(flags.sum()), np.full(n, np.nan)
+    low, high, abstained = 0.0, 1.0, None
+    if held_out.learned is None:
+        abstained = "no model that saw a row can be compared with those that did not"
+    else:
+        share = share_above(
+            held_out.learned == labels, held_out.train_out.argmax(2) == labels, THRESHOLD
+        )
+        # These half-models need not memorize as the audited model does: what it shows counts too.
+        low, high = min(share.low, count / n), max(share.high, count / n)
     return Memorized(
         score,
         fall,
+        unknown,
+        unknown,
         flags,
         Measure(
             count=count,
             total=n,
-            # The rows are all there are, so the share is exact as a count of what was seen; that
-            # one model is one draw is why the default policy does not bound it.
-            rate_low=count / n,
-            rate_high=count / n,
+            rate_low=low,
+            rate_high=high,
             reliability=reliability,
             threshold=None,
             note=(
                 f"the label's probability falls by {THRESHOLD} or more in models that did not "
-                "see the row (the threshold of Feldman and Zhang, 2020)"
+                "see the row (the threshold of Feldman and Zhang, 2020); the interval holds what "
+                f"{2 * len(held_out.train_out)} half-models with and without each row allow"
             ),
+            abstained=abstained,
         ),
     )
 
@@ -151,32 +168,61 @@ def _first_component(correlation: np.ndarray) -> np.ndarray:
 def _in_its_own_unit(learned: np.ndarray, out: np.ndarray, labels: np.ndarray) -> Memorized:
     """Return mem_i itself: how much oftener models that saw the row give its label."""
     repeats, n = learned.shape
-    with_it, without = ((said == labels).sum(0) for said in (learned, out))
+    right = [said == labels for said in (learned, out)]
+    with_it, without = (one.sum(0) for one in right)
     score = (with_it - without) / repeats
-    spread = np.zeros(n)
-    for count in (with_it, without):
-        share = (count + 1) / (repeats + 2)  # Agresti and Caffo, 2000
-        spread += share * (1 - share) / (repeats + 2)
-    half = 1.645 * np.sqrt(spread)
+    low, high = difference(with_it, without, repeats)
     flags = score >= THRESHOLD
-    count = int(flags.sum())
+    share, reliability = share_above(right[0], right[1], THRESHOLD), _halves_agree(*right)
+    abstained = None
+    # Where nobody passes there is nothing to tell apart, and nobody to accuse.
+    if flags.any() and (reliability is None or reliability < RELIABLE):
+        flags[:] = False
+        abstained = (
+            "two halves of the models do not agree which rows are memorized (reliability "
+            f"{reliability or 0:.2f}, below {RELIABLE}); all together they allow for "
+            f"{share.low:.1%} to {share.high:.1%}"
+        )
     return Memorized(
         score,
         score,
+        low,
+        high,
         flags,
         Measure(
-            count=count,
+            count=int(flags.sum()),
             total=n,
-            rate_low=float((score - half >= THRESHOLD).mean()),
-            rate_high=float((score + half >= THRESHOLD).mean()),
+            estimate=share.estimate,
+            rate_low=share.low,
+            rate_high=share.high,
+            reliability=reliability,
             threshold=THRESHOLD,
             note=(
                 f"mem_i of Feldman and Zhang (2020) from {2 * repeats} models trained as the "
-                f"audited one was, each on half of the rows; named from {THRESHOLD} on; between "
-                "the bounds lie rows for which so many models do not settle it"
+                f"audited one was, each on half of the rows; named from {THRESHOLD} on, some by "
+                "luck: the share is what all rows' counts together show, with an interval of "
+                f"{CONFIDENCE:.0%} that holds whatever the rows' chances are"
             ),
+            abstained=abstained,
         ),
     )
+
+
+def _halves_agree(with_it: np.ndarray, without: np.ndarray) -> float | None:
+    """Return how reliable mem_i is: two halves' correlation, stepped up to all models; or None.
+
+    Spearman and Brown, British Journal of Psychology 1910. None where a half says the same of all.
+
+    Args:
+        with_it: ``(R, n)`` bool, answered right by models that saw the row.
+        without: ``(R, n)`` bool, by those that did not.
+    """
+    change = with_it.astype(np.float64) - without
+    halves = [change[start::2].mean(0) for start in range(2)]
+    if min(half.std() for half in halves) == 0:
+        return None
+    shared = max(0.0, float(np.corrcoef(halves)[0, 1]))
+    return 2 * shared / (1 + shared)
 
 
 def memorized_targets(n: int) -> Memorized:
@@ -186,4 +232,5 @@ def memorized_targets(n: int) -> Memorized:
 
 def _nobody(n: int, why: str) -> Memorized:
     unknown = np.full(n, np.nan)
-    return Memorized(unknown, unknown, np.zeros(n, dtype=bool), Measure.none(n, why))
+    nobody = np.zeros(n, dtype=bool)
+    return Memorized(unknown, unknown, unknown, unknown, nobody, Measure.none(n, why))

@@ -70,12 +70,14 @@ class Judged:
         ratio: Nearness over the threshold; 1 and above is accused.
         p_value: Share of rows that are no copies and yet lie so near, adjusted for the searches.
         innocent, innocent_most: Share of clean queries that is accused, and its upper bound.
+        shown: Whether the rows are enough to accuse anybody.
     """
 
     ratio: np.ndarray
     p_value: np.ndarray
     innocent: float
     innocent_most: float
+    shown: bool
 
 
 def judge(search: Search, searches: Sequence[Search], fpr: float) -> Judged:
@@ -97,13 +99,11 @@ def judge(search: Search, searches: Sequence[Search], fpr: float) -> Judged:
         others[:] = True
     usual = np.sort(search.nearness(search.usual)[others])
     nearness = search.nearness(search.asked)
-    # Conformal: so many of the usual ones may lie at or above a query that is accused.
-    allowed = int(fpr / len(searches) * (len(usual) + 1)) - 1
-    if allowed < 0:  # so few rows cannot show that a rate is kept: nobody is accused
-        usual_most = max(LEAST, float(usual[-1]), float(nearness.max(initial=0)))
-        threshold = float(np.nextafter(usual_most, np.inf))
-    else:
-        threshold = max(LEAST, float(np.nextafter(usual[::-1][allowed], np.inf)))
+    threshold = conformal_threshold(usual, fpr / len(searches))
+    shown = threshold < np.inf
+    if not shown:  # nobody is accused, but the nearest still come first
+        most = max(LEAST, float(usual[-1]), float(nearness.max(initial=0)))
+        threshold = float(np.nextafter(most, np.inf))
     reached = int((usual >= threshold).sum())
     ratio = nearness / threshold
     far = search.asked.gap > search.most
@@ -111,7 +111,19 @@ def judge(search: Search, searches: Sequence[Search], fpr: float) -> Judged:
     as_near = len(usual) - np.searchsorted(usual, nearness, side="left")
     p_value = np.minimum(1, len(searches) * (as_near + 1) / (len(usual) + 1))
     p_value[far] = 1
-    return Judged(ratio, p_value, reached / len(usual), binomial_high(reached, len(usual)))
+    return Judged(ratio, p_value, reached / len(usual), binomial_high(reached, len(usual)), shown)
+
+
+def conformal_threshold(usual: np.ndarray, fpr: float) -> float:
+    """Return the nearness from which a query is accused: a share ``fpr`` of clean ones reaches it.
+
+    Args:
+        usual: ``(k,)`` nearness of training rows to each other, ascending.
+        fpr: Share of clean queries. Infinity where so few rows cannot show that it is kept.
+    """
+    # So many of the usual ones may lie at or above a query that is accused.
+    allowed = int(fpr * (len(usual) + 1)) - 1
+    return max(LEAST, float(np.nextafter(usual[::-1][allowed], np.inf))) if allowed >= 0 else np.inf
 
 
 def sample(train: np.ndarray) -> np.ndarray:

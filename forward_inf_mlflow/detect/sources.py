@@ -36,7 +36,8 @@ def by_source(
         mislabeled: ``(n,)`` bool.
         leaked: ``(n,)`` bool, rows that a query is a copy of.
         memorized: ``(n,)`` bool.
-        influence: ``(n,)`` on all queries together, nats per added copy of them.
+        influence: ``(n,)`` on all queries together, nats per added copy of them; NaN for rows of
+            which it is not known, which are left out.
 
     Returns:
         A row a source: ``source``, ``rows``; for each verdict the count of its rows
@@ -63,10 +64,12 @@ def by_source(
                 f"{verdict}_low": low,
                 f"{verdict}_high": high,
             }
-        mean = float(influence[mine].mean())
-        half = 1.96 * float(influence[mine].std(ddof=1)) / n**0.5 if n > 1 else float("nan")
+        known = np.isfinite(influence)  # a row that could not be read says nothing of the others
+        own = influence[mine & known]
+        mean = float(own.mean()) if len(own) else float("nan")
+        half = 1.96 * float(own.std(ddof=1)) / len(own) ** 0.5 if len(own) > 1 else float("nan")
         row |= {"influence": mean, "influence_low": mean - half, "influence_high": mean + half}
-        row["influence_p"] = _differs(influence[mine], influence[~mine])
+        row["influence_p"] = _differs(own, influence[~mine & known])
         rows.append(row)
     table = pd.DataFrame(rows)
     for verdict, flags in verdicts.items():
@@ -88,11 +91,15 @@ def sentence(source: Mapping[str, Any]) -> str:
         low, high = source[f"{verdict}_low"], source[f"{verdict}_high"]
         return f"{verdict} {source[f'{verdict}_rate']:.1%} ({low:.1%} to {high:.1%})"
 
-    influence = f"influence {source['influence']:+.2g}"
-    if source["rows"] > 1:  # one row has no spread
-        influence += f" ({source['influence_low']:+.2g} to {source['influence_high']:+.2g})"
+    mean, low, high = (source[name] for name in ("influence", "influence_low", "influence_high"))
+    influence = "influence unknown"
+    if mean is not None and mean == mean:
+        influence = f"influence {mean:+.2g}"
+        if low is not None and low == low:  # one row has no spread
+            influence += f" ({low:+.2g} to {high:+.2g})"
+        influence += " per row"
     shares = ", ".join(share(verdict) for verdict in ("mislabeled", "leaked", "memorized"))
-    return f"{source['source']}: {source['rows']:,} rows; {shares}; {influence} per row"
+    return f"{source['source']}: {source['rows']:,} rows; {shares}; {influence}"
 
 
 def guilty(sources: Sequence[Mapping[str, Any]]) -> list[str]:

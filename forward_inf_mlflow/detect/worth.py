@@ -1,10 +1,11 @@
-"""What leaks are worth: how much of the accuracy on the queries they account for."""
+"""What leaks are worth: how much of the accuracy and the loss on the queries they account for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from forward_inf_mlflow.detect.measure import Measure, binomial_interval
 
@@ -20,7 +21,8 @@ class Group:
     Attributes:
         rows: How many.
         accuracy, low, high: Share that is right, and its 95 % Clopper-Pearson interval.
-        loss: Mean, in nats.
+        loss, loss_low, loss_high: Mean in nats, and its 95 % interval (Student's t, cut at zero);
+            NaN of fewer rows than two.
     """
 
     rows: int
@@ -28,6 +30,8 @@ class Group:
     low: float
     high: float
     loss: float
+    loss_low: float
+    loss_high: float
 
     @classmethod
     def of(cls, right: np.ndarray, loss: np.ndarray) -> Group:
@@ -35,7 +39,11 @@ class Group:
         count, rows = int(right.sum()), len(right)
         share = count / rows if rows else float("nan")
         mean = float(loss.mean()) if rows else float("nan")
-        return cls(rows, share, *binomial_interval(count, rows), mean)
+        low = high = float("nan")
+        if rows > 1:
+            half = float(stats.t.ppf(0.975, rows - 1) * loss.std(ddof=1) / rows**0.5)
+            low, high = max(0.0, mean - half), mean + half
+        return cls(rows, share, *binomial_interval(count, rows), mean, low, high)
 
 
 @dataclass(frozen=True)
@@ -62,15 +70,24 @@ class LeakWorth:
         """Return it in words; None where nothing leaked."""
         if not self.leaked.rows or not self.clean.rows:
             return None
-        leaked, clean = self.leaked, self.clean
+        leaked, clean, everything = self.leaked, self.clean, self.everything
+        losses = (
+            f"; the mean loss on all is {everything.loss:.3g} ({everything.loss_low:.3g} to "
+            f"{everything.loss_high:.3g}), without the leaked ones {clean.loss:.3g}"
+        )
+        if clean.rows > 1:
+            losses += f" ({clean.loss_low:.3g} to {clean.loss_high:.3g})"
+        if self.inflation < 0:
+            return (
+                f"the model is right on {leaked.accuracy:.1%} of the leaked query rows and on "
+                f"{clean.accuracy:.1%} of the others: the leaks do not help it{losses}"
+            )
         return (
             f"the model is right on {leaked.accuracy:.1%} of the leaked query rows "
             f"({leaked.low:.1%} to {leaked.high:.1%}) and on {clean.accuracy:.1%} of the others "
             f"({clean.low:.1%} to {clean.high:.1%}): without the leaks its accuracy is "
-            f"{100 * self.inflation:.1f} points lower"
-            if self.inflation >= 0
-            else f"the model is right on {leaked.accuracy:.1%} of the leaked query rows and on "
-            f"{clean.accuracy:.1%} of the others: the leaks do not help it"
+            f"{clean.accuracy:.1%} and not {everything.accuracy:.1%} ({everything.low:.1%} to "
+            f"{everything.high:.1%}), {100 * self.inflation:.1f} points lower{losses}"
         )
 
 

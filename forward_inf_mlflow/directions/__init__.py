@@ -2,8 +2,18 @@
 
 from forward_inf_mlflow.directions.curvature import Curvature
 from forward_inf_mlflow.directions.gradient import GradientStep
+from forward_inf_mlflow.directions.held import held
 from forward_inf_mlflow.directions.moves import Direction, Move, Moves
 from forward_inf_mlflow.directions.optimizer import OptimizerSteps
 from forward_inf_mlflow.directions.replay import Replay
 
-__all__ = ["Curvature", "Direction", "GradientStep", "Move", "Moves", "OptimizerSteps", "Replay"]
+__all__ = [
+    "Curvature",
+    "Direction",
+    "GradientStep",
+    "Move",
+    "Moves",
+    "OptimizerSteps",
+    "Replay",
+    "held",
+]

@@ -60,6 +60,25 @@ _DRAWS, _FEWEST = 8, 256
 Solver = Literal["auto", "dense", "fisher", "sketch", "cg"]
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What all groups of queries have in common.
+
+    Attributes:
+        base: The model as it was.
+        rows: The training rows that stand for all.
+        copies: How many of all rows are usable.
+        inverse: Of the curvature; made when it is first asked.
+        note: Why it is another one than was wished for; None if it is not.
+    """
+
+    base: Point
+    rows: Tensors
+    copies: float
+    inverse: Inverse
+    note: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curvature:
     """Newton's step for one added copy of a query: ``theta - (G + d I)^-1 g / n``.
@@ -167,10 +186,44 @@ class Curvature:
             ModelError: Nothing can be moved, or rows cannot be differentiated as "fisher" needs it.
             ForwardInfError: There is no damping, and the solver needs one.
         """
+        return self.moves(self.prepare(module, task, train, work), task, groups, work)
+
+    def prepare(
+        self, module: nn.Module, task: Task, train: Stream, work: Work = KEEP_NOTHING
+    ) -> Prepared:
+        """Return the inverse that all groups share; nothing costly is done before it is asked.
+
+        Raises:
+            ModelError: See `plan`.
+        """
         base = at_rest(module)
-        layout = Layout(base.parameters)
         rows, copies = usable(base, task, train, self.rows, self.seed)
         inverse, note = self._inverse(base, task, rows, work)
+        return Prepared(base, rows, copies, inverse, note)
+
+    def moves(
+        self,
+        prepared: Prepared,
+        task: Task,
+        groups: Sequence[Tensors],
+        work: Work = KEEP_NOTHING,
+        *,
+        compared: bool = True,
+    ) -> Moves:
+        """Return one move per group, or fewer for all, by an inverse that is there.
+
+        Args:
+            prepared: From `prepare`, of these settings.
+            task: The loss of a row.
+            groups: What is asked about.
+            work: Where finished pieces are kept.
+            compared: Whether the facts say how reliable "fisher" is, for two more inverses.
+
+        Raises:
+            ForwardInfError: See `plan`.
+        """
+        base, rows, copies = prepared.base, prepared.rows, prepared.copies
+        inverse, note, layout = prepared.inverse, prepared.note, Layout(base.parameters)
         kept = work.once("spectrum", lambda: {"mean": np.array(inverse.mean_eigenvalue())})
         mean = float(kept["mean"])
         added = self.multiple * mean if self.damping is None else self.damping
@@ -217,7 +270,7 @@ class Curvature:
                 vectors = work.once(f"moves/{start:05}", partial(solved, block))["vectors"]
                 on_device = torch.as_tensor(vectors).to(layout.device)
                 tangents += [tangent(vector) for vector in on_device]
-        if isinstance(inverse, ByFisher):
+        if compared and isinstance(inverse, ByFisher):
 
             def drawn_anew() -> Arrays:
                 some = gradients(groups[:COMPARED_GROUPS])
