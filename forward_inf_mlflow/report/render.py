@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from forward_inf_mlflow.decision import WORDS
@@ -400,8 +400,8 @@ def _own_command(value: Any) -> str | None:
 @cache
 def template() -> Template:
     """Return the audit's page."""
-    folder = files("forward_inf_mlflow.report")
     environment = Environment(
+        loader=FunctionLoader(_read),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=visible,
@@ -412,11 +412,15 @@ def template() -> Template:
         count=count, percent=percent, figure=figure, label=label, when=when, command=command
     )
     # Our own files, the only text that is not escaped; no other script runs.
-    script = (folder / "slider.js").read_text(encoding="utf-8")
+    script = _read("slider.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {
-        "css": Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704
+        "css": Markup(_read("report.css")),  # noqa: S704
         "script": Markup(script),  # noqa: S704
         "script_hash": f"sha256-{digest}",
     }
-    return environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
+    return environment.get_template("report.html.j2")
+
+
+def _read(name: str) -> str:
+    return (files("forward_inf_mlflow.report") / name).read_text(encoding="utf-8")
