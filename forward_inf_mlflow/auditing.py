@@ -130,8 +130,9 @@ def audit(
         trainer: ``module:function`` that trains a model as this one was trained; see
             `training_function.load_trainer`. It trains the half-models, and shows what the
             mislabeled rows cause. This runs the module's code.
-        influence_queries: How many queries to ask about one by one (``influence.parquet``), each
-            at the cost of a sweep: suspected copies first, then those with the largest loss.
+        influence_queries: How many rows to ask about one by one (``influence.parquet``), each at
+            the cost of a sweep: queries that are copies first, up to half of the rest for
+            mislabeled training rows, then the queries with the largest loss.
         allow_pickle: Permit models whose loading runs code of their own.
         experiment: Where the run goes; None for the environment's, else the version's own.
         out: Folder that gets a copy of all artifacts.
@@ -245,7 +246,7 @@ def audit(
             record=record,
             scores=scores,
             flagged=flagged,
-            influence=found.single.top(settings.top),
+            influence=tables.influence_table(found, settings.top),
             policy=bounds,
             thumbnails=output.pictures(problem, flagged),
         )
