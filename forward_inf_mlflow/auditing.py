@@ -26,11 +26,13 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.moved import moved_cost
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.policy import Policy, load_policy
+from forward_inf_mlflow.portraits import portraits_of
 from forward_inf_mlflow.posing import pose
 from forward_inf_mlflow.preparation import Problem, choose_device
 from forward_inf_mlflow.progress import Progress, silent
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version
+from forward_inf_mlflow.report import rows_to_show
 from forward_inf_mlflow.settings import Effort, Settings
 from forward_inf_mlflow.training_function import load_trainer
 from forward_inf_mlflow.ui_table import PICTURES
@@ -242,13 +244,14 @@ def audit(
             policy=bounds,
             decision=decision,
         )
+        influence = tables.influence_table(found, settings.top)
         artifacts = output.Artifacts(
             record=record,
             scores=scores,
             flagged=flagged,
-            influence=tables.influence_table(found, settings.top),
+            influence=influence,
             policy=bounds,
-            thumbnails=output.pictures(problem, flagged),
+            portraits=portraits_of(problem, rows_to_show(flagged, scores, influence)),
         )
         warning = _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
         work.remove()

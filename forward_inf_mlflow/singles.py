@@ -45,8 +45,9 @@ class Asked:
 def whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarray:
     """Return the queries to ask about before anything is judged, sorted positions.
 
-    Suspected copies, then those with the largest loss. Half of what the copies leave is kept for
-    what the verdicts bring up, see `whom_else_to_ask`.
+    Suspected copies, then those with the largest loss, which show a row's usual influence. Three
+    quarters of what the copies leave are kept for what the verdicts bring up, see
+    `whom_else_to_ask`.
 
     Args:
         suspects: ``(m,)`` the training row that each query may be a copy of, or -1.
@@ -55,7 +56,7 @@ def whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarray
     """
     copies = min(most, int((suspects >= 0).sum()))
     order = np.lexsort((-loss, suspects < 0))
-    return np.sort(order[: most - (most - copies) // 2])
+    return np.sort(order[: copies + -(-(most - copies) // 4)])
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     file = tmp_path_factory.mktemp("report") / "report.html"
-    file.write_text(render(audit, flagged, scores, {}), encoding="utf-8")
+    file.write_text(render(audit, flagged, scores), encoding="utf-8")
     return file
 
 

@@ -22,6 +22,7 @@ from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.preparation import Problem, prepare
+from forward_inf_mlflow.report import Portraits
 from forward_inf_mlflow.tables import FLAGGED
 
 RECORD = {
@@ -45,7 +46,7 @@ def artifacts(**changes: Any) -> output.Artifacts:
         "flagged": flagged(),
         "influence": pd.DataFrame({"query_id": ["q1"], "influence": np.float32([0.25])}),
         "policy": Policy(max_memorized_rate=0.5),
-        "thumbnails": {},
+        "portraits": Portraits(),
     }
     return output.Artifacts(**(parts | changes))
 
