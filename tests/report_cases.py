@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-HOSTILE = "<script>alert(1)</script><img src=http://evil.test/x onerror=y>\"'\u202e{{7*7}}"
+HOSTILE = (
+    "<script>alert(1)</script></textarea><img src=http://evil.test/x onerror=y>\"'\u202e{{7*7}}"
+)
 COLUMNS = [
     "verdict", "row_id", "query_id", "given_label", "likelier_label", "score", "kind",
     "same_label", "source", "loss", "evidence",

@@ -20,6 +20,7 @@ from report_cases import (
     Page,
     make_audit,
     make_flagged,
+    make_influence,
     make_scores,
 )
 
@@ -51,16 +52,33 @@ def test_hostile_strings_stay_text_wherever_they_stand() -> None:
     }
     audit["decision"] |= {"outcome": "fail"}
     words = [c for c in COLUMNS if c not in ("verdict", "score", "loss", "same_label")]
-    flagged = make_flagged(**dict.fromkeys(words, HOSTILE))
+    flagged = make_flagged(1, **dict.fromkeys(words, HOSTILE))
+    scores = make_scores().assign(label=HOSTILE, source=HOSTILE)
+    scores.loc[0, "id"], scores.loc[1, "copy_of"] = HOSTILE, HOSTILE
+    scores.loc[0, "copy_conflicts"] = scores.loc[1, "copy_conflicts"] = True
+    sides = [
+        (f"{role}:{HOSTILE}", HOSTILE, value) for role in ("train", "query") for value in (1, -1)
+    ]
+    values = {f"train:{HOSTILE}": [(HOSTILE, f"{HOSTILE} a"), ("n", 1)]}
+    values |= {
+        f"query:{HOSTILE}": [(HOSTILE, f"{HOSTILE} b"), ("n", 2)],
+        "train:c0": [(HOSTILE, HOSTILE)],
+    }
 
-    html = render(audit, flagged, make_scores())
+    html = render(audit, flagged, scores, Portraits({}, values), make_influence(sides))
     page = Page(html)
+
+    assert "Proponents" in page.text
+    assert "<mark>b</mark>" in html
 
     assert scripts(html) == [OURS]
     assert {tag for tag, _ in page.tags}.isdisjoint({"iframe", "object", "link", "form"})
     assert page.attributes("img", "src") == []
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-    assert "<script>alert(1)</script>" in page.text
+    assert "<script>alert(1)</script></textarea>" in page.text
+    (area,) = [attrs for tag, attrs in page.tags if tag == "textarea"]
+    assert html.count("</textarea>") == 1, "nothing from data ends it, and nothing is in it"
+    assert area["data-table"] is None
     assert "\u202e" not in page.text, "a bidirectional override would reorder what is read"
     assert "{{7*7}}" in page.text
 
@@ -71,7 +89,24 @@ def test_no_script_but_ours_runs_and_it_never_writes_markup() -> None:
     digest = base64.b64encode(hashlib.sha256(OURS.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}';" in html
     assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval|fetch|import", OURS)
-    assert scripts(render(make_audit(), make_flagged(), NO_SCORES)) == []
+    assert scripts(render({}, pd.DataFrame(), NO_SCORES)) == [OURS]
+
+
+def test_values_that_are_of_no_kind_end_no_page() -> None:
+    told = Portraits.read(
+        pd.DataFrame(
+            {
+                "row": ["train:r0", "train:r1", "train:r2", None],
+                "picture": [b"png", "text", None, 7],
+                "values": ["[[", '[["a", {"b": [null]}]]', '{"a": 1}', None],
+            }
+        )
+    )
+    assert told.pictures == {"train:r0": b"png"}
+    assert told.values == {"train:r1": [("a", {"b": [None]})]}
+    assert Portraits.read(pd.DataFrame({"row": [1]})) == Portraits()
+    asked = pd.DataFrame({name: [None, "x"] for name in make_influence().columns})
+    assert "r1" in render(make_audit(), make_flagged(), make_scores(), told, asked)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -5.0, 1e30])
@@ -112,8 +147,10 @@ def test_nothing_is_fetched() -> None:
         if name in ("src", "href", "xlink:href", "srcset", "action", "poster")
     ]
     assert targets
-    assert all(target.startswith(("#", "data:image/png;base64,")) for target in targets)
-    assert not re.search(r"url\(|@import|https?:", html)
+    assert all(target.startswith("#") for target in targets)
+    outside = re.sub(r"url\(data:image/png;base64,[A-Za-z0-9+/=]*\)", "", html)
+    assert outside != html
+    assert not re.search(r"url\(|@import|https?:", outside)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,16 @@
 // What a page can do beyond being read: filter and search the rows, copy them, move the slider.
 // Nothing here writes markup: texts go through textContent and value alone.
 
+// Some sandboxes let a link lead nowhere, not even inside its page.
+for (const link of document.querySelectorAll('a[href^="#"]')) {
+  const target = document.getElementById(link.hash.slice(1));
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    target.scrollIntoView();
+    target.focus({ preventScroll: true });
+  });
+}
+
 // The first so many rows. Without scripts the table of depths stands alone.
 for (const box of document.querySelectorAll("[data-depths]")) {
   const depths = JSON.parse(box.dataset.depths);
@@ -73,7 +83,7 @@ for (const bar of document.querySelectorAll("[data-filters]")) {
       : `${what} selected: press Ctrl+C (on a Mac ⌘C).`;
   };
 
-  bar.addEventListener("input", filter);
+  for (const event of ["input", "change"]) bar.addEventListener(event, filter);
   bar.querySelector("[data-copy]").addEventListener("click", copy);
   document.addEventListener("keydown", (event) => {
     const typing = event.target.matches("input[type=search], textarea, select");
