@@ -26,11 +26,13 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.moved import moved_cost
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.policy import Policy, load_policy
+from forward_inf_mlflow.portraits import portraits_of
 from forward_inf_mlflow.posing import pose
 from forward_inf_mlflow.preparation import Problem, choose_device
 from forward_inf_mlflow.progress import Progress, silent
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version
+from forward_inf_mlflow.report import rows_to_show
 from forward_inf_mlflow.settings import Effort, Settings
 from forward_inf_mlflow.training_function import load_trainer
 from forward_inf_mlflow.ui_table import PICTURES
@@ -130,8 +132,9 @@ def audit(
         trainer: ``module:function`` that trains a model as this one was trained; see
             `training_function.load_trainer`. It trains the half-models, and shows what the
             mislabeled rows cause. This runs the module's code.
-        influence_queries: How many queries to ask about one by one (``influence.parquet``), each
-            at the cost of a sweep: suspected copies first, then those with the largest loss.
+        influence_queries: How many rows to ask about one by one (``influence.parquet``), each at
+            the cost of a sweep: queries that are copies first, up to half of the rest for
+            mislabeled training rows, then the queries with the largest loss.
         allow_pickle: Permit models whose loading runs code of their own.
         experiment: Where the run goes; None for the environment's, else the version's own.
         out: Folder that gets a copy of all artifacts.
@@ -241,13 +244,14 @@ def audit(
             policy=bounds,
             decision=decision,
         )
+        influence = tables.influence_table(found, settings.top)
         artifacts = output.Artifacts(
             record=record,
             scores=scores,
             flagged=flagged,
-            influence=found.single.top(settings.top),
+            influence=influence,
             policy=bounds,
-            thumbnails=output.pictures(problem, flagged),
+            portraits=portraits_of(problem, rows_to_show(flagged, scores, influence)),
         )
         warning = _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
         work.remove()

@@ -23,6 +23,7 @@ from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.progress import Progress, stage
 from forward_inf_mlflow.scores import InfluenceScores
 from forward_inf_mlflow.settings import Settings
+from forward_inf_mlflow.singles import Asked, ask, whom_else_to_ask, whom_to_ask
 from forward_inf_mlflow.survey import survey
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.unlearned import margin_changes
@@ -41,7 +42,7 @@ class Findings:
     Attributes:
         loss: ``(n,)`` the training rows' own losses.
         influence: ``(n,)`` of each training row on all queries together.
-        single: Influence on the queries that were asked about one by one, ``(p, n)``.
+        asked: Influence on the rows that were asked about one by one.
         leaked: The verdict on the queries.
         margin_change: ``(m,)`` how the margin of a leaked query changes without the training row;
             NaN where that was not asked.
@@ -54,7 +55,7 @@ class Findings:
 
     loss: np.ndarray
     influence: np.ndarray
-    single: InfluenceScores
+    asked: Asked
     leaked: Leaked
     margin_change: np.ndarray
     labels: Labels
@@ -80,12 +81,12 @@ class Findings:
 
 
 def plan_influence(model: AuditedModel, problem: Problem, settings: Settings) -> Plan:
-    """Return how the influence on the queries will be computed: on all together, and on some."""
-    single = min(settings.influence_queries, len(problem.queries))
+    """Return how influence will be computed: on all queries together, and on single rows."""
+    single = min(settings.influence_queries, len(problem.queries) + len(problem.train))
     job = survey(
         model,
         problem,
-        groups=1 + single,
+        groups=2 + single,  # the second sweep reads the model as it was again
         queries=len(problem.queries) + single,
         weight_decay=settings.weight_decay,
     )
@@ -122,27 +123,27 @@ def examine(
     suspects = _feature_copies(seen, m)
 
     # Mirrored influence: of all queries together, and of some one by one.
-    asked = _whom_to_ask(suspects, query_loss, settings.influence_queries)
-    each = [problem.queries.take(np.array([i])) for i in asked]
-    ids, query_ids = problem.train_rows.ids, problem.query_rows.ids
+    asked = whom_to_ask(suspects, query_loss, settings.influence_queries)
+    each = QueryGroups.each(problem.queries.take(asked), problem.query_rows.ids[asked])
+    ids = problem.train_rows.ids
     engine = ForwardInfluence(
         task=problem.task,
-        direction=held(planned.direction),  # three plans below share its curvature
+        direction=held(planned.direction),  # four plans below share its curvature
         readout=planned.readout,
         compiled=settings.compiled,
     )
     found = engine.influence(
         problem.module,
-        QueryGroups([problem.queries, *each], np.array(["all queries", *query_ids[asked]])),
+        QueryGroups([problem.queries, *each.rows], np.array(["all queries", *each.ids])),
         problem.train,
         ids,
         work=work,
-        progress=stage(progress, "influence of the training rows", planned.costs["sweep"]),
+        progress=stage(progress, "influence of the training rows", (2 + len(asked)) * n),
     )
     loss, scores = found.loss, found.scores
     require_numbers(loss, ids, "training")
     together = scores.values[0]
-    single = InfluenceScores(scores.values[1:], query_ids[asked], ids, scores.provenance)
+    single = InfluenceScores(scores.values[1:], each.ids, ids, scores.provenance)
 
     leaks = leaked(
         problem.queries.inputs.numpy(),
@@ -160,7 +161,6 @@ def examine(
         advance = stage(progress, "answers of the moved model", (FOLDS + 1) * (n + m))
         moved = moved_expert(engine, problem, ~leaks.flags, settings.seed, work, advance)
     margin_change = margin_changes(engine, problem, leaks, settings.influence_queries, work)
-    del engine  # and the curvature, before half-models need the memory
 
     # Half-models: what is said of a row by models that never saw it, or a copy.
     copies = duplicates(
@@ -173,19 +173,27 @@ def examine(
     labels = judge_labels(
         problem, seen, moved, held_out, leaks, groups, loss, query_loss, settings.fdr
     )
+    rest = whom_else_to_ask(
+        asked, leaks.flags, query_loss, labels.mislabeled, loss, settings.influence_queries
+    )
+    more, passed = ask(engine, problem, rest, work, progress)
     caused = train_receipt(problem, labels.mislabeled.flags, leaks.flags, settings, progress, work)
     views = (seen.features is not None) + (seen.encodings is not None)
     return Findings(
         loss=loss,
         influence=together,
-        single=single,
+        asked=more.after(single),
         leaked=leaks,
         margin_change=margin_change,
         labels=labels,
         duplicates=copies,
         receipt=caused,
         forward_passes=(
-            m + found.forward_passes + labels.passes + (n + m) * (views + 2 * settings.repeats)
+            m
+            + found.forward_passes
+            + passed
+            + labels.passes
+            + (n + m) * (views + 2 * settings.repeats)
         ),
         facts={**found.facts, "read_by": found.choice.method, "read_why": found.choice.note},
     )
@@ -206,9 +214,3 @@ def _feature_copies(seen: Views, queries: int) -> np.ndarray:
     if seen.features is None:
         return np.full(queries, -1)
     return feature_copies(seen.features.queries, seen.features.train)
-
-
-def _whom_to_ask(suspects: np.ndarray, loss: np.ndarray, most: int) -> np.ndarray:
-    """Return the queries to ask about one by one: suspected copies, then the largest losses."""
-    order = np.lexsort((-loss, suspects < 0))
-    return np.sort(order[:most])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
-import pandas as pd
-
-from forward_inf_mlflow.errors import ForwardInfError, TrackingError
+from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
 from forward_inf_mlflow.promotion import fetch_artifact, find_audit
 from forward_inf_mlflow.registry import resolve
 
@@ -17,7 +14,7 @@ def fetch_report(model_uri: str, file: str | Path) -> bool:
     """Write the report of the newest finished audit to ``file``.
 
     Returns:
-        Whether it had to be rebuilt, without pictures.
+        Whether it had to be rebuilt.
 
     Raises:
         TrackingError: There is no finished audit, or its tables are gone too.
@@ -27,21 +24,14 @@ def fetch_report(model_uri: str, file: str | Path) -> bool:
     html = fetch_artifact(audit.run_id, "report.html")
     rebuilt = html is None
     if html is None:
-        from forward_inf_mlflow.report import render
+        from forward_inf_mlflow.report import rebuild
 
-        flagged = fetch_artifact(audit.run_id, "flagged.csv")
-        scores = fetch_artifact(audit.run_id, "scores.parquet")
-        if flagged is None or scores is None:
+        try:
+            html = rebuild(audit.record, lambda name: fetch_artifact(audit.run_id, name)).encode()
+        except DataError as error:
             raise TrackingError(
-                f"run {audit.run_id} has no report and no tables to rebuild it from: audit "
-                f"{model_uri} again"
-            )
-        html = render(
-            audit.record,
-            pd.read_csv(io.BytesIO(flagged), dtype={"row_id": str, "query_id": str}),
-            pd.read_parquet(io.BytesIO(scores)),
-            {},
-        ).encode()
+                f"run {audit.run_id} has no report, and {error}: audit {model_uri} again"
+            ) from error
     aside = Path(f"{file}.{os.getpid()}.part")
     try:
         aside.write_bytes(html)

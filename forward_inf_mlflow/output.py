@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.policy import Policy
-from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.record import write_record
-from forward_inf_mlflow.report import render
-from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
+from forward_inf_mlflow.report import Portraits, render
 from forward_inf_mlflow.ui_table import UITable, ui_table
 
 #: Written last: where it is, the audit is whole.
@@ -29,8 +26,6 @@ RECORD = "audit.json"
 POLICY = "policy.yaml"
 #: The flagged rows as MLflow's UI shows them.
 FLAGGED = "flagged.json"
-#: Rows of each verdict that get a picture.
-_PICTURES = 100
 
 
 @dataclass(frozen=True)
@@ -42,16 +37,16 @@ class Artifacts:
     flagged: pd.DataFrame
     influence: pd.DataFrame
     policy: Policy
-    thumbnails: Mapping[str, bytes]
+    portraits: Portraits
 
     @cached_property
     def table(self) -> UITable:
         """Return the flagged rows as MLflow's UI shows them."""
-        return ui_table(self.flagged, self.thumbnails)
+        return ui_table(self.flagged, self.portraits.pictures)
 
     def write(self, folder: Path) -> None:
         """Write all files into an empty folder, the record last."""
-        html = render(self.record, self.flagged, self.scores, self.thumbnails)
+        html = render(self.record, self.flagged, self.scores, self.portraits, self.influence)
         (folder / "report.html").write_text(html, encoding="utf-8")
         # RFC 4180's line ends: with them a carriage return inside a text is quoted too, else it
         # would begin a row of its own, with a formula in its first cell.
@@ -59,6 +54,7 @@ class Artifacts:
         (folder / FLAGGED).write_text(self.table.json, encoding="utf-8")
         _storable(self.scores).to_parquet(folder / "scores.parquet", index=False)
         _storable(self.influence).to_parquet(folder / "influence.parquet", index=False)
+        self.portraits.table().to_parquet(folder / "portraits.parquet", index=False)
         policy = yaml.safe_dump(asdict(self.policy), sort_keys=False)
         (folder / POLICY).write_text(policy, encoding="utf-8")
         (folder / RECORD).write_bytes(write_record(self.record))
@@ -100,22 +96,6 @@ def publish(source: Path, folder: Path) -> None:
             except BaseException:
                 Path(new.name).unlink(missing_ok=True)
                 raise
-
-
-def pictures(problem: Problem, flagged: pd.DataFrame) -> dict[str, bytes]:
-    """Return PNG thumbnails of flagged rows by ``train:<id>`` and ``query:<id>``, for images."""
-    if not image_shape(problem.train.inputs.shape[1:]):
-        return {}
-    some = flagged.groupby("verdict", sort=False).head(_PICTURES)
-    found: dict[str, bytes] = {}
-    for kind, tensors, rows, column in (
-        ("train", problem.train, problem.train_rows, "row_id"),
-        ("query", problem.queries, problem.query_rows, "query_id"),
-    ):
-        wanted = set(some[column].dropna())
-        for i in np.flatnonzero(np.isin(rows.ids, list(wanted))):
-            found[f"{kind}:{rows.ids[i]}"] = thumbnail(tensors.inputs[i].numpy())
-    return found
 
 
 def harmless(table: pd.DataFrame) -> pd.DataFrame:

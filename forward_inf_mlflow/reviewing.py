@@ -27,7 +27,7 @@ from forward_inf_mlflow.mlflow_errors import translate_errors
 from forward_inf_mlflow.promotion import FoundAudit, fetch_artifact, find_audit
 from forward_inf_mlflow.record import facts_of, measures_of, metrics_of, policy_of, write_record
 from forward_inf_mlflow.registry import Version, resolve
-from forward_inf_mlflow.report import render
+from forward_inf_mlflow.report import rebuild
 from forward_inf_mlflow.ui_table import PICTURES
 
 #: What a person may answer, and what it means.
@@ -136,7 +136,7 @@ def apply_review(model_uri: str, file: str | Path, *, by: str | None = None) -> 
             "decision": decision.as_dict(),
             "review": {**asdict(verified), "by": by, "of_run": audit.run_id},
         }
-        _log(run, version, audit, record, scores)
+        _log(run, version, audit, record)
     describe_version(version, record["decision"], run)
     return Reviewed(version, run.run_id, verified, decision)
 
@@ -229,7 +229,6 @@ def _log(
     version: Version,
     audit: FoundAudit,
     record: Mapping[str, Any],
-    scores: pd.DataFrame,
 ) -> None:
     """Log the audit's files again, with the new record and a report that says what it says."""
     client = MlflowClient()
@@ -237,11 +236,9 @@ def _log(
         with translate_errors():
             path = client.download_artifacts(audit.run_id, tracking.FOLDER, name)
         folder = Path(path)
-        flagged = pd.read_csv(folder / "flagged.csv", dtype={"row_id": str, "query_id": str})
         names = _picture_names(folder / output.FLAGGED)
         pictures = _pictures(audit.run_id, set(names.values()))
-        shown = {key: pictures[file] for key, file in names.items() if file in pictures}
-        html = render(record, flagged, scores, shown)
+        html = rebuild(record, lambda file: _read(folder / file))
         (folder / "report.html").write_text(html, encoding="utf-8")
         content = write_record(record)
         (folder / output.RECORD).write_bytes(content)
@@ -255,6 +252,10 @@ def _log(
         tracking.log_files(run, folder, last=output.RECORD)
     outcome = record["decision"]["outcome"]
     tracking.tag_version(version, outcome, run, hashlib.sha256(content).hexdigest())
+
+
+def _read(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
 
 
 def _picture_names(table: Path) -> dict[str, str]:

@@ -24,8 +24,9 @@ class Settings:
         effort: "quick" trains nothing, "standard" halves the training rows twice, "thorough" eight
             times.
         fdr: Largest expected share of innocent rows among those that are certainly mislabeled.
-        influence_queries: How many queries are asked about one by one: suspected copies first,
-            then those with the largest loss. All queries are asked about together anyway.
+        influence_queries: How many rows are asked about one by one: queries that are copies, up to
+            half of the rest for mislabeled training rows, then the queries with the largest loss.
+            All queries are asked about together anyway.
         top: Proponents and opponents that are kept of each of them.
         direction: How queries move the model; None leaves it to the planner.
         readout: What is read of a training row; None leaves it to the planner.

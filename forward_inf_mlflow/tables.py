@@ -45,7 +45,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     together), the flags mislabeled, leaked and memorized; mislabeled_certain, the flags at the
     promised error rate; and mislabeled_surely, the share of the rows down to this one by
     mislabeled_suspicion that are wrong at least; copy_of, a training row that is the same example,
-    and copy_conflicts, whether a copy has another label.
+    copy_exact, whether it has every value in common, and copy_conflicts, whether a copy has another
+    label.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
     likelier = found.labels.mislabeled.likelier
@@ -72,6 +73,7 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "leaked": found.leaked.train_flags,
             "memorized": found.labels.memorized.flags,
             "copy_of": np.where(found.duplicates.twin >= 0, rows.ids[found.duplicates.twin], ""),
+            "copy_exact": found.duplicates.exact,
             "copy_conflicts": found.duplicates.conflict,
         }
     )
@@ -106,6 +108,24 @@ def _main_features(features: pd.DataFrame | np.ndarray, rows: np.ndarray) -> pd.
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def influence_table(found: Findings, k: int) -> pd.DataFrame:
+    """Return the top k proponents and opponents of every row that was asked about alone.
+
+    Columns: asked ("query" or "train": which kind of row ``query_id`` names), then those of
+    `InfluenceScores.top`. A training row is asked about with the label that it was given, and is
+    in no list of its own.
+    """
+    parts = [
+        scores.top(k).assign(asked=role)
+        for role, scores in (("train", found.asked.rows), ("query", found.asked.queries))
+        if len(scores.query_ids)
+    ]
+    if not parts:
+        parts = [found.asked.queries.top(k).assign(asked="query")]
+    table = pd.concat(parts, ignore_index=True)
+    return table[["asked", *(name for name in table.columns if name != "asked")]]
 
 
 def sources_table(

@@ -51,7 +51,7 @@ _STORE = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME
 #: What an audit leaves behind.
 ARTIFACTS = {
     *("audit.json", "flagged.csv", "flagged.json", "influence.parquet"),
-    *("policy.yaml", "report.html", "scores.parquet"),
+    *("policy.yaml", "portraits.parquet", "report.html", "scores.parquet"),
 }
 #: Seconds; far beyond what is needed, so that only what hangs reaches it.
 PATIENCE = 600

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-HOSTILE = "<script>alert(1)</script><img src=http://evil.test/x onerror=y>\"'\u202e{{7*7}}"
+HOSTILE = (
+    "<script>alert(1)</script></textarea><img src=http://evil.test/x onerror=y>\"'\u202e{{7*7}}"
+)
 COLUMNS = [
     "verdict", "row_id", "query_id", "given_label", "likelier_label", "score", "kind",
     "same_label", "source", "loss", "evidence",
@@ -37,6 +40,7 @@ def make_audit(**changes: Any) -> dict[str, Any]:
                 "rate_low": 0.025,
                 "rate_high": 0.05,
                 "certain": 30,
+                "reliability": 0.93,
                 **extra,
             }
             for name, extra in (
@@ -53,10 +57,21 @@ def make_audit(**changes: Any) -> dict[str, Any]:
                 "mislabeled_rate": 0.075,
                 "mislabeled_low": 0.05,
                 "mislabeled_high": 0.1,
-                "mislabeled_p": 0.001,
+                "mislabeled_p": 0.0007,
+                "leaked_p": 0.42,
                 "influence": -0.01,
-            }
+                "influence_p": 0.03,
+            },
+            {"source": "vendor-a", "rows": 840, "mislabeled_p": 1.0, "influence": 0.02},
         ],
+        "review": {
+            "looked": {"certain": 10, "rest": 40},
+            "wrong": {"certain": 9, "rest": 3},
+            "unsure": 2,
+            "rate": {"estimate": 0.081, "low": 0.04, "high": 0.14},
+            "precision": {"estimate": 0.8, "low": 0.6, "high": 0.95},
+            "by": "A. Owner",
+        },
         "costs": {
             "rows": 1240,
             "queries": 557,
@@ -93,15 +108,40 @@ LEAK_SCORES = [*np.linspace(-9, 3, 50), None]
 
 
 def make_scores() -> pd.DataFrame:
+    """Scores of 100 rows; c0 and c1, and c2 and c3, are copies that disagree."""
     score = np.linspace(0, 1, 100)
+    ids = [*(f"r{i}" for i in range(96)), "c0", "c1", "c2", "c3"]
+    twins = [*[""] * 96, "c1", "c0", "c3", "c2"]
     return pd.DataFrame(
         {
+            "id": ids,
+            "label": [*[3] * 96, 1, 2, 3, 4],
+            "source": "vendor-a",
+            "loss": score,
+            "copy_of": twins,
+            "copy_exact": [*[False] * 98, True, True],
+            "copy_conflicts": [twin != "" for twin in twins],
             "mislabeled_score": score,
             "mislabeled_suspicion": score,
             "mislabeled_surely": score,
             "memorized_score": score**2,
             "mislabeled": score > 0.62,
             "memorized": score**2 > 0.25,
+        }
+    )
+
+
+def make_influence(rows: Sequence[tuple[str, str, float]] = ()) -> pd.DataFrame:
+    """Proponents and opponents: who was asked, as ``train:r0``, of which row, and how much."""
+    asked = [key.partition(":") for key, _, _ in rows]
+    return pd.DataFrame(
+        {
+            "asked": [role for role, _, _ in asked],
+            "query_id": [name for _, _, name in asked],
+            "kind": ["proponent" if value > 0 else "opponent" for _, _, value in rows],
+            "rank": range(1, len(rows) + 1),
+            "train_id": [row for _, row, _ in rows],
+            "influence": [value for _, _, value in rows],
         }
     )
 

@@ -21,6 +21,7 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.policy import Policy
 from forward_inf_mlflow.preparation import Problem, prepare
 from forward_inf_mlflow.settings import Settings
+from forward_inf_mlflow.tables import influence_table
 from forward_inf_mlflow.tasks import Classification
 from forward_inf_mlflow.trainers import Recipe
 from forward_inf_mlflow.unlearned import margin_changes
@@ -236,3 +237,24 @@ def test_one_curvature_serves_influence_answers_and_margins(
     found = audited(x, y, q, z)
     assert np.isfinite(found.margin_change[:5]).all()
     assert len(made) == 1
+
+
+def test_a_mislabeled_row_is_asked_about_with_its_own_label_and_never_speaks_for_itself() -> None:
+    x, y = blobs(300, 3, 0)
+    wrong = np.arange(0, 60, 3)
+    y[wrong] = (y[wrong] + 1) % 3
+    found = audited(x, y, *blobs(100, 3, 1), module=trained(x, y, 3, epochs=300))
+    asked = found.asked.rows
+    assert len(asked.query_ids) == 2, "half of five, rounded down"
+    assert len(asked.query_ids) + len(found.asked.queries.query_ids) == 5
+    table = influence_table(found, 10)
+    assert table["asked"].value_counts().to_dict() == {"train": 40, "query": 60}
+    for row, values in zip(asked.query_ids, asked.values, strict=True):
+        position = int(row.removeprefix("t"))
+        assert found.labels.mislabeled.flags[position]
+        assert np.flatnonzero(np.isnan(values)).tolist() == [position]
+        mine = table[(table["asked"] == "train") & (table["query_id"] == row)]
+        assert row not in set(mine["train_id"])
+        helps = mine[mine["kind"] == "proponent"].head(3)["train_id"]
+        taught = y[[int(name.removeprefix("t")) for name in helps]]
+        assert (taught == y[position]).any(), "who has that label speaks for it"

@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import ARTIFACTS
-from torch import nn
 
 from forward_inf_mlflow import output
-from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.policy import Policy, load_policy
-from forward_inf_mlflow.preparation import Problem, prepare
+from forward_inf_mlflow.report import Portraits
 from forward_inf_mlflow.tables import FLAGGED
 
 RECORD = {
@@ -45,7 +41,7 @@ def artifacts(**changes: Any) -> output.Artifacts:
         "flagged": flagged(),
         "influence": pd.DataFrame({"query_id": ["q1"], "influence": np.float32([0.25])}),
         "policy": Policy(max_memorized_rate=0.5),
-        "thumbnails": {},
+        "portraits": Portraits(),
     }
     return output.Artifacts(**(parts | changes))
 
@@ -203,41 +199,3 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) 
         with pytest.raises(ForwardInfError, match="name another folder with --out") as error:
             output.require_writable(target)
         assert "\n" not in str(error.value)
-
-
-def problem(shape: tuple[int, ...], n: int = 250) -> Problem:
-    x = np.random.default_rng(0).random((n, *shape)).astype(np.float32)
-    ids = np.array([f"r{i}" for i in range(n)])
-    rows = Rows(x, np.arange(n) % 2, ids, None, "f", "0")
-    module = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 2))
-    audited = AuditedModel(module, lambda a: np.asarray(a), "pt2", lambda a: np.asarray(a))
-    cpu = torch.device("cpu")
-    return prepare(audited, rows, rows.take(np.arange(20)), task="auto", device=cpu, batch_size=9)
-
-
-def test_images_get_pictures_of_the_flagged_rows_and_queries_alone() -> None:
-    table = pd.concat(
-        [
-            flagged(row_id="r3", query_id="r5"),
-            flagged(verdict="mislabeled", row_id="r9", query_id=None),
-        ]
-    )
-    found = output.pictures(problem((1, 8, 8)), table)
-    assert set(found) == {"train:r3", "train:r9", "query:r5"}
-    assert all(png.startswith(b"\x89PNG") for png in found.values())
-
-
-def test_rows_of_numbers_get_no_pictures() -> None:
-    assert output.pictures(problem((64,)), flagged(row_id="r3", query_id="r5")) == {}
-
-
-def test_no_verdict_crowds_out_the_pictures_of_another() -> None:
-    many = pd.concat([flagged(verdict="memorized", row_id=f"r{i}") for i in range(200)])
-    few = flagged(verdict="mislabeled", row_id="r220", query_id=None)
-    found = output.pictures(problem((8, 8)), pd.concat([many.assign(query_id=None), few]))
-    assert len(found) == 100 + 1
-    assert "train:r220" in found
-
-
-def test_nothing_flagged_needs_no_picture() -> None:
-    assert output.pictures(problem((8, 8)), pd.DataFrame(columns=list(FLAGGED))) == {}

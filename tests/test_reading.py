@@ -353,3 +353,29 @@ def test_rows_without_a_source_have_one_in_common(tmp_path: Path) -> None:
     rows = read(path, source="crawl")
     assert rows.sources is not None
     assert rows.sources.tolist() == ["7", "(missing)", "8"]
+
+
+def test_texts_that_the_model_does_not_read_are_kept_for_readers(tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": [1.5, 2, 3], "note": ["x", None, "z"], "n": [1, 2, 3]})
+    table = table.assign(y=[0, 1, 0], id=["p", "q", "r"], source=["s", "s", "t"])
+    table.to_parquet(tmp_path / "rows.parquet")
+    columns = Columns(label="y", id="id", features=("a",), source="source")
+    rows = read_rows(tmp_path / "rows.parquet", uri="rows", columns=columns)
+    assert rows.texts is not None
+    assert rows.texts.to_dict("list") == {"note": ["x", "", "z"]}
+    some = rows.take(np.array([False, False, True]))
+    assert some.texts is not None
+    assert some.texts.to_dict("list") == {"note": ["z"]}
+    table.drop(columns="note").to_parquet(tmp_path / "fewer.parquet")
+    fewer = read_rows(tmp_path / "fewer.parquet", uri="rows", columns=columns)
+    assert fewer.texts is None
+    assert fewer.sha256 == rows.sha256, "what nobody computes with changes no digest"
+
+
+def test_texts_of_an_npz_file_are_kept_and_other_arrays_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    x, y = np.ones((3, 4)), np.array([0, 1, 0])
+    np.savez(path, x=x, y=y, text=np.array(["a b", "c", "d"]), short=np.array(["e"]), more=x)
+    rows = read_rows(path, uri="rows", columns=Columns())
+    assert rows.texts is not None
+    assert rows.texts.to_dict("list") == {"text": ["a b", "c", "d"]}

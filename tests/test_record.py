@@ -168,7 +168,7 @@ def test_the_file_holds_what_repeats_the_audit() -> None:
 def test_the_report_shows_what_the_record_notes_as_whole_sentences() -> None:
     record = made()
     assert record["notes"] == ["the model was logged in train mode"]
-    page = render(record, pd.DataFrame(), pd.DataFrame(), {})
+    page = render(record, pd.DataFrame(), pd.DataFrame())
     audited = page.split("What was audited", 1)[1].split("</section>", 1)[0]
     assert ">the model was logged in train mode.<" in audited
 

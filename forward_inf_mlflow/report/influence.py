@@ -1,19 +1,15 @@
 """Render an explanation: one HTML file that shows a query beside the rows that speak for it.
 
-It stands behind the same three walls as the report of an audit, in the same style; see ``render``.
+It stands behind the same three walls as the report of an audit, in the same style; see ``page``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Template
-
-from forward_inf_mlflow.report.render import Album
-from forward_inf_mlflow.report.render import template as of_the_audit
+from forward_inf_mlflow.report.album import Album
+from forward_inf_mlflow.report.page import template
 
 #: Answers, rows of each kind in an answer, and sources that are shown; the tables have them all.
 MAX_ANSWERS, MAX_ROWS, MAX_SOURCES = 20, 25, 25
@@ -41,7 +37,7 @@ def render_influence(
         _answer(answer, shown, album)
         for answer, shown in zip(record["answers"][:MAX_ANSWERS], values, strict=False)
     ]
-    return _template().render(
+    return template("influence.html.j2").render(
         record=record,
         answers=answers,
         more_answers=max(0, len(record["answers"]) - MAX_ANSWERS),
@@ -77,10 +73,3 @@ def _answer(
         "sources": (answer["sources"] or [])[:MAX_SOURCES],
         "more_sources": max(0, len(answer["sources"] or []) - MAX_SOURCES),
     }
-
-
-@cache
-def _template() -> Template:
-    text = (files("forward_inf_mlflow.report") / "influence.html.j2").read_text(encoding="utf-8")
-    # Autoescape, what makes text visible, filters and style are the audit's own.
-    return of_the_audit().environment.from_string(text)

@@ -11,6 +11,7 @@ from PIL import Image
 from forward_inf_mlflow.errors import DataError
 
 _SHORTEST_SIDE = 4  # pixels; anything smaller is a table, not a picture
+_SHADES = 128  # of many colours; a page of 500 noisy pictures stays under 5 MB
 _LONGEST_RATIO = 8  # a sequence of feature vectors is long and thin, a picture is not
 
 
@@ -33,7 +34,7 @@ def thumbnail(image: np.ndarray, *, size: int = 64) -> bytes:
     """Draw one image row as a PNG that fits into a square.
 
     Small images grow by a whole factor without smoothing, so that a reader sees the pixels that
-    the model saw; large ones shrink with their proportions kept. Colour is reduced to 256 shades,
+    the model saw; large ones shrink with their proportions kept. More than 256 colours become 128,
     which keeps a report with hundreds of thumbnails small.
 
     Args:
@@ -59,7 +60,8 @@ def thumbnail(image: np.ndarray, *, size: int = 64) -> bytes:
     picture = _flatten(Image.fromarray(_to_bytes(array)))
     picture = picture.resize(_fitted(picture.size, size), _filter(picture.size, size))
     if picture.mode == "RGB":
-        picture = picture.quantize(256)
+        few = picture.getcolors(256) is not None
+        picture = picture.quantize(256 if few else _SHADES)
     buffer = BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
