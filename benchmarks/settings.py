@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Where the data are that scikit-learn does not ship; FORWARD_INF_DATA names another folder.
+#: Where the data are that scikit-learn does not ship; BENCH_DATA names another folder.
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -320,9 +320,7 @@ def load(name: str) -> Setting:
 
 def _data(name: str) -> Path:
     """Return the path of a data file."""
-    path = Path(os.environ.get("FORWARD_INF_DATA", DEFAULT_DATA)) / name
+    path = Path(os.environ.get("BENCH_DATA", DEFAULT_DATA)) / name
     if not path.is_file():
-        raise SettingError(
-            f"{path} is missing: set FORWARD_INF_DATA to the folder that holds {name}"
-        )
+        raise SettingError(f"{path} is missing: set BENCH_DATA to the folder that holds {name}")
     return path

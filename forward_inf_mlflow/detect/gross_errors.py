@@ -142,10 +142,8 @@ def mislabeled_targets(
     else:
         flags = beside.certain | (adjusted <= fdr)
         low = beside.guilty / n
-        fewest = _wrong(size, usual, None, deviations=-2.33)
-        most = _wrong(size, usual, dealt, deviations=1.645)
-        estimate = max(low, float((1 - fdr) * flags.mean()), fewest)
-        high = max(most, binomial_high(int(flags.sum()), n), estimate)
+        estimate = max(low, float((1 - fdr) * flags.mean()), _fewest(size, usual))
+        high = max(_most(size, usual, dealt), binomial_high(int(flags.sum()), n), estimate)
     named = int(flags.sum())
     return Mislabeled(
         suspicion=size,
@@ -208,35 +206,38 @@ def _told_apart(usual: np.ndarray, dealt: np.ndarray) -> float:
     return float(1 - (ranks.sum() - k * (k + 1) / 2) / (k * len(dealt)))
 
 
-def _wrong(
-    size: np.ndarray, usual: np.ndarray, dealt: np.ndarray | None, *, deviations: float
-) -> float:
-    """Return the share of wrong targets that counts show, moved by standard deviations.
+def _fewest(size: np.ndarray, usual: np.ndarray) -> float:
+    """Return a lower 99 % end of the share of wrong targets, by a count.
 
-    More training rows than queries lie beyond some residual, and of wrong targets so many more: the
-    share lies between in proportion. A count is moved by no single target, however far it is off,
-    as a mean of squares would be.
-
-    Args:
-        size: ``(n,)`` residuals' sizes of the training rows.
-        usual: ``(m,)`` of the queries.
-        dealt: What wrong targets' are: of queries with each other's targets. None: all lie beyond,
-            which gives the fewest that there may be.
-        deviations: As for `mislabeled.disagreement`.
+    More training rows than queries lie beyond the queries' .74 quantile; were all wrong ones beyond
+    it, of wrong targets so many more.
     """
-    levels = np.quantile(usual, np.linspace(0.5, 0.98, 25))
-    if dealt is None:
-        at, wrong = len(levels) // 2, 1.0
-    else:
-        reached = np.array([(dealt > level).mean() for level in levels])
-        at = int(np.argmax(reached - [(usual > level).mean() for level in levels]))
-        wrong = float(reached[at])
-    mine, theirs = (float((some > levels[at]).mean()) for some in (size, usual))
-    room = wrong - theirs
-    if room <= 0:
-        return 0.0 if deviations <= 0 else 1.0
-    spread = 0.0
-    for share, rows in ((mine, len(size)), (theirs, len(usual))):
-        share = (share * rows + 1) / (rows + 2)  # Agresti and Caffo, 2000
-        spread += share * (1 - share) / (rows + 2)
-    return float(np.clip((mine - theirs + deviations * np.sqrt(spread)) / room, 0, 1))
+    level = np.quantile(usual, 0.74)
+    mine, theirs = size > level, usual > level
+    room = 1 - float(theirs.mean())
+    return 0.0 if room <= 0 else max(0.0, _apart(mine, theirs, -2.33) / room)
+
+
+def _most(size: np.ndarray, usual: np.ndarray, dealt: np.ndarray) -> float:
+    """Return an upper 95 % end of the share of wrong targets.
+
+    Training rows' squared residuals lie on average between the queries' and those of queries with
+    each other's targets, in proportion to the share. None counts for more than the queries' .98
+    quantile: a mean of squares would be moved by a single target as far as that is off.
+    """
+    cap = np.quantile(usual, 0.98)
+    mine, theirs, wrong = (np.minimum(some, cap) ** 2 for some in (size, usual, dealt))
+    room = float(wrong.mean() - theirs.mean())
+    return 1.0 if room <= 0 else float(np.clip(_apart(mine, theirs, 1.645) / room, 0, 1))
+
+
+def _apart(mine: np.ndarray, theirs: np.ndarray, deviations: float) -> float:
+    """Return how far two means are apart, moved by so many standard deviations.
+
+    Each sample gets two made-up values, its extremes (Agresti and Caffo, 2000): rows that are all
+    alike have a spread too.
+    """
+    both = np.concatenate([mine, theirs]).astype(np.float64)
+    ends = [both.min(), both.max()]
+    spread = sum(np.append(some, ends).var() / (len(some) + 2) for some in (mine, theirs))
+    return float(mine.mean() - theirs.mean() + deviations * np.sqrt(spread))
