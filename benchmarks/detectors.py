@@ -9,7 +9,7 @@
 - **memorization**: rank and linear correlation with Feldman and Zhang's mem_i from 60 models on
   random subsets, and AUROC for mem_i > .25.
 - **calibration**: what the verdicts of the mislabeled and leakage parts promised, and what it was
-  worth; and the same of hundreds of small draws, by calibration.py and calibration_targets.py.
+  worth; and of hundreds of small draws, by calibration.py and calibration_targets.py.
 
 Ours goes through the registry as a user's model would: logged as pt2, loaded, audited; where labels
 and memorization are judged, without asking about single queries (`--influence-queries 0`). What
