@@ -2,8 +2,8 @@
 
     python docs/screenshots.py
 
-Runs the demo in a temporary folder, serves it, and photographs the report at both widths, its leaks,
-and the MLflow pages that show a verdict. Look at them before you commit them.
+Runs the demo in a temporary folder, serves it, and photographs the report at both widths, its
+leaks, and the MLflow pages that show a verdict. Look at them before you commit them.
 """
 
 from __future__ import annotations
