@@ -2,8 +2,8 @@
 
     python docs/screenshots.py
 
-Runs the demo in a temporary folder, serves it, and photographs the report at both widths and the
-MLflow pages that show a verdict. Look at them before you commit them.
+Runs the demo in a temporary folder, serves it, and photographs the report at both widths, its
+leaks, and the MLflow pages that show a verdict. Look at them before you commit them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,20 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
-def photograph(url: str, name: str, *, width: int, height: int, wait: float = 1) -> None:
-    """Write ``docs/images/<name>.png``, ``wait`` seconds after the page has loaded."""
+#: What shows the leaks of a report, each beside its query.
+LEAKS = """
+document.querySelector("[value=leaked]").click();
+document.querySelector("#rows").scrollIntoView();
+"""
+
+
+def photograph(
+    url: str, name: str, *, width: int, height: int, wait: float = 1, then: str = ""
+) -> None:
+    """Write ``docs/images/<name>.png``, ``wait`` seconds after the page has loaded.
+
+    What the script ``then`` does is done before.
+    """
     options = webdriver.ChromeOptions()
     for switch in (
         "--headless=new",
@@ -46,6 +58,7 @@ def photograph(url: str, name: str, *, width: int, height: int, wait: float = 1)
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     try:
         driver.get(url)
+        driver.execute_script(then)
         time.sleep(wait)
         driver.save_screenshot(str(IMAGES / f"{name}.png"))
     finally:
@@ -81,6 +94,7 @@ def main() -> None:
         )
         photograph(report.as_uri(), "report", width=1200, height=1500)
         photograph(report.as_uri(), "report-600", width=600, height=1500)
+        photograph(report.as_uri(), "report-leaks", width=1200, height=1000, then=LEAKS)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -201,6 +201,7 @@ def _artifacts(result: AuditResult, folder: Path) -> dict[str, EvaluationArtifac
         "flagged.json": JsonEvaluationArtifact,
         "scores.parquet": ParquetEvaluationArtifact,
         "influence.parquet": ParquetEvaluationArtifact,
+        "portraits.parquet": ParquetEvaluationArtifact,
         "audit.json": JsonEvaluationArtifact,
         "policy.yaml": TextEvaluationArtifact,
     }

@@ -328,7 +328,8 @@ def _record(**changes: Any) -> dict[str, Any]:
 def test_a_picture_stands_for_a_row_and_its_values_only_where_there_is_none() -> None:
     values = [{"train:1": [("height", 1.5)], "query:1": [("height", 2.5)]}]
     page = render_influence(_record(), {"train:1": b"png"}, values)
-    assert page.count("data:image/png;base64,cG5n") == MAX_ROWS
+    assert page.count("data:image/png;base64,cG5n") == 1, "held once"
+    assert page.count('class="pic p0"') == MAX_ROWS
     assert "height <b>2.50</b>" in page
     assert "height <b>1.50</b>" not in page
     assert "and 2 more" in page

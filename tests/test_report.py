@@ -204,6 +204,12 @@ def test_two_copies_that_disagree_stand_side_by_side_with_both_labels() -> None:
     ]  # fmt: skip
 
 
+def test_a_copy_that_nobody_names_is_told_without_it() -> None:
+    rows = rows_of(render(make_audit(), make_flagged(0), make_scores().assign(copy_of="")))
+    assert len(rows) == 4
+    assert all("a copy of this row has another label" in row for row in rows)
+
+
 def test_proponents_and_opponents_are_those_of_the_row_and_not_of_a_query_of_its_name() -> None:
     flagged = make_flagged(1).assign(row_id="r1", query_id="r1").head(1)
     asked = [("train:r1", "r7", 0.5), ("train:r1", "r8", -0.25), ("query:r1", "r9", 0.75)]

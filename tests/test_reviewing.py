@@ -70,6 +70,7 @@ def test_answers_count_in_record_report_metrics_and_gate(
     assert low > 0.03
     report = mlflow.artifacts.load_text(f"runs:/{found.run_id}/forward_inf/report.html")
     assert "17 of 50 rows that A. Owner looked at" in report
+    assert "A. Owner looked at 50 rows: 17 are wrong" in report
     version = MlflowClient().get_model_version("points", "1")
     assert version.tags["fi.gate"] == "fail"
     assert "Data audit: refused" in version.description

@@ -70,7 +70,7 @@ for (const bar of document.querySelectorAll("[data-filters]")) {
     area.hidden = false;
     area.focus();
     area.select();
-    area.scrollTop = 0;
+    requestAnimationFrame(() => area.scrollTo(0, 0)); // its beginning is seen
     let copied = false;
     try {
       copied = document.execCommand("copy");

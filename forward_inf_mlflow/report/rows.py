@@ -77,11 +77,6 @@ class Shown:
     asked: int
     header: Markup
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Return how many of the shown rows are accused of what."""
-        return {kind: count for kind, _, count in self.kinds}
-
 
 class Presenter:
     """What turns entries into what is shown."""
@@ -171,7 +166,7 @@ class Presenter:
         tier = None
         if finding.kind == "leaked":
             tier = _LEAKS.get(told["kind"], told["kind"])
-        elif finding.kind in ("conflict", "memorized"):
+        elif finding.kind == "conflict" or told["kind"] == "rare":
             tier = told["kind"]
         return Section(
             kind=finding.kind,

@@ -194,7 +194,11 @@ def _conflicts(scores: pd.DataFrame) -> list[tuple[str, Finding]]:
             source=line["source"],
             loss=line["loss"],
             evidence=f"{same} the same as training row {twin}, whose label is "
-            f"{label(labels.get(twin))}: where a row decides its label, one of the two is wrong",
+            f"{label(labels.get(twin))}: where a row decides its label, one of the two is wrong"
+            if twin in labels
+            else "a copy of this row has another label",
         )
-        found.append((ids[i], Finding("conflict", place, told, f"train:{twin}")))
+        found.append(
+            (ids[i], Finding("conflict", place, told, f"train:{twin}" if twin in labels else None))
+        )
     return found
