@@ -104,10 +104,12 @@ def examine(
     settings: Settings,
     progress: Progress,
     work: Work = KEEP_NOTHING,
+    right: np.ndarray | None = None,
 ) -> Findings:
     """Run the influence engine and the detectors.
 
-    What is costly is kept in ``work``: shards of the sweep, moves and half-models.
+    What is costly is kept in ``work``: shards of the sweep, moves and half-models. Rows that are
+    ``right``, ``(n,)`` bool, have a label that a person looked at and kept.
 
     Raises:
         ModelError: The model's loss on some row is not a number.
@@ -150,6 +152,7 @@ def examine(
         encodings=None
         if seen.encodings is None
         else (seen.encodings.queries, seen.encodings.train),
+        work=work,
     )
 
     # Its answers once the queries have moved it, which help to rank what is wrong by a rule.
@@ -167,7 +170,7 @@ def examine(
     groups = copies.groups
     held_out = read_held_out(model, problem, settings, groups, progress, work)
     labels = judge_labels(
-        problem, seen, moved, held_out, leaks, groups, loss, query_loss, settings.fdr
+        problem, seen, moved, held_out, leaks, groups, loss, query_loss, settings.fdr, right
     )
     caused = train_receipt(problem, labels.mislabeled.flags, leaks.flags, settings, progress, work)
     views = (seen.features is not None) + (seen.encodings is not None)

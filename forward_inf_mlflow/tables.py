@@ -43,7 +43,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     ranked by), memorized_score, influence (on all queries together), the flags mislabeled, leaked
     and memorized; mislabeled_certain, the flags at the promised error rate; and mislabeled_surely,
     the share of the rows down to this one by mislabeled_suspicion that are wrong at least; copy_of,
-    a training row that is the same example, and copy_conflicts, whether a copy has another label.
+    a training row that is the same example, and copy_conflicts, whether a copy has another label;
+    features_digest and row_digest (with the label), by which a row is known in any version.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
     likelier = found.labels.mislabeled.likelier
@@ -69,6 +70,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "memorized": found.labels.memorized.flags,
             "copy_of": np.where(found.duplicates.twin >= 0, rows.ids[found.duplicates.twin], ""),
             "copy_conflicts": found.duplicates.conflict,
+            "features_digest": rows.feature_digests,
+            "row_digest": rows.digests,
         }
     )
 

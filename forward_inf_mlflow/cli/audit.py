@@ -211,6 +211,8 @@ def _say_rest(console: Console, record: Any) -> None:
             f"  went on where an interrupted audit stopped ({record['resumed_pieces']:,} pieces "
             "were found)"
         )
+    if record["reused"]:
+        console.say(f"  {record['reused']['sentence']}")
     console.say(
         f"  {costs['rows']:,} training rows, {costs['queries']:,} query rows, "
         f"{costs['forward_passes']:,} forward passes to read them (about "

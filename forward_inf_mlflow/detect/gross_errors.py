@@ -30,6 +30,7 @@ def mislabeled_targets(
     trusted: np.ndarray,
     *,
     apart: np.ndarray | None = None,
+    right: np.ndarray | None = None,
     fdr: float = 0.1,
 ) -> Mislabeled:
     """Judge regression targets: gross errors, beyond what held-out residuals explain.
@@ -67,11 +68,17 @@ def mislabeled_targets(
     adjusted = stats.false_discovery_control(np.clip(p, 0, 1))
     if np.median(np.abs(reference - centre)) < _TIED * reference.std():
         adjusted[:] = 1.0  # most queries are predicted exactly: no such law describes the others
-    beside = Beside.of(np.abs(residual - centre), np.abs(reference - centre), apart, fdr)
+    known = np.zeros(n, dtype=bool) if right is None else right
+    aside = known if apart is None else apart | known
+    beside = Beside.of(np.abs(residual - centre), np.abs(reference - centre), aside, fdr)
+    suspected = int((beside.certain | (adjusted <= fdr)).sum())  # what a person kept lowers no end
+    adjusted[known] = 1.0
     flags = beside.certain | (adjusted <= fdr)
     named, sure = int(flags.sum()), int(beside.certain.sum())
     low, share = beside.guilty / n, float((1 - fdr) * named / n)
-    high = max(binomial_high(named, n), _swapped_at_most(residual, reference, predicted, targets))
+    high = max(
+        binomial_high(suspected, n), _swapped_at_most(residual, reference, predicted, targets)
+    )
     return Mislabeled(
         suspicion=np.abs(residual - centre),
         score=1 - adjusted,

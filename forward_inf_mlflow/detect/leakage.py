@@ -31,6 +31,7 @@ from forward_inf_mlflow.detect.searches import (
     judge,
     sample,
 )
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: Largest share of the clean queries that is accused.
 FPR = 0.01
@@ -96,6 +97,7 @@ def leaked(
     *,
     encodings: tuple[np.ndarray, np.ndarray] | None = None,
     fpr: float = FPR,
+    work: Work = KEEP_NOTHING,
 ) -> Leaked:
     """Find a training row behind each query.
 
@@ -106,6 +108,7 @@ def leaked(
         encodings: What the model makes of queries ``(m, h)`` and training rows ``(n, h)``, rows at
             unit length; None to go by values alone.
         fpr: Largest share of the clean queries that may be accused.
+        work: Where finished searches by value are kept.
     """
     m = len(queries)
     kind = np.full(m, "", dtype=object)
@@ -127,7 +130,7 @@ def leaked(
     if len(distinct) < MIN_ROWS:
         notes.append("near copies not searched: too few rows to know which distances are usual")
     elif len(rest):
-        searches = by_values(queries[rest], train[distinct])
+        searches = by_values(queries[rest], train[distinct], work)
         if encodings is not None:
             searches.append(by_encodings(encodings[0][rest], encodings[1][distinct]))
         judged = [judge(search, searches, fpr) for search in searches]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from forward_inf_mlflow.decision import WORDS
@@ -37,6 +37,7 @@ from forward_inf_mlflow.report.formats import (
     visible,
     when,
 )
+from forward_inf_mlflow.report.since import since_section
 
 MAX_ROWS = 100  # per verdict; flagged.csv has them all
 #: Most suspicious rows of which the report says what to expect.
@@ -171,6 +172,7 @@ def render(
             ]
             for verdict, names in _MORE.items()
         },
+        since=since_section(top["since"]),
         sources=sources[:MAX_ROWS],
         more_sources=max(0, len(sources) - MAX_ROWS),
         guilty=_guilty(sources),
@@ -407,6 +409,7 @@ def template() -> Template:
         finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
+        loader=PackageLoader("forward_inf_mlflow", "report"),
     )
     environment.filters.update(
         count=count, percent=percent, figure=figure, label=label, when=when, command=command
