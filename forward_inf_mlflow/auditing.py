@@ -69,7 +69,10 @@ class AuditResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for ``--json``."""
-        keys = ("measures", "sources", "costs", "policy", "data", "partial", "notes")
+        keys = (
+            *("measures", "sources", "costs", "policy", "data", "partial", "notes"),
+            *("kept", "reused", "since"),
+        )
         return {
             "model": self.version.uri,
             **self.decision.as_dict(),

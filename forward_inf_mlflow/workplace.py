@@ -1,4 +1,4 @@
-"""Workplace: which pieces belong to one audit, and where they wait for its end."""
+"""Workplace: which pieces belong to one audit, where they are kept, and which are used again."""
 
 from __future__ import annotations
 
