@@ -6,7 +6,8 @@ are called. Two questions are asked of chance, each by a test that needs little:
 - *Do the rates differ?* They do if their intervals do not overlap. Each end of an interval errs in
   at most 5 % of audits (the lower end of mislabeled rows 1 %), so such a claim is wrong in at most
   10 % (6 %) of cases, however the two audits depend on each other. Rates that differ by less than
-  their intervals show are not told apart.
+  their intervals show are not told apart. Memorized rows are counted, of one model: their rate has
+  no such interval, and is not tested.
 - *Are unchanged rows named differently?* Of those that one audit named and the other did not, half
   should be on either side (McNemar's exact test, two-sided, at 5 % over the three verdicts
   together). It takes the rows for independent, and a difference says that models, queries or
@@ -32,8 +33,18 @@ VERDICTS = ("mislabeled", "leaked", "memorized")
 _OF = {"mislabeled": "training rows", "leaked": "query rows", "memorized": "training rows"}
 #: How often chance alone may make any of the three verdicts differ.
 LEVEL = 0.05
-#: How often a rate's lower and upper end may each err.
-_ERRS = {"mislabeled": (0.01, 0.05), "leaked": (0.05, 0.05), "memorized": (0.05, 0.05)}
+#: How often a rate's lower and upper end may each err. Memorized rows are counted, with no ends.
+_ERRS = {"mislabeled": (0.01, 0.05), "leaked": (0.05, 0.05)}
+#: Why a row is named no longer, or newly.
+_WHY = {
+    "went": {
+        "removed": "removed",
+        "relabelled": "relabelled",
+        "kept": "kept by a person",
+        "cleared": "no longer named",
+    },
+    "came": {"added": "added", "relabelled": "relabelled", "accused": "not named before"},
+}
 #: Rows of each kind that are named.
 _NAMED = 20
 _DIGESTS = ("row_digest", "features_digest")
@@ -224,19 +235,18 @@ def _rates(verdict: str, old: Measure | None, new: Measure | None) -> dict[str, 
     known = [None if one is None or one.abstained is not None else one for one in (old, new)]
     shown = [None if m is None else [m.rate_low, m.rate, m.rate_high] for m in known]
     differs = None
-    if known[0] is not None and known[1] is not None:
+    if known[0] is not None and known[1] is not None and verdict in _ERRS:
         differs = "no"
         if known[1].rate_low > known[0].rate_high:
             differs = "higher"
         elif known[1].rate_high < known[0].rate_low:
             differs = "lower"
-    low, high = _ERRS[verdict]
     return {
         "old": shown[0],
         "new": shown[1],
         "of": _OF[verdict],
         "differs": differs,
-        "wrong_at_most": low + high,
+        "wrong_at_most": sum(_ERRS[verdict]) if verdict in _ERRS else None,
     }
 
 
@@ -269,11 +279,8 @@ def _sentences(content: Mapping[str, Any]) -> list[str]:
     for verdict, found in content["verdicts"].items():
         went, came = found["went"], found["came"]
         said.append(
-            f"{verdict}: {found['stayed']:,} rows stayed named, {went['rows']:,} went "
-            f"({went['removed']:,} removed, {went['relabelled']:,} relabelled, "
-            f"{went['kept']:,} kept by a person, {went['cleared']:,} no longer named), "
-            f"{came['rows']:,} came ({came['added']:,} added, "
-            f"{came['relabelled']:,} relabelled, {came['accused']:,} not named before)"
+            f"{verdict}: {found['stayed']:,} rows stayed named, {_parts('went', went)}, "
+            f"{_parts('came', came)}"
         )
         said.append(_of_rate(verdict, found["rate"]))
         if found["unchanged_rows"]["differs"]:
@@ -291,12 +298,18 @@ def _sentences(content: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def _parts(word: str, change: Mapping[str, Any]) -> str:
+    """Return how many rows went or came, and why."""
+    parts = [f"{change[key]:,} {why}" for key, why in _WHY[word].items() if change[key]]
+    return f"{change['rows']:,} {word}" + (f" ({', '.join(parts)})" if parts else "")
+
+
 def _of_rate(verdict: str, rate: Mapping[str, Any]) -> str:
     def shown(interval: list[float] | None) -> str:
         if interval is None:
             return "no verdict"
         low, about, high = interval
-        return f"{about:.1%} ({low:.1%} to {high:.1%})"
+        return f"{about:.1%} ({low:.1%} to {high:.1%})" if low < high else f"{about:.1%}"
 
     text = f"{verdict}: {shown(rate['old'])} of the {rate['of']} before, {shown(rate['new'])} now"
     if rate["differs"] is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,17 @@ def test_everything_in_the_section_stays_text(audits: tuple[AuditResult, AuditRe
     assert "Since version" in html
     assert "<script>alert" not in html
     assert "<img src=http" not in html
+    pasted = since_section(
+        {"old": {"model": "models:/m;id/1"}, "rows": {"same": 1}}, "models:/$(x)/2"
+    )
+    assert pasted is not None
+    assert shlex.split(pasted["command"])[2:] == ["models:/m;id/1", "models:/$(x)/2"]
     assert page({"problem": HOSTILE}).count("<script>alert") == 0
 
 
 @pytest.mark.parametrize("value", [None, 3, [], "x", {}, {"old": 1}, {"old": {}, "rows": []}])
 def test_what_is_no_comparison_gives_no_section(value: Any) -> None:
-    assert since_section(value) is None
+    assert since_section(value, "models:/m/2") is None
     assert 'id="since"' not in page(value)
 
 

@@ -138,6 +138,13 @@ def test_rates_differ_where_their_intervals_do_not_overlap(
     )
 
 
+def test_a_count_of_memorized_rows_is_no_interval_and_is_not_tested() -> None:
+    table = scores("ab", "xy")
+    counts = [record(memorized=(rate, rate, rate)) for rate in (0.0, 0.2)]
+    rate = compared(table, table, *counts)["verdicts"]["memorized"]["rate"]
+    assert (rate["differs"], rate["wrong_at_most"]) == (None, None)
+
+
 def test_two_audits_of_one_truth_are_told_apart_no_oftener_than_promised() -> None:
     rng, claims = np.random.default_rng(0), 0
     for _ in range(500):

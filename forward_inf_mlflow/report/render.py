@@ -172,7 +172,7 @@ def render(
             ]
             for verdict, names in _MORE.items()
         },
-        since=since_section(top["since"]),
+        since=since_section(top["since"], uri),
         sources=sources[:MAX_ROWS],
         more_sources=max(0, len(sources) - MAX_ROWS),
         guilty=_guilty(sources),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,14 @@ _TITLES = {"mislabeled": "Mislabeled", "leaked": "Leaked", "memorized": "Memoriz
 _WORDS = {"higher": "higher beyond chance", "lower": "lower beyond chance", "no": "not told apart"}
 
 
-def since_section(value: Any) -> dict[str, Any] | None:
+def since_section(value: Any, uri: str) -> dict[str, Any] | None:
     """Return the section of a record's comparison; None where there is none, or not a whole one.
 
     Every number is taken as one, and text stays text: the record may be anybody's.
+
+    Args:
+        value: What the record holds.
+        uri: The audited version.
     """
     if not isinstance(value, Mapping):
         return None
@@ -26,7 +31,7 @@ def since_section(value: Any) -> dict[str, Any] | None:
     counts = ("same", "relabelled", "removed", "added")
     return {
         "version": str(old.get("version")),
-        "model": str(old.get("model")),
+        "command": shlex.join(["forward-inf", "compare", str(old.get("model")), uri]),
         "problem": None,
         "rows": {key: number(rows.get(key)) for key in counts},
         "known_by": str(value.get("rows_known_by")),
