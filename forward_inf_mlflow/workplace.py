@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Callable
+from importlib.metadata import version as installed
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -109,6 +111,8 @@ class AuditWork:
         whole = self._folders[_INFLUENCE]
         self._finished_by = whole.finished_by if isinstance(whole, WorkFolder) else None
         self._runs = 0
+        # What a trainer's module imports may change unseen: its models wait for this audit alone.
+        self._kept = [kind for kind in keys if kind != _HALVES or settings.trainer is None]
 
     def once(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """Return a piece from the folder that it belongs to."""
@@ -144,8 +148,8 @@ class AuditWork:
 
     def finish(self, run_id: str) -> None:
         """Keep the pieces for the next audit, as far as they may take up room; else remove them."""
-        for folder in self._folders.values():
-            if not self._most or not isinstance(folder, WorkFolder):
+        for kind, folder in self._folders.items():
+            if not self._most or kind not in self._kept or not isinstance(folder, WorkFolder):
                 folder.remove()
                 continue
             folder.finish(run_id)
@@ -179,6 +183,12 @@ def earlier_runs(work: Work, run_id: str) -> list[str]:
     return found
 
 
+def _versions() -> list[str]:
+    """Return what else may change the last bits of a result."""
+    packages = ("torch", "numpy", "scipy", "scikit-learn")
+    return [__version__, *(installed(name) for name in packages), platform.machine()]
+
+
 def _digest_texts(texts: np.ndarray) -> str:
     return hashlib.sha256("".join(texts).encode()).hexdigest()
 
@@ -209,7 +219,7 @@ def work_key(version: Version, problem: Problem, settings: Settings) -> dict[str
         "batch_size": train.batch_size,
         "device": [str(train.device), room(train.device)],
         "threads": torch.get_num_threads(),
-        "versions": [__version__, torch.__version__],
+        "versions": _versions(),
     }
 
 
@@ -231,7 +241,7 @@ def values_key(problem: Problem) -> dict[str, object]:
         "train": digest_arrays(problem.train.inputs),
         "queries": digest_arrays(problem.queries.inputs),
         "threads": torch.get_num_threads(),
-        "versions": [__version__, np.__version__],
+        "versions": _versions(),
         "pieces": "searches",
     }
 

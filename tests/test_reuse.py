@@ -10,12 +10,20 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import one_line, points, register_points, run_here
+from torch import nn
 
 from forward_inf_mlflow import shards
 from forward_inf_mlflow.auditing import AuditResult, audit
+from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.policy import Policy
+from forward_inf_mlflow.preparation import prepare
+from forward_inf_mlflow.registry import Version
+from forward_inf_mlflow.settings import Settings
 from forward_inf_mlflow.shards import WorkFolder, prune
+from forward_inf_mlflow.workplace import AuditWork
 
 HALVES, SEARCHES, INFLUENCE = "half-models", "searches of rows", "pieces of influence"
 
@@ -112,3 +120,31 @@ def test_how_much_may_be_kept_is_a_number(uri: str, monkeypatch: pytest.MonkeyPa
     done = run_here("audit", uri)
     assert done.returncode == 2
     assert "FORWARD_INF_KEEP_MIB is 'much'" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("trainer", [None, "my_recipe:train"])
+def test_models_of_ones_own_trainer_are_not_kept_for_another_audit(
+    trainer: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its module imports may change, and nobody would see it."""
+    (tmp_path / "my_recipe.py").write_text("def train(x, y, seed):\n    raise AssertionError\n")
+    monkeypatch.chdir(tmp_path)
+    x, y = np.eye(4, dtype=np.float32), np.arange(4)
+    rows = Rows(x, y, y.astype(str), None, "memory", "")
+    model = AuditedModel(nn.Linear(4, 4), np.asarray, "pt2", np.asarray)
+    cpu = torch.device("cpu")
+    problem = prepare(model, rows, rows, task="classification", device=cpu, batch_size=None)
+    settings, version = Settings(trainer=trainer), Version("m", "1", 0, "", None, None)
+
+    def piece(name: str) -> tuple[AuditWork, bool]:
+        made = []
+        work = AuditWork(tmp_path / "work", version, problem, settings, fresh=False)
+        work.once(name, lambda: made.append(1) or {"x": x})  # type: ignore[func-returns-value]
+        return work, bool(made)
+
+    work, _ = piece("trained/rows-0")
+    assert piece("trained/rows-0")[1] is False, "an interrupted audit goes on"
+    work.once("spectrum", lambda: {"x": x})
+    work.finish("r")
+    assert piece("spectrum")[1] is False
+    assert piece("trained/rows-0")[1] is (trainer is not None)
