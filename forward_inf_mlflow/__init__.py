@@ -13,6 +13,8 @@ from forward_inf_mlflow.version import __version__
 
 if TYPE_CHECKING:
     from forward_inf_mlflow.auditing import AuditResult, audit
+    from forward_inf_mlflow.cleaning import Cleaned, apply_decisions
+    from forward_inf_mlflow.comparing import Comparison, compare
     from forward_inf_mlflow.data.logging_data import log_training_data
     from forward_inf_mlflow.decision import Decision
     from forward_inf_mlflow.errors import ForwardInfError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AuditResult": "auditing",
+    "Cleaned": "cleaning",
+    "Comparison": "comparing",
     "Decision": "decision",
     "Explanation": "explaining",
     "ForwardInfError": "errors",
@@ -34,7 +38,9 @@ _HOME = {
     "Policy": "policy",
     "PromotionResult": "promotion",
     "Task": "task",
+    "apply_decisions": "cleaning",
     "audit": "auditing",
+    "compare": "comparing",
     "explain": "explaining",
     "gate": "promotion",
     "load_policy": "policy",
@@ -44,6 +50,8 @@ _HOME = {
 
 __all__ = [
     "AuditResult",
+    "Cleaned",
+    "Comparison",
     "Decision",
     "Explanation",
     "ForwardInfError",
@@ -54,7 +62,9 @@ __all__ = [
     "PromotionResult",
     "Task",
     "__version__",
+    "apply_decisions",
     "audit",
+    "compare",
     "explain",
     "gate",
     "load_policy",

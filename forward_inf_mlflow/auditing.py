@@ -7,21 +7,25 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from forward_inf_mlflow import output, tables, tracking
 from forward_inf_mlflow.command_line import command_line
+from forward_inf_mlflow.comparing import since_previous
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.data.lineage import DataSet
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.description import describe_version
+from forward_inf_mlflow.detect.kept import leaks_without, memorized_without
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.examine import examine, plan_influence
+from forward_inf_mlflow.examine import Findings, examine, plan_influence
 from forward_inf_mlflow.half_models import halves_cost, trainings
+from forward_inf_mlflow.keeping import Kept, recall
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.moved import moved_cost
 from forward_inf_mlflow.planner import Plan
@@ -36,7 +40,7 @@ from forward_inf_mlflow.report import rows_to_show
 from forward_inf_mlflow.settings import Effort, Settings
 from forward_inf_mlflow.training_function import load_trainer
 from forward_inf_mlflow.ui_table import PICTURES
-from forward_inf_mlflow.workplace import earlier_runs, named_direction, open_work, work_key
+from forward_inf_mlflow.workplace import AuditWork, earlier_runs, named_direction
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ class AuditResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for ``--json``."""
-        keys = ("measures", "sources", "costs", "policy", "data", "partial", "notes")
+        keys = (
+            *("measures", "sources", "costs", "policy", "data", "partial", "notes"),
+            *("kept", "reused", "since"),
+        )
         return {
             "model": self.version.uri,
             **self.decision.as_dict(),
@@ -144,9 +151,10 @@ def audit(
         readout: What is read of a training row; "auto" leaves it to the planner.
         weight_decay: The training objective's penalty in nats per row; None takes an estimator's
             own, and none for other models.
-        work_dir: Where finished pieces are kept until the audit ends, so that an interrupted one
-            goes on; None for the user's cache folder.
-        fresh: Begin again even if there are such pieces.
+        work_dir: Where finished pieces are kept, so that an interrupted audit goes on, and the next
+            one uses what is exactly the same; None for the user's cache folder. Of audits that
+            ended no more than ``FORWARD_INF_KEEP_MIB`` (1024) stay.
+        fresh: Begin again even if there are such pieces, or those of an audit that finished.
         compiled: Run the sweep's passes through ``torch.compile``.
         progress: Called as ``progress(stage, done, total)``.
         on_plan: Called with the plan of the influence before it is carried out.
@@ -206,20 +214,26 @@ def audit(
     )
     version, model, problem, partial = posed.version, posed.model, posed.problem, posed.partial
     train_set, query_set = posed.train, posed.queries
+    kept, digests = recall(version) if bounds.kept else Kept(), problem.train_rows.digests
+    looked_at = kept.summary(digests)
+    said = (looked_at["sentence"], *looked_at["ignored"]) if looked_at else ()
+    problem = replace(problem, notes=(*problem.notes, *filter(None, said)))
 
     with tracking.audit_run(version, experiment=experiment, run_id=run_id) as run:
-        work = open_work(work_dir, work_key(version, problem, settings), fresh=fresh)
+        work = AuditWork(work_dir, version, problem, settings, fresh=fresh)
         earlier = earlier_runs(work, run.run_id)
         tracking.end_killed(earlier)
         planned = plan_influence(model, problem, settings)
         if on_plan is not None:
             on_plan(planned)
-        found = examine(model, problem, planned, settings, progress or silent, work)
-        scores = tables.scores_table(problem, found)
+        right = kept.of("mislabeled", digests)
+        found = examine(model, problem, planned, settings, progress or silent, work, right)
+        found = _without_kept(found, kept, digests)
+        scores = tables.scores_table(problem, found).assign(kept=kept.any_of(digests))
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
         receipt = None if found.receipt is None else found.receipt.as_dict()
-        facts = facts_of({"data": data, "partial": partial, "receipt": receipt})
+        facts = facts_of({"data": data, "partial": partial, "receipt": receipt, "kept": looked_at})
         decision = decide(found.measures, facts, bounds)
         record = make_record(
             version=version,
@@ -240,10 +254,14 @@ def audit(
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,
             influence={**_planned(planned, model, problem, settings), **found.facts},
-            resumed=work.done - len(earlier),
+            resumed=sum(work.found.values()) if earlier else 0,
+            reused=None if earlier else work.reused(),
+            kept=looked_at,
+            columns={"label": label, "id": id, "features": features, "group_by": group_by},
             policy=bounds,
             decision=decision,
         )
+        record["since"] = since_previous(version, run.run_id, record, scores)
         influence = tables.influence_table(found, settings.top)
         artifacts = output.Artifacts(
             record=record,
@@ -254,7 +272,7 @@ def audit(
             portraits=portraits_of(problem, rows_to_show(flagged, scores, influence)),
         )
         warning = _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
-        work.remove()
+        work.finish(run.run_id)
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
     return AuditResult(
@@ -307,6 +325,16 @@ def plan_audit(
         "rows": len(problem.train),
         "queries": len(problem.queries),
     }
+
+
+def _without_kept(found: Findings, kept: Kept, digests: np.ndarray) -> Findings:
+    """Return the findings without the leaks and memorized rows that a person kept."""
+    memorized = memorized_without(found.labels.memorized, kept.of("memorized", digests))
+    return replace(
+        found,
+        leaked=leaks_without(found.leaked, kept.of("leaked", digests)),
+        labels=replace(found.labels, memorized=memorized),
+    )
 
 
 def _planned(

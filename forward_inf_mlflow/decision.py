@@ -44,6 +44,7 @@ class Facts:
             against what the version recorded.
         mismatches: A sentence for each set that no longer is what the version recorded.
         partial: Only some of the training rows were read.
+        kept: Training rows that a verdict does not name because a person kept them.
         receipt: What training without the mislabeled rows changed, a sentence; None if nobody did.
     """
 
@@ -51,6 +52,7 @@ class Facts:
     unverified: tuple[str, ...] = ()
     mismatches: tuple[str, ...] = ()
     partial: bool = False
+    kept: int = 0
     receipt: str | None = None
 
 
@@ -96,6 +98,12 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
         doubts.append(
             "only some of the training rows were read, and the policy counts only whole audits "
             "(partial: true would allow it)"
+        )
+    if facts.kept and not policy.kept:
+        doubts.append(
+            f"{facts.kept:,} training rows are not named because a person kept them, and the "
+            "policy counts only audits that name every row: audit again under this policy (kept: "
+            "true would allow it)"
         )
     if doubts:
         return Decision("undecided", tuple(doubts))

@@ -63,7 +63,7 @@ def _block(decision: Mapping[str, Any], run: AuditRun, room: int) -> str | None:
         return None
     reasons = list(decision["reasons"])
     for i, reason in enumerate(reasons):
-        line = f"\n- {_markdown(_short(reason))}"
+        line = f"\n- {markdown(_short(reason))}"
         more = f"\n- and {len(reasons) - i} more, see the report"
         last = i == len(reasons) - 1
         if len(block) + len(line) + (0 if last else len(more)) > room:
@@ -76,7 +76,7 @@ def _short(text: str) -> str:
     return text if len(text) <= _MAX_REASON else text[: _MAX_REASON - 1] + "…"
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Return text with everything that Markdown or HTML would act on made harmless."""
     escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", escaped.replace(">", "&gt;"))

@@ -106,10 +106,12 @@ def examine(
     settings: Settings,
     progress: Progress,
     work: Work = KEEP_NOTHING,
+    right: np.ndarray | None = None,
 ) -> Findings:
     """Run the influence engine and the detectors.
 
-    What is costly is kept in ``work``: shards of the sweep, moves and half-models.
+    What is costly is kept in ``work``: shards of the sweep, moves and half-models. Rows that are
+    ``right``, ``(n,)`` bool, have a label that a person looked at and kept.
 
     Raises:
         ModelError: The model's loss on some row is not a number.
@@ -153,6 +155,7 @@ def examine(
         if seen.encodings is None
         else (seen.encodings.queries, seen.encodings.train),
         encode=encoder(model, problem, seen),
+        work=work,
     )
 
     # Its answers once the queries have moved it, which help to rank what is wrong by a rule.
@@ -171,7 +174,7 @@ def examine(
     groups = copies.groups
     held_out = read_held_out(model, problem, settings, groups, progress, work)
     labels = judge_labels(
-        problem, seen, moved, held_out, leaks, groups, loss, query_loss, settings.fdr
+        problem, seen, moved, held_out, leaks, groups, loss, query_loss, settings.fdr, right
     )
     rest = whom_else_to_ask(
         asked, leaks.flags, query_loss, labels.mislabeled, loss, settings.influence_queries

@@ -65,6 +65,7 @@ def judge_labels(
     loss: np.ndarray,
     query_loss: np.ndarray,
     fdr: float,
+    right: np.ndarray | None = None,
 ) -> Labels:
     """Judge classes, or targets.
 
@@ -77,12 +78,12 @@ def judge_labels(
         groups: ``(n,)`` the same number for rows that are the same example.
         loss: ``(n,)`` the training rows' losses under the audited model.
         query_loss: ``(m,)`` the queries'.
-        fdr: See `mislabeled_classes`.
+        fdr, right: See `mislabeled_classes`.
     """
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     if problem.classes is None:
         unknown = np.full(len(labels), np.nan)
-        wrong = _wrong_targets(problem, seen, held_out, leaks, groups, fdr)
+        wrong = _wrong_targets(problem, seen, held_out, leaks, groups, fdr, right)
         return Labels(unknown, wrong, memorized_targets(len(labels)), None, None, 0)
     given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
     itself = _itself(problem)
@@ -116,6 +117,7 @@ def judge_labels(
             trusted,
             learned=[itself, *([] if moved is None else [moved]), *learned],
             apart=apart,
+            right=right,
             fdr=fdr,
             note="; ".join(
                 filter(
@@ -206,6 +208,7 @@ def _wrong_targets(
     leaks: Leaked,
     groups: np.ndarray,
     fdr: float,
+    right: np.ndarray | None,
 ) -> Mislabeled:
     """Hold targets against what half-models and neighbours predict."""
     targets, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
@@ -221,6 +224,7 @@ def _wrong_targets(
         truth,
         ~leaks.flags,
         apart=leaks.train_flags,
+        right=right,
         fdr=fdr,
         note=held_out.note,
     )

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from forward_inf_mlflow.decisions import harmless, to_fill_in
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.policy import Policy
 from forward_inf_mlflow.record import write_record
@@ -50,7 +51,9 @@ class Artifacts:
         (folder / "report.html").write_text(html, encoding="utf-8")
         # RFC 4180's line ends: with them a carriage return inside a text is quoted too, else it
         # would begin a row of its own, with a formula in its first cell.
-        harmless(self.flagged).to_csv(folder / "flagged.csv", index=False, lineterminator="\r\n")
+        run_id = self.record.get("run", {}).get("run_id")
+        table = harmless(to_fill_in(self.flagged, self.scores, run_id))
+        table.to_csv(folder / "flagged.csv", index=False, lineterminator="\r\n")
         (folder / FLAGGED).write_text(self.table.json, encoding="utf-8")
         _storable(self.scores).to_parquet(folder / "scores.parquet", index=False)
         _storable(self.influence).to_parquet(folder / "influence.parquet", index=False)
@@ -96,21 +99,6 @@ def publish(source: Path, folder: Path) -> None:
             except BaseException:
                 Path(new.name).unlink(missing_ok=True)
                 raise
-
-
-def harmless(table: pd.DataFrame) -> pd.DataFrame:
-    """Quote texts that a spreadsheet would run as a formula; the data are other people's."""
-
-    def quoted(value: Any) -> Any:
-        if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
-            return value
-        try:
-            float(value)
-        except ValueError:
-            return f"'{value}"
-        return value
-
-    return table.map(quoted)
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:

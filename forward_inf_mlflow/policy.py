@@ -28,6 +28,7 @@ class Policy:
     max_memorized_rate: float | None = None
     data: Literal["verified", "logged", "declared"] = "logged"
     partial: bool = False
+    kept: bool = True
 
     @property
     def sha256(self) -> str:
@@ -117,9 +118,9 @@ def _checked(key: str, value: Any, where: str) -> Any:
         if value not in ("verified", "logged", "declared"):
             raise PolicyError(f"{where}: 'data' is 'verified', 'logged' or 'declared'")
         return value
-    if key == "partial":
+    if key in ("partial", "kept"):
         if not isinstance(value, bool):
-            raise PolicyError(f"{where}: 'partial' is true or false")
+            raise PolicyError(f"{where}: '{key}' is true or false")
         return value
     if value is None:
         return None

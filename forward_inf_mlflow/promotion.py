@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow.decision import Decision, decide
-from forward_inf_mlflow.errors import TrackingError
+from forward_inf_mlflow.errors import DataError, TrackingError
 from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_errors
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.tracking import AUDIT_TAG, FOLDER, RUN_TAG, identity, identity_of
+
+_RUN = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,41 @@ def find_audit(version: Version) -> FoundAudit:
             f"changed after the audit: {again}"
         )
     return FoundAudit(run_id, record)
+
+
+def audit_of_file(table: pd.DataFrame, file: Path) -> tuple[Version, FoundAudit]:
+    """Return the version and the audit that a file of rows belongs to, by its ``audit_run``.
+
+    Only the newest audit of a version counts, also after the answers to a sample were counted.
+
+    Raises:
+        DataError: The file does not say which audit it is of.
+        TrackingError: That audit is not on this server, or not the newest one of its version.
+    """
+    runs = sorted(set(table["audit_run"])) if "audit_run" in table else []
+    if len(runs) != 1:
+        raise DataError(
+            f"{file} does not say which audit it belongs to, in one value of the column "
+            "'audit_run': give flagged.csv, or the file of 'review sample', with that column whole"
+        )
+    run_id = runs[0]
+    content = fetch_artifact(run_id, "audit.json") if _RUN.fullmatch(run_id) else None
+    if content is None:
+        raise TrackingError(
+            f"{file} belongs to the audit run '{run_id[:40]}', and this server has no such audit: "
+            "check the tracking URI, or give the file of another audit"
+        )
+    record = read_record(content, where=f"audit.json of run {run_id}")
+    version = resolve(str(record["model"].get("uri")))
+    audit = find_audit(version)
+    review = audit.record.get("review")
+    counted = review.get("of_run") if isinstance(review, dict) else None
+    if run_id not in (audit.run_id, counted):
+        raise TrackingError(
+            f"{file} belongs to another audit than the newest one of {version.uri} "
+            f"({audit.run_id}): give the file of that one"
+        )
+    return version, audit
 
 
 def fetch_artifact(run_id: str, name: str) -> bytes | None:

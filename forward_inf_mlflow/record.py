@@ -60,6 +60,9 @@ def make_record(
     forward_passes: int,
     influence: Mapping[str, Any],
     resumed: int,
+    reused: Mapping[str, Any] | None,
+    kept: Mapping[str, Any] | None,
+    columns: Mapping[str, Any],
     policy: Policy,
     decision: Decision,
 ) -> dict[str, Any]:
@@ -102,6 +105,9 @@ def make_record(
         },
         "influence": dict(influence),
         "resumed_pieces": resumed,
+        "reused": reused,
+        "kept": kept,
+        "columns": columns,
         "costs": {
             "rows": len(problem.train),
             "queries": len(problem.queries),
@@ -294,13 +300,22 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
     if not isinstance(partial, bool):
         raise _malformed("partial")
     receipt = record.get("receipt")
+    kept = record.get("kept")
     return Facts(
         declared=tuple(declared),
         unverified=tuple(unverified),
         mismatches=tuple(mismatches),
         partial=partial,
+        kept=0 if kept is None else _number_kept(kept),
         receipt=str(receipt.get("sentence")) if isinstance(receipt, Mapping) else None,
     )
+
+
+def _number_kept(kept: Any) -> int:
+    rows = _whole_number(kept.get("rows")) if isinstance(kept, Mapping) else None
+    if rows is None:
+        raise _malformed("kept")
+    return rows
 
 
 def policy_of(record: Mapping[str, Any]) -> Policy:

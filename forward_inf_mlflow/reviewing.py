@@ -19,12 +19,13 @@ from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow import output, tracking
 from forward_inf_mlflow.decision import Decision, decide
+from forward_inf_mlflow.decisions import harmless, read_filled, unquoted
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.verified import Verified, draw, strata
 from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
 from forward_inf_mlflow.mlflow_errors import translate_errors
-from forward_inf_mlflow.promotion import FoundAudit, fetch_artifact, find_audit
+from forward_inf_mlflow.promotion import FoundAudit, audit_of_file, fetch_artifact, find_audit
 from forward_inf_mlflow.record import facts_of, measures_of, metrics_of, policy_of, write_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.report import rebuild
@@ -95,7 +96,7 @@ def sample_review(model_uri: str, out: str | Path, *, rows: int = 50, seed: int 
     )
     aside = path.with_name(f".{path.name}.part")
     try:
-        output.harmless(table).to_csv(aside, index=False, lineterminator="\r\n")
+        harmless(table).to_csv(aside, index=False, lineterminator="\r\n")
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)
@@ -103,26 +104,28 @@ def sample_review(model_uri: str, out: str | Path, *, rows: int = 50, seed: int 
     return len(table)
 
 
-def apply_review(model_uri: str, file: str | Path, *, by: str | None = None) -> Reviewed:
+def apply_review(file: str | Path, *, by: str | None = None) -> Reviewed:
     """Count a person's answers, decide again, and log the audit anew with what they say.
 
     Args:
-        model_uri: The version whose audit the rows were drawn from.
-        file: From `sample_review`, with "wrong", "right" or "unsure" in every row of "answer".
+        file: From `sample_review`, with "wrong", "right" or "unsure" in every row of "answer". It
+            says itself which audit it was drawn from.
         by: Who looked; it stands in the record.
 
     Raises:
         DataError: An answer is missing or unknown, or rows are not those that were drawn.
         TrackingError: The file belongs to another audit.
     """
-    version = resolve(model_uri)
-    audit = find_audit(version)
+    table = read_filled(Path(file))
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise DataError(f"{file} lacks the column '{missing[0]}': give the file of 'review sample'")
+    version, audit = audit_of_file(table, Path(file))
     if "review" in audit.record:
         raise TrackingError(
             f"the audit of {version.uri} counts a review already: audit the version again first"
         )
     scores = _scores(audit)
-    positions, wrong = _answers(Path(file), audit, scores)
+    positions, wrong = _answers(table, Path(file), scores)
     verified = Verified.of(_strata(scores), positions, wrong)
     measures = measures_of(audit.record)
     measures["mislabeled"] = _measured(measures["mislabeled"], verified, len(positions), by)
@@ -183,19 +186,10 @@ def _strata(scores: pd.DataFrame) -> np.ndarray:
     return strata(score.astype(np.float64), certain.astype(bool), named.astype(bool))
 
 
-def _answers(file: Path, audit: FoundAudit, scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _answers(
+    table: pd.DataFrame, file: Path, scores: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows that were looked at and what was said of them, both ``(k,)``."""
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as csv: {' '.join(str(error).split())}") from error
-    if missing := [name for name in COLUMNS if name not in table.columns]:
-        raise DataError(f"{file} lacks the column '{missing[0]}': give the file of 'review sample'")
-    if set(table["audit_run"]) != {audit.run_id}:
-        raise TrackingError(
-            f"{file} was drawn from another audit than the newest one of this version "
-            f"({audit.run_id}): draw again with 'forward-inf review sample'"
-        )
     drawn = set(table["draw"])
     try:
         (rows, seed), *others = [tuple(map(int, text.split("-"))) for text in drawn]
@@ -203,11 +197,7 @@ def _answers(file: Path, audit: FoundAudit, scores: pd.DataFrame) -> tuple[np.nd
         raise DataError(f"{file}: the column 'draw' was changed: draw again") from None
     positions = draw(_strata(scores), rows, seed)
     ids = pd.Series(scores["id"].astype(str).to_numpy()[positions])
-    given = (
-        table["row_id"]
-        .str.removeprefix("'")
-        .where(table["row_id"].str.match(r"'[=+\-@\t\r]"), table["row_id"])
-    )
+    given = table["row_id"].map(unquoted)
     if others or sorted(given) != sorted(ids):
         raise DataError(
             f"{file} does not hold exactly the {len(ids)} rows that were drawn: rows that somebody "

@@ -3,6 +3,7 @@
     <root>/                               what --work-dir names
       <32 hexadecimal digits>/            the SHA-256 of the key: what is computed
         key.json                          the key, to be read by people
+        finished.json                     who finished it, where it is kept to be used again
         shards%2F00012-<16 digits>.npz    one piece: its name, a digest of that; plain arrays
         .<host>.<pid>.<random>.tmp        a piece that is being written
       .<host>.<pid>.<random>.removed/     a folder that is being removed
@@ -15,6 +16,7 @@ its SHA-256 and never a pickle; one that is damaged is made again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -37,7 +39,7 @@ from forward_inf_mlflow.errors import ForwardInfError
 #: Makes the arrays of one piece.
 Make = Callable[[], Mapping[str, np.ndarray]]
 
-_KEY = "key.json"
+_KEY, _FINISHED = "key.json", "finished.json"
 #: Seconds after which a temporary file is nobody's, whatever wrote it on whichever machine.
 _DAY = 86400.0
 
@@ -108,6 +110,29 @@ class WorkFolder:
         """Say whether the piece is there; a damaged one is, until it is asked for."""
         return self._path(name).exists()
 
+    def finish(self, by: str) -> None:
+        """Say that all pieces are there, and who made the last; they may be used again.
+
+        Raises:
+            ForwardInfError: That cannot be written.
+        """
+        with _usable(self.folder):
+            _write(self.folder / _FINISHED, json.dumps({"by": by}).encode())
+
+    @property
+    def finished_by(self) -> str | None:
+        """Return who finished it last, None if nobody has."""
+        try:
+            found = json.loads((self.folder / _FINISHED).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return str(found["by"]) if isinstance(found, dict) and "by" in found else None
+
+    def forget(self, name: str) -> None:
+        """Remove one piece, if it is there."""
+        with _usable(self.folder):
+            self._path(name).unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove the folder. Another process at work in it goes on, but keeps nothing more.
 
@@ -121,6 +146,24 @@ class WorkFolder:
         # The digest tells names apart that are long, or that a file system takes for one (A, a).
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         return self.folder / f"{quote(name, safe='', errors='replace')[:100]}-{digest}.npz"
+
+
+def prune(root: Path, most: int) -> None:
+    """Remove finished folders, the one that was used longest ago first, down to so many bytes.
+
+    Folders of interrupted computations stay: they are waited for.
+    """
+    found = []
+    for note in root.glob(f"*/{_FINISHED}"):
+        with contextlib.suppress(OSError):  # another process removes it just now
+            size = sum(file.stat().st_size for file in note.parent.iterdir())
+            found.append((note.stat().st_mtime_ns, size, note.parent))
+    total = sum(size for _, size, _ in found)
+    for _, size, folder in sorted(found):
+        if total <= most:
+            return
+        _discard(folder)
+        total -= size
 
 
 def digest_arrays(*arrays: np.ndarray | Tensor) -> str:

@@ -46,7 +46,7 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     promised error rate; and mislabeled_surely, the share of the rows down to this one by
     mislabeled_suspicion that are wrong at least; copy_of, a training row that is the same example,
     copy_exact, whether it has every value in common, and copy_conflicts, whether a copy has another
-    label.
+    label; features_digest and row_digest (with the label), by which a row is known in any version.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
     likelier = found.labels.mislabeled.likelier
@@ -75,6 +75,8 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
             "copy_of": np.where(found.duplicates.twin >= 0, rows.ids[found.duplicates.twin], ""),
             "copy_exact": found.duplicates.exact,
             "copy_conflicts": found.duplicates.conflict,
+            "features_digest": rows.feature_digests,
+            "row_digest": rows.digests,
         }
     )
 

@@ -161,12 +161,13 @@ def _active(experiment: Experiment) -> str:
 def link_inputs(run: AuditRun, version: Version, train: DataSet, queries: DataSet) -> None:
     """Link the run to the logged model and to both data sets."""
     models = [LoggedModelInput(version.model_id)] if version.model_id else []
-    inputs = [_input(train, "training"), _input(queries, "test")]
+    inputs = [data_input(train, "training"), data_input(queries, "test")]
     with translate_errors():
         MlflowClient().log_inputs(run.run_id, models=models, datasets=inputs)
 
 
-def _input(data: DataSet, context: str) -> DatasetInput:
+def data_input(data: DataSet, context: str) -> DatasetInput:
+    """Return a data set as the input of a run, in a context such as ``training``."""
     entity = Dataset(
         name=data.name,
         digest=data.mlflow_digest,

@@ -50,10 +50,14 @@ def same(a: AuditResult, b: AuditResult) -> None:
 
 
 def test_what_was_finished_is_not_done_again_and_the_numbers_are_the_same(
-    uri: str, tmp_path: Path, stopped: Callable[[int | None], None]
+    uri: str,
+    tmp_path: Path,
+    stopped: Callable[[int | None], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("FORWARD_INF_KEEP_MIB", "0")
     whole = audit(uri, work_dir=tmp_path / "whole")
-    assert list((tmp_path / "whole").iterdir()) == [], "a finished audit leaves nothing behind"
+    assert list((tmp_path / "whole").iterdir()) == [], "nothing is kept where nothing may be"
     stopped(5)
     with pytest.raises(KeyboardInterrupt):
         audit(uri, work_dir=tmp_path / "a")
@@ -61,7 +65,8 @@ def test_what_was_finished_is_not_done_again_and_the_numbers_are_the_same(
     stopped(None)
     resumed = audit(uri, work_dir=tmp_path / "a")
     assert resumed.record["resumed_pieces"] == 4, "five pieces, one of which names the run"
-    assert whole.record["resumed_pieces"] == 0
+    assert (whole.record["resumed_pieces"], whole.record["reused"]) == (0, None)
+    assert resumed.record["reused"] is None, "an interrupted audit goes on, it uses nothing again"
     same(resumed, whole)
     assert list((tmp_path / "a").iterdir()) == []
 

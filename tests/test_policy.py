@@ -17,6 +17,7 @@ OTHER = Policy(
     max_memorized_rate=0.125,
     data="declared",
     partial=True,
+    kept=False,
 )
 
 
@@ -70,7 +71,7 @@ def test_null_bounds_nothing(text: str) -> None:
     ("bad", "says"),
     [
         ("max_mislabelled_rate: 0.1", "did you mean 'max_mislabeled_rate'?"),
-        ("qwerty: 1", "unknown key 'qwerty'; known: data, max_leak_inflation"),
+        ("qwerty: 1", "unknown key 'qwerty'; known: data, kept, max_leak_inflation"),
         ("[1, 2]: 3", "unknown key '?'"),
         ("1: 3", "unknown key '1'"),
         ("data: logged", "'data' stands here a second time"),

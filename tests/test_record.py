@@ -95,6 +95,9 @@ def made(**changes: Any) -> dict[str, Any]:
             "forward_equivalents": {"sweep": 99, "halves": 1, "total": 100},
         },
         "resumed": 3,
+        "reused": None,
+        "kept": None,
+        "columns": {"label": "y", "id": None, "features": None, "group_by": None},
         "policy": POLICY,
         "decision": decide(MEASURES, Facts(), POLICY),
     }

@@ -55,7 +55,7 @@ def test_answers_count_in_record_report_metrics_and_gate(
     assert audited.decision.outcome == "pass"
     table = drawn(uri, tmp_path)
     said = ["wrong" if i % 3 == 0 else "right" for i in range(len(table))]
-    found = apply_review(uri, answered(table, tmp_path, said), by="A. Owner")
+    found = apply_review(answered(table, tmp_path, said), by="A. Owner")
     assert found.decision.outcome == "fail"
     again = gate(uri)
     assert again.decision.outcome == "fail"
@@ -99,7 +99,7 @@ def test_a_file_that_is_not_what_was_drawn_is_refused_and_changes_nothing(
     table = spoil(drawn(audited.version.uri, tmp_path, rows=20))
     table.to_csv(tmp_path / "filled.csv", index=False)
     with pytest.raises(kind, match=said) as caught:
-        apply_review(audited.version.uri, tmp_path / "filled.csv")
+        apply_review(tmp_path / "filled.csv")
     assert "\n" not in str(caught.value)
     assert gate(audited.version.uri).run_id == audited.run_id
 
@@ -109,12 +109,12 @@ def test_a_review_is_counted_once_and_not_after_another_audit(
 ) -> None:
     uri = audited.version.uri
     file = answered(drawn(uri, tmp_path), tmp_path)
-    apply_review(uri, file)
+    apply_review(file)
     with pytest.raises(TrackingError, match="counts a review already"):
-        apply_review(uri, file)
+        apply_review(file)
     audit(uri)
-    with pytest.raises(TrackingError, match="drawn from another audit"):
-        apply_review(uri, file)
+    with pytest.raises(TrackingError, match="belongs to another audit"):
+        apply_review(file)
 
 
 def test_the_commands_say_what_to_do_and_exit_with_the_decision(
@@ -123,7 +123,7 @@ def test_the_commands_say_what_to_do_and_exit_with_the_decision(
     uri, rows = audited.version.uri, tmp_path / "rows.csv"
     done = run_here("review", "sample", uri, "-o", str(rows), "-n", "30")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"forward-inf review apply {uri} {rows}" in done.stdout
+    assert f"forward-inf review apply {rows}" in done.stdout
     few = run_here("review", "sample", uri, "-o", str(tmp_path / "few.csv"), "-n", "3")
     assert few.returncode == 2
     assert "say next to nothing" in one_line(few.stderr)
@@ -136,6 +136,6 @@ def test_the_commands_say_what_to_do_and_exit_with_the_decision(
     rows.unlink()
     run_here("review", "sample", uri, "-o", str(rows))
     file = answered(pd.read_csv(rows, dtype=str, keep_default_na=False), tmp_path, "wrong")
-    done = run_here("review", "apply", uri, str(file), "--json")
+    done = run_here("review", "apply", str(file), "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["review"]["rate"]["estimate"] == pytest.approx(1)

@@ -19,6 +19,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from forward_inf_mlflow.cli.audit import audit_command
 from forward_inf_mlflow.cli.common import printable
+from forward_inf_mlflow.cli.compare import compare_command
 from forward_inf_mlflow.cli.demo import demo_command
 from forward_inf_mlflow.cli.gate import gate_command, promote_command
 from forward_inf_mlflow.cli.influence import influence_command
@@ -31,7 +32,7 @@ from forward_inf_mlflow.version import __version__
 CANNOT_DECIDE, INTERRUPTED = 2, 130
 #: Switches that may carry a value, as ``mlflow run -P allow-pickle=true`` writes them.
 _SWITCHES = (
-    *("--allow-pickle", "--compiled", "--fresh", "--plan", "--together"),
+    *("--allow-pickle", "--compiled", "--dry-run", "--fresh", "--plan", "--together"),
     *("--json", "--quiet", "--verbose", "--debug"),
 )
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
@@ -57,6 +58,7 @@ for command in (
     gate_command,
     promote_command,
     report_command,
+    compare_command,
     review_group,
     policy_group,
     demo_command,

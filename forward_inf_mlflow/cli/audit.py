@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the help must not wait for torch
 _WORST = 3
 #: Sources that are printed, the worst first.
 _SOURCES = 10
+#: How a rate may differ from the previous version's.
+_BEYOND = ("higher", "lower")
 #: What the verdict's own note says where the half-models could not start afresh.
 _REMEMBERS = "may still remember wrong labels"
 
@@ -172,6 +174,27 @@ def _label(value: object) -> object:
     return f"{value:.4g}" if number else value
 
 
+def _say_since(console: Console, since: Any) -> None:
+    """Say in a line or two what changed since the previous version, if anything is known of it."""
+    if not since or since.get("problem"):
+        return
+    rows = since["rows"]
+    console.say()
+    console.say(
+        f"  since version {since['old']['version']}: {rows['same']:,} training rows are the same, "
+        f"{rows['relabelled']:,} relabelled, {rows['removed']:,} went, {rows['added']:,} came; "
+        + ", ".join(
+            f"{name} {found['went']['rows']:,} flags went and {found['came']['rows']:,} came"
+            + (
+                f" ({differs} beyond chance)"
+                if (differs := found["rate"]["differs"]) in _BEYOND
+                else ""
+            )
+            for name, found in since["verdicts"].items()
+        )
+    )
+
+
 def _surest(count: int) -> str:
     return f"the surest {_WORST} of {count:,}" if count > _WORST else "the surest first"
 
@@ -212,6 +235,7 @@ def _say_rest(console: Console, record: Any) -> None:
         console.say(f"    {sentence(source)}")
     if len(sources) > _SOURCES:
         console.say(f"    and {len(sources) - _SOURCES:,} more, see the report")
+    _say_since(console, record["since"])
     costs, how = record["costs"], record["influence"]
     console.say()
     fits = record["measures"]["mislabeled"]["note"]
@@ -223,6 +247,8 @@ def _say_rest(console: Console, record: Any) -> None:
             f"  went on where an interrupted audit stopped ({record['resumed_pieces']:,} pieces "
             "were found)"
         )
+    if record["reused"]:
+        console.say(f"  {record['reused']['sentence']}")
     console.say(
         f"  {costs['rows']:,} training rows, {costs['queries']:,} query rows, "
         f"{costs['forward_passes']:,} forward passes of one row to read them (planned were about "

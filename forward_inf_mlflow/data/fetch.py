@@ -51,6 +51,12 @@ def download(uri: str, *, into: Path) -> Path:
         ) from None  # the original's text may hold a token
 
 
+def is_local(uri: str) -> bool:
+    """Say whether a URI is a path on this machine, with or without ``file:``."""
+    scheme = _SCHEME.match(uri)
+    return scheme is None or scheme[1].lower() == "file"
+
+
 def public_uri(uri: str) -> str:
     """Return a URI, or a text with URIs in it, without user, password, query and fragment.
 

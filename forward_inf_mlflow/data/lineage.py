@@ -63,6 +63,23 @@ class DataSet:
     mlflow_digest: str
 
 
+@dataclass(frozen=True)
+class Original:
+    """The file that a data set was read from, while it is on this machine.
+
+    Attributes:
+        data: Its rows, as an audit reads them.
+        path: The file, or the folder of files.
+        columns: Which column is what, of all that was logged or said.
+        shape: The tag ``fi.shape``, if there is one.
+    """
+
+    data: DataSet
+    path: Path
+    columns: Columns
+    shape: str | None
+
+
 def logged_data(version: Version, role: Role, columns: Columns) -> DataSet:
     """Read the data set that was logged to the run which made a version.
 
@@ -80,6 +97,13 @@ def logged_data(version: Version, role: Role, columns: Columns) -> DataSet:
             longer be found or read; each says how to go on.
         TrackingError: The server cannot be reached.
     """
+    with logged_original(version, role, columns) as original:
+        return original.data
+
+
+@contextmanager
+def logged_original(version: Version, role: Role, columns: Columns) -> Iterator[Original]:
+    """Yield what `logged_data` reads with the file itself, which may be gone after the block."""
     what = f"the {_WORDS[role]} of {version.name!r} version {version.version}"
     found = _choose(_run(version, role, what), role, what)
     tags = {tag.key: tag.value for tag in found.tags}
@@ -111,14 +135,15 @@ def logged_data(version: Version, role: Role, columns: Columns) -> DataSet:
             why = None if same else "no longer holds the rows that were logged"
         else:
             digest, why = check_digest(found.dataset, path, rows, label=wanted.label)
-    return DataSet(
-        rows=_shaped(rows, tags.get("fi.shape")),
-        origin="logged",
-        digest=digest,
-        problem=why and f"{what}: {shown} {why}; {_go_on(role)}",
-        name=found.dataset.name,
-        mlflow_digest=found.dataset.digest,
-    )
+        data = DataSet(
+            rows=_shaped(rows, tags.get("fi.shape")),
+            origin="logged",
+            digest=digest,
+            problem=why and f"{what}: {shown} {why}; {_go_on(role)}",
+            name=found.dataset.name,
+            mlflow_digest=found.dataset.digest,
+        )
+        yield Original(data, path, wanted, tags.get("fi.shape"))
 
 
 def declared_data(uri: str, role: Role, columns: Columns) -> DataSet:
@@ -127,17 +152,25 @@ def declared_data(uri: str, role: Role, columns: Columns) -> DataSet:
     Raises:
         DataError: It cannot be found or read.
     """
+    with declared_original(uri, role, columns) as original:
+        return original.data
+
+
+@contextmanager
+def declared_original(uri: str, role: Role, columns: Columns) -> Iterator[Original]:
+    """Yield what `declared_data` reads with the file itself, which may be gone after the block."""
     with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
         path = download(uri, into=Path(folder))
         rows = read_rows(path, uri=public_uri(uri), columns=columns)
-    return DataSet(
-        rows=rows,
-        origin="declared",
-        digest="unverified",
-        problem=f"{rows.uri} was named with --{role}, not logged with the version",
-        name=f"{role}-{rows.sha256[:12]}",
-        mlflow_digest=rows.sha256[:8],
-    )
+        data = DataSet(
+            rows=rows,
+            origin="declared",
+            digest="unverified",
+            problem=f"{rows.uri} was named with --{role}, not logged with the version",
+            name=f"{role}-{rows.sha256[:12]}",
+            mlflow_digest=rows.sha256[:8],
+        )
+        yield Original(data, path, columns, None)
 
 
 def _go_on(role: Role) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def log_training_data(
                     path, columns = _write(rows, Path(folder) / role, has_ids=named[role])
                     client.log_artifact(run_id, str(path), _FOLDER)
                     uri = f"runs:/{run_id}/{_FOLDER}/{path.name}"
-                    inputs.append(_input(rows, role, uri, columns))
+                    inputs.append(dataset_input(rows, role, uri, columns))
         except OSError as error:
             raise TrackingError(
                 f"the data cannot be written to run {run_id}: {redact(str(error))}"
@@ -167,7 +168,25 @@ def _free_name(part: str, frame: pd.DataFrame) -> str:
     return part
 
 
-def _input(rows: Rows, role: str, uri: str, columns: dict[str, str]) -> DatasetInput:
+def dataset_input(
+    rows: Rows,
+    role: str,
+    uri: str,
+    columns: Mapping[str, str],
+    *,
+    whole: bool = True,
+    extra: Mapping[str, str] | None = None,
+) -> DatasetInput:
+    """Return a data set as the input of a run, with the tags by which an audit finds it.
+
+    Args:
+        rows: What the file at ``uri`` holds.
+        role: ``train`` or ``queries``.
+        uri: Where the file is, such as ``runs:/<id>/train.npz``.
+        columns: Which column is the label, and the id and source if there are any.
+        whole: Whether the rows are of all columns; else their digest is not tagged.
+        extra: Further tags.
+    """
     # MLflow tells data sets of an experiment apart by name and its digest of the first rows; the
     # second run of two that differ later would get the first one's source. So the name has ours.
     name = f"{role}-{rows.sha256[:12]}"
@@ -188,8 +207,9 @@ def _input(rows: Rows, role: str, uri: str, columns: dict[str, str]) -> DatasetI
     tags = {
         CONTEXT_TAG: {"train": "training", "queries": "test"}[role],
         "fi.uri": uri,
-        "fi.sha256": rows.sha256,
+        **({"fi.sha256": rows.sha256} if whole else {}),
         **{f"fi.{part}": column for part, column in columns.items()},
+        **(extra or {}),
     }
     if isinstance(rows.features, np.ndarray) and rows.features.ndim > 2:
         tags["fi.shape"] = ",".join(str(size) for size in rows.features.shape[1:])

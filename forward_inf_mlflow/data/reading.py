@@ -77,7 +77,7 @@ def read_rows(path: Path, *, uri: str, columns: Columns) -> Rows:
         DataError: The file is missing, of an unknown format, damaged or not what its ending says;
             a column is missing; or its rows are not acceptable (see ``acceptance.accept``).
     """
-    if _format(path, uri) == "npz":
+    if data_format(path, uri) == "npz":
         return _npz_rows(path, uri, columns)
     names_only = {columns.id, columns.source} - {None, *(columns.features or ())}
     return _table_rows(read_table(path, uri=uri, as_text=names_only), uri, columns)
@@ -94,7 +94,7 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     Raises:
         DataError: The file cannot be read.
     """
-    if _format(path, uri) == "parquet":
+    if data_format(path, uri) == "parquet":
         return _parquet(path, uri)
     with readable(uri, "csv"):
         frame = pd.read_csv(
@@ -107,7 +107,12 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     return frame
 
 
-def _format(path: Path, uri: str) -> str:
+def data_format(path: Path, uri: str) -> str:
+    """Return csv, parquet or npz, by the name's ending and the first bytes.
+
+    Raises:
+        DataError: It is none of them, or not there.
+    """
     with readable(uri, "a file"):
         if path.is_dir():
             return "parquet"
@@ -139,7 +144,7 @@ def _parquet(path: Path, uri: str) -> pd.DataFrame:
     frames: list[pd.DataFrame] = []
     for part in parts:
         name = uri if part == path else f"{uri}/{part.name}"
-        _format(part, name)
+        data_format(part, name)
         with readable(name, "parquet"), pq.ParquetFile(part) as file:
             frame = file.read().to_pandas()
         indices = [index for index in frame.index.names if index is not None]
@@ -154,7 +159,7 @@ def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
     names = [str(name) for name in frame.columns]
     check_named_once(names, uri)
     frame, columns = frame.set_axis(names, axis="columns"), columns.among(names)
-    label = _label(names, uri, columns.label)
+    label = label_column(names, uri, columns.label)
     for option, wanted in (("--id", columns.id), ("--group-by", columns.source)):
         if wanted is not None and wanted not in names:
             raise _missing(wanted, names, uri, option)
@@ -184,7 +189,7 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
     with readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
         names = list(arrays.files)
         columns = columns.among(names)
-        label = _label(names, uri, columns.label)
+        label = label_column(names, uri, columns.label)
         wanted = {
             "--features": features[0],
             "--label": label,
@@ -241,7 +246,12 @@ def _array(arrays: np.lib.npyio.NpzFile, name: str, uri: str) -> np.ndarray:
     return array
 
 
-def _label(names: list[str], uri: str, wanted: str | None) -> str:
+def label_column(names: list[str], uri: str, wanted: str | None) -> str:
+    """Return the label's column: the one that is wanted, or the only one with a usual name.
+
+    Raises:
+        DataError: There is none, or several could be it.
+    """
     if wanted is not None:
         if wanted not in names:
             raise _missing(wanted, names, uri, "--label")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
+
+from forward_inf_mlflow.data.fingerprint import row_digests
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,20 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def _digests(self) -> tuple[np.ndarray, np.ndarray]:
+        return row_digests(self.features, self.labels)
+
+    @property
+    def feature_digests(self) -> np.ndarray:
+        """Return the digest of each row's features, ``(n,)`` text; see `row_digests`."""
+        return self._digests[0]
+
+    @property
+    def digests(self) -> np.ndarray:
+        """Return the digest of each row's features and label, ``(n,)`` text."""
+        return self._digests[1]
 
     def take(self, index: np.ndarray) -> Rows:
         """Return the rows at ``index`` (positions or a mask); ``sha256`` stays the whole's."""

@@ -98,6 +98,7 @@ def mislabeled_targets(
     trusted: np.ndarray,
     *,
     apart: np.ndarray | None = None,
+    right: np.ndarray | None = None,
     fdr: float = 0.1,
     note: str = "",
 ) -> Mislabeled:
@@ -108,7 +109,7 @@ def mislabeled_targets(
         targets: ``(n,)`` given targets of the training rows.
         query_targets: ``(m,)`` those of the queries.
         trusted: ``(m,)`` bool, queries that count.
-        apart: ``(n,)`` bool, see `mislabeled.mislabeled_classes`.
+        apart, right: ``(n,)`` bool, see `mislabeled.mislabeled_classes`.
         fdr: Largest expected share of innocent rows among the certain ones.
         note: How the half-models came to be, one clause.
     """
@@ -130,7 +131,10 @@ def mislabeled_targets(
     dealt = _dealt(query_targets[trusted], best.queries[trusted], centre)
     reliability = _told_apart(usual, dealt)
     adjusted, freedom = _accused(size, reference, centre)
-    beside = Beside.of(size, usual, apart, fdr)
+    known = np.zeros(n, dtype=bool) if right is None else right
+    beside = Beside.of(size, usual, known if apart is None else apart | known, fdr)
+    suspected = int((beside.certain | (adjusted <= fdr)).sum())  # what a person kept lowers no end
+    adjusted[known] = 1.0
     sure, abstained = int(beside.certain.sum()), None
     if reliability < RELIABLE:
         flags, low, estimate, high = beside.certain, 0.0, sure / n, 1.0
@@ -143,7 +147,7 @@ def mislabeled_targets(
         flags = beside.certain | (adjusted <= fdr)
         low = beside.guilty / n
         estimate = max(low, float((1 - fdr) * flags.mean()), _fewest(size, usual))
-        high = max(_most(size, usual, dealt), binomial_high(int(flags.sum()), n), estimate)
+        high = max(_most(size, usual, dealt), binomial_high(suspected, n), estimate)
     named = int(flags.sum())
     return Mislabeled(
         suspicion=size,

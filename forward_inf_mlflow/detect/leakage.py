@@ -36,6 +36,7 @@ from forward_inf_mlflow.detect.searches import (
     judge,
     sample,
 )
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: Largest share of the clean queries that is accused, and how much of it the model's features may
 #: spend where copies to them are looked for.
@@ -110,6 +111,7 @@ def leaked(
     encodings: tuple[np.ndarray, np.ndarray] | None = None,
     encode: Callable[[np.ndarray], np.ndarray] | None = None,
     fpr: float = FPR,
+    work: Work = KEEP_NOTHING,
 ) -> Leaked:
     """Find a training row behind each query.
 
@@ -121,6 +123,7 @@ def leaked(
             unit length; None to go by values alone.
         encode: The same of other inputs ``(k, ...)``, for planted copies; None plants none there.
         fpr: Largest share of the clean queries that may be accused.
+        work: Where finished searches by value are kept.
     """
     m = len(queries)
     kind = np.full(m, "", dtype=object)
@@ -144,7 +147,7 @@ def leaked(
     elif len(rest):
         known, k = train[distinct], len(rest)
         copied, how = planted(known, encoded=encodings is not None and encode is not None)
-        searches = by_values(np.concatenate([queries[rest], copied]), known)
+        searches = by_values(np.concatenate([queries[rest], copied]), known, work, asked=how)
         if encodings is not None:
             seen = [encodings[0][rest], *([] if encode is None else [encode(copied)])]
             searches.append(by_encodings(np.concatenate(seen), encodings[1][distinct]))

@@ -82,17 +82,22 @@ class Mislabeled:
     measure: Measure
 
 
-def posterior_wrong(given: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
+def posterior_wrong(
+    given: np.ndarray, classes: int, right: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
     """Return each row's probability of a wrong label ``(n,)``, and the noise rate eta.
 
     Args:
         given: ``(n,)`` calibrated probability of the given label.
         classes: K.
+        right: ``(n,)`` bool, rows whose label is known to be right.
     """
     other = (1 - given) / (classes - 1)
+    if right is not None:
+        other = np.where(right, 0.0, other)
     eta = 0.05
     for _ in range(1000):
-        wrong = eta * other / (eta * other + (1 - eta) * given)
+        wrong = eta * other / np.maximum(eta * other + (1 - eta) * given, 1e-300)
         before, eta = eta, float(wrong.mean())
         if abs(eta - before) < 1e-7:
             break
@@ -163,6 +168,7 @@ def mislabeled_classes(
     *,
     learned: Sequence[Expert] = (),
     apart: np.ndarray | None = None,
+    right: np.ndarray | None = None,
     fdr: float = 0.1,
     note: str = "",
 ) -> Mislabeled:
@@ -176,6 +182,10 @@ def mislabeled_classes(
         learned: Who did learn them. They help to rank rows, not to count wrong labels.
         apart: ``(n,)`` bool, training rows that are not like the trusted queries even if they are
             right, such as copies; they are never certain and lower no bound.
+        right: ``(n,)`` bool, rows whose label a person found right. They are not named, and what
+            is certain rests on the others alone: the lower bound is what these support. The
+            models' disagreement with such rows is error of the models, so they stay in the
+            agreement that the upper bound and all doubts rest on.
         fdr: Largest expected share of innocent rows among the certain ones.
         note: How the experts came to be, one clause.
     """
@@ -194,12 +204,12 @@ def mislabeled_classes(
             "calibrate what models expect of a label",
         )
     joined = pool(naive, query_labels, trusted)
-    right = int((joined.queries[trusted].argmax(1) == truth).sum())
+    hits = int((joined.queries[trusted].argmax(1) == truth).sum())
     guess = float(np.bincount(truth, minlength=classes).max() / len(truth))
-    if binomial_low(right, len(truth), confidence=0.99) <= guess:
+    if binomial_low(hits, len(truth), confidence=0.99) <= guess:
         return undecided(
             n,
-            f"who never learned a row's label is right on {right / len(truth):.1%} of the queries, "
+            f"who never learned a row's label is right on {hits / len(truth):.1%} of the queries, "
             f"always guessing one class on {guess:.1%}: such an opinion of a label says nothing",
         )
 
@@ -215,7 +225,8 @@ def mislabeled_classes(
     probability = np.exp(joined.train)
     given = probability[rows, labels]
     tested = np.ones(n, dtype=bool) if apart is None else ~apart
-    _, eta = posterior_wrong(given[tested], classes)
+    known = np.zeros(n, dtype=bool) if right is None else right
+    _, eta = posterior_wrong(given[tested], classes, known[tested])
     if eta > MOST:
         return undecided(
             n,
@@ -223,22 +234,22 @@ def mislabeled_classes(
             "means nothing, or the labels do",
         )
     other = eta * (1 - given) / (classes - 1)
-    wrong = other / (other + (1 - eta) * given)
+    wrong = np.where(known, 0.0, other / (other + (1 - eta) * given))
     # A learned label looks less suspicious than a query's, so that what follows errs to the safe
     # side; on the queries, models that know their rows by heart are worth little.
     suspicion, expected = suspicions([*naive, *learned], labels, query_labels, trusted)
-    beside = Beside.of(suspicion, expected[trusted], apart, fdr)
+    beside = Beside.of(suspicion, expected[trusted], ~tested | known, fdr)
     flags = beside.certain | (wrong > 0.5)
     masked = probability.copy()
     masked[rows, labels] = -1
 
     agree, count = int((probability.argmax(1) == labels)[tested].sum()), int(tested.sum())
     surely_differ, differ, at_most_differ = (
-        disagreement(right, len(truth), agree, count, classes, deviations=z)
+        disagreement(hits, len(truth), agree, count, classes, deviations=z)
         for z in (-3.09, -2.33, 1.645)
     )
     low, abstained = beside.guilty / n, None
-    said = f"who never learned a row's label is right on {right / len(truth):.1%} of the queries, "
+    said = f"who never learned a row's label is right on {hits / len(truth):.1%} of the queries, "
     if surely_differ > UNEXPLAINED + eta:
         low = 0.0
         abstained = (

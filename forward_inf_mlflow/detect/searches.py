@@ -18,6 +18,7 @@ import numpy as np
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.measure import binomial_high
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: How many robust standard deviations beyond the median a copy lies at least, whatever the promised
 #: rate allows: look-alikes of clean data reach 5 (benchmarks/RESULTS.md, "Leaks").
@@ -131,47 +132,59 @@ def sample(train: np.ndarray) -> np.ndarray:
     return np.linspace(0, len(train) - 1, min(len(train), NULL_ROWS)).astype(np.int64)
 
 
-def by_values(queries: np.ndarray, train: np.ndarray) -> list[Search]:
+def by_values(
+    queries: np.ndarray, train: np.ndarray, work: Work = KEEP_NOTHING, asked: str = "queries"
+) -> list[Search]:
     """Return the searches fit for the rows' shape.
 
     Args:
         queries: ``(m, ...)`` inputs.
         train: ``(n, ...)``, no two of them equal.
+        work: Where finished searches are kept: no model has a part in them.
+        asked: What stands among the queries, in the name of what is kept.
     """
     images, others = nb.as_images(queries), nb.as_images(train)
     if images is not None and others is not None:
-        return [_by_pixels(images, others)]
+        return [_by_pixels(images, others, work, asked)]
     flat, reference = nb.standardized(queries, train)
-    own, near = sample(reference), nb.nearest_rows(flat, reference)
+    own = sample(reference)
+    near = _once(work, f"table/{asked}", lambda: nb.nearest_rows(flat, reference))
 
     def values(i: int) -> str:
         return f"at {np.exp(near.gap[i]):.1%} of the distance of the fifth nearest row"
 
-    usual = nb.nearest_rows(reference[own], reference, own=own)
+    usual = _once(work, "table/usual", lambda: nb.nearest_rows(reference[own], reference, own=own))
     most = float(np.log(TABLE_GAP))
     note = "near copies by standardised values"
     found = [Search("near", near, usual, False, most, values, note)]
     if reference.shape[1] >= WIDE:
-        found.append(_by_direction(queries, train))
+        found.append(_by_direction(queries, train, work, asked))
     return found
 
 
-def _by_direction(queries: np.ndarray, train: np.ndarray) -> Search:
+def _once(work: Work, name: str, search: Callable[[], nb.Nearest]) -> nb.Nearest:
+    return nb.Nearest(**work.once(f"values/{name}", lambda: vars(search())))
+
+
+def _by_direction(queries: np.ndarray, train: np.ndarray, work: Work, asked: str) -> Search:
     """Return a search by the rows' direction, whatever their length."""
     flat, reference = (nb.unit(x.reshape(len(x), -1)) for x in (queries, train))
-    own, near = sample(reference), nb.nearest_rows(flat, reference)
+    own = sample(reference)
+    near = _once(work, f"direction/{asked}", lambda: nb.nearest_rows(flat, reference))
 
     def values(i: int) -> str:
         return f"in direction at {np.exp(near.gap[i]):.1%} of the distance of the fifth nearest row"
 
-    usual = nb.nearest_rows(reference[own], reference, own=own)
+    usual = _once(
+        work, "direction/usual", lambda: nb.nearest_rows(reference[own], reference, own=own)
+    )
     return Search("near", near, usual, True, 0.0, values, "near copies by the rows' direction")
 
 
-def _by_pixels(images: np.ndarray, others: np.ndarray) -> Search:
+def _by_pixels(images: np.ndarray, others: np.ndarray, work: Work, asked: str) -> Search:
     """Return a search under small shifts, mirrored and not."""
     radius = nb.search_radius(images, others)
-    found = nb.nearest_images(images, others, radius=radius)
+    found = _once(work, f"pixels/{asked}", lambda: nb.nearest_images(images, others, radius=radius))
     own = sample(others)
 
     def shifted(i: int) -> str:
@@ -180,7 +193,11 @@ def _by_pixels(images: np.ndarray, others: np.ndarray) -> Search:
         moved += f"shifted by {shift[0]:+d} down, {shift[1]:+d} right; " if any(shift) else ""
         return f"{moved}at {np.exp(found.gap[i]):.1%} of the distance of the fifth nearest image"
 
-    usual = nb.nearest_images(others[own], others, radius=radius, own=own)
+    usual = _once(
+        work,
+        "pixels/usual",
+        lambda: nb.nearest_images(others[own], others, radius=radius, own=own),
+    )
     extent = f"shifts of up to {radius} pixels" if radius else "no shifts: too many pairs of rows"
     note = f"near copies by pixels, mirrored or not, {extent}"
     return Search("near", found, usual, False, 0.0, shifted, note)

@@ -22,6 +22,7 @@ from forward_inf_mlflow.report.portraits import Portraits
 from forward_inf_mlflow.report.reviews import review_sentences
 from forward_inf_mlflow.report.rows import Presenter
 from forward_inf_mlflow.report.sections import Section, section, strings
+from forward_inf_mlflow.report.since import since_section
 
 MAX_SOURCES = 100
 #: What more there is to say below a verdict, by the parts of the record that say it.
@@ -118,6 +119,7 @@ def render(
             ]
             for verdict, names in _MORE.items()
         },
+        since=since_section(top["since"], uri),
         sources=sources[:MAX_SOURCES],
         more_sources=max(0, len(sources) - MAX_SOURCES),
         guilty=guilty(sources),
