@@ -5,6 +5,7 @@ ForwardInfError             anything below; its text is one line that says what 
 │   └── UnsafeModelError    loading it would run code of its own
 ├── DataError               the rows: missing, unreadable, unusable
 ├── PolicyError             the policy file is wrong; names the line
+├── VerdictError            a signed verdict, a key, or the server's gate file is not valid
 └── TrackingError           the MLflow server: unreachable, refusing, no finished audit
 """
 
@@ -29,6 +30,10 @@ class DataError(ForwardInfError):
 
 class PolicyError(ForwardInfError):
     """The policy file is not valid; the message names the line."""
+
+
+class VerdictError(ForwardInfError):
+    """A signed verdict, a key, or a file of the server's gate is not valid."""
 
 
 class TrackingError(ForwardInfError):
