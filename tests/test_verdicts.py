@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -224,7 +223,7 @@ def test_a_ring_survives_its_file(tmp_path: Path) -> None:
     )
     write_ring(ring, path)
     assert read_ring(path) == ring
-    assert os.listdir(path.parent) == ["keys.yaml"]
+    assert [file.name for file in path.parent.iterdir()] == ["keys.yaml"]
     assert read_ring(path).named("Zoë") == ring.keys[1]
     path.write_text("")
     assert read_ring(path) == Ring()
