@@ -21,6 +21,7 @@ from forward_inf_mlflow.cli.audit import audit_command
 from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.demo import demo_command
 from forward_inf_mlflow.cli.gate import gate_command, promote_command
+from forward_inf_mlflow.cli.gate_file import gate_file_group
 from forward_inf_mlflow.cli.influence import influence_command
 from forward_inf_mlflow.cli.policy import policy_group
 from forward_inf_mlflow.cli.report import report_command
@@ -59,6 +60,7 @@ for command in (
     report_command,
     review_group,
     policy_group,
+    gate_file_group,
     demo_command,
 ):
     cli.add_command(command)
