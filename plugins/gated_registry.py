@@ -92,7 +92,9 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         """Rename a model, unless that would carry an alias or a stage into protection."""
         with _refusing():
             model = self.get_registered_model(name)
-            aliases, staged = self._carried(model, new_name) if model.name != new_name else ([], [])
+            if model.name == new_name:
+                return model
+            aliases, staged = self._carried(model, new_name)
             if aliases or staged:
                 what = [f"the alias '{shown(alias)}'" for alias in aliases]
                 what += [f"version {found.version} in {found.current_stage}" for found in staged]
