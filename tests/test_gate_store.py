@@ -473,6 +473,20 @@ def test_a_broken_gate_is_closed_and_says_so(
     assert "closed" in refusal(store.rename_registered_model, name, f"{name} new")
 
 
+@pytest.mark.parametrize("form", ["{}", "file://{}", "{}/../{}"])
+def test_a_gate_file_where_clients_write_counts_for_nothing(
+    store: Any, name: str, folder: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = passed(store, name)
+    where = form.format(folder.parent, folder.parent.name)
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", where)
+    assert "gate.yaml lies among the artifacts" in refusal(
+        store.set_registered_model_alias, name, "champion", version
+    )
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", "s3://bucket/artifacts")
+    store.set_registered_model_alias(name, "champion", version)
+
+
 def test_what_nobody_foresaw_is_a_refusal_and_stands_in_the_log(
     store: Any, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
