@@ -3,11 +3,10 @@
 Real servers over sqlite. "Latency" is one allowed move of a protected alias, to and fro between two
 versions, over a kept HTTP connection, asked in turn of a server with MLflow's own registry store
 and of one with the gate before it, one worker each; the files of "10 MB hashed" lie on the server's
-disk. "Crowd" sends 100
-such requests at once to two workers, a third of them for versions whose only verdict is forged.
-"Forgeries" are verdicts with one field changed, by other keys, of other versions, expired and so
-on: each is offered to the server as a tag and, where that is refused, written past it into the
-database, and then the alias is asked for.
+disk. "Crowd" sends 100 such requests at once to two workers, a third of them for versions whose
+only verdict is forged. "Forgeries" are verdicts with one field changed, by other keys, of other
+versions, expired and so on: each is offered to the server as a tag and, where that is refused,
+written past it into the database, and then the alias is asked for.
 
     OMP_NUM_THREADS=1 python benchmarks/gate.py [--calls 300] [--rounds 10] [--json FILE]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +121,11 @@ def test_each_refusal_has_its_own_sentence(answer: Admission, problem: str) -> N
     said = f"models:/m/3 may not become 'champion': {problem}{todo}"
     assert answer == Admission(allowed=False, why=said)
     assert len(said) < 400
+
+
+def test_the_guide_shows_the_sentence_as_it_is() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "gate.md").read_text("utf-8")
+    assert REFUSED["nothing"][0].why in " ".join(guide.split())
 
 
 def test_no_two_causes_share_a_sentence() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from conftest import one_line, run_here
 from gate_cases import DEFAULT_POLICY, RING, write_gate
 
 from forward_inf_mlflow.errors import VerdictError
-from forward_inf_mlflow.policy import Policy
+from forward_inf_mlflow.policy import Policy, default_text
 from forward_inf_mlflow.strict_yaml import repeated
 from forward_inf_mlflow.verdicts.gate_file import Gate, Rule, default_gate_text, load_gate
 from forward_inf_mlflow.verdicts.names import fold
@@ -214,3 +215,12 @@ def test_a_repeated_key_is_found_wherever_it_stands() -> None:
     assert line("a:\n- b: 1\n  c: 2\n  b: 3\n") == 4
     assert line("a: &x [*x]\n") is None
     assert line("") is None
+
+
+def test_the_guides_example_is_a_gate_file(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "gate.md").read_text("utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "policy.yaml").write_text(default_text())
+    gate = load(tmp_path, example)
+    assert [rule.models for rule in gate.rules] == [("fraud-*",), ("*",)]
+    assert gate.hash_up_to == 2_000_000_000
