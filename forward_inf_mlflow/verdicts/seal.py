@@ -1,4 +1,4 @@
-"""A sealed statement: what is said, who signed it and the signature, as a version's tag holds it."""
+"""A sealed statement: what is said, who signed it and the signature, as a version tag holds it."""
 
 from __future__ import annotations
 
