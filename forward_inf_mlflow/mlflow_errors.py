@@ -14,7 +14,7 @@ from forward_inf_mlflow.errors import ForwardInfError, ModelError, TrackingError
 
 #: For small requests whose answer somebody waits for: MLflow's own patience is minutes.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
-_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "FORWARD_INF_SIGNING_KEY")
 _USERINFO = re.compile(r"://[^\s'\"]*@")  # a password may hold a slash
 _SECRET_PARAMETER = re.compile(
     r"(?i)\b([\w-]*(?:passw|pwd|token|secret|sig|key|credential)[\w-]*)=[^&\s'\"]+"

@@ -22,6 +22,7 @@ from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.demo import demo_command
 from forward_inf_mlflow.cli.gate import gate_command, promote_command
 from forward_inf_mlflow.cli.influence import influence_command
+from forward_inf_mlflow.cli.keys import keys_group
 from forward_inf_mlflow.cli.policy import policy_group
 from forward_inf_mlflow.cli.report import report_command
 from forward_inf_mlflow.cli.review import review_group
@@ -59,6 +60,7 @@ for command in (
     report_command,
     review_group,
     policy_group,
+    keys_group,
     demo_command,
 ):
     cli.add_command(command)
