@@ -97,7 +97,7 @@ def resolve(model_uri: str) -> Version:
             creation_timestamp=int(found.creation_timestamp),
             source=found.source or "",
             run_id=found.run_id or None,
-            model_id=_model_id(client, found),
+            model_id=model_id_of(client, found),
         )
 
 
@@ -190,8 +190,13 @@ def _read(flavor: Flavor, *, trust_all: bool) -> Any:
     return mlflow.sklearn.load_model(str(flavor.folder))
 
 
-def _model_id(client: MlflowClient, version: Any) -> str | None:
-    """Follow ``models:/other/1`` sources of copies to the logged model they came from."""
+def model_id_of(client: Any, version: Any) -> str | None:
+    """Follow ``models:/other/1`` sources of copies to the logged model they came from.
+
+    Args:
+        client: Whatever has MLflow's ``get_model_version``: a client, or a store on the server.
+        version: A version as MLflow describes it.
+    """
     for _ in range(_COPIES):
         source = version.source or ""
         if logged := _LOGGED.fullmatch(source):

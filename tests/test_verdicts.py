@@ -268,3 +268,13 @@ def test_only_nothing_leaves_a_key_its_rights(value: str, counts: bool, tmp_path
     path = tmp_path / "keys.yaml"
     path.write_text(f"keys:\n- {{name: a, public: {GOOD}, may: [verdict], revoked: {value}}}\n")
     assert (read_ring(path).keys[0].revoked is None) == counts
+
+
+def test_a_key_of_a_ring_that_stands_there_twice_restores_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(
+        f"keys:\n- name: a\n  public: {GOOD}\n  may: [verdict]\n  revoked: 2026-01-01\n"
+        "  revoked: null\n"
+    )
+    with pytest.raises(VerdictError, match=r"keys.yaml, line 6: a key of an entry"):
+        read_ring(path)

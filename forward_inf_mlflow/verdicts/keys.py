@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from forward_inf_mlflow.errors import VerdictError
+from forward_inf_mlflow.strict_yaml import repeated
 
 #: What a key may sign.
 RIGHTS = ("verdict", "override")
@@ -195,20 +196,34 @@ def read_ring(path: Path) -> Ring:
         VerdictError: It cannot be read, or an entry is not valid.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise VerdictError(f"the keys in {path} cannot be read: {error}") from error
+    return parse_ring(text, name=str(path))
+
+
+def parse_ring(text: str, *, name: str) -> Ring:
+    """Read a ring from the text of its file.
+
+    Raises:
+        VerdictError: An entry is not valid, or a key of an entry stands there twice.
+    """
+    try:
+        again = repeated(yaml.compose(text, Loader=yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise VerdictError(f"{path} is not YAML: write it with 'forward-inf keys'") from error
+        raise VerdictError(f"{name} is not YAML: write it with 'forward-inf keys'") from error
+    if again is not None:  # a second 'revoked: null' must not restore a key
+        raise VerdictError(f"{name}, line {again}: a key of an entry stands here a second time")
     if content is None:
         return Ring()
     entries = content.get("keys") if isinstance(content, dict) else None
     if not isinstance(entries, list) or set(content) != {"keys"}:
-        raise VerdictError(f"{path} is not a list of 'keys': write it with 'forward-inf keys'")
-    keys = tuple(_parse_key(entry, f"{path}, key {i + 1}") for i, entry in enumerate(entries))
+        raise VerdictError(f"{name} is not a list of 'keys': write it with 'forward-inf keys'")
+    keys = tuple(_parse_key(entry, f"{name}, key {i + 1}") for i, entry in enumerate(entries))
     for what, values in (("name", [k.name for k in keys]), ("key", [k.key_id for k in keys])):
         if len(set(values)) < len(values):
-            raise VerdictError(f"{path}: a {what} stands there twice")
+            raise VerdictError(f"{name}: a {what} stands there twice")
     return Ring(keys)
 
 
