@@ -14,8 +14,8 @@ from mlflow.entities import Run
 from forward_inf_mlflow.clock import now
 from forward_inf_mlflow.decision import WORDS
 from forward_inf_mlflow.errors import TrackingError, VerdictError
-from forward_inf_mlflow.events import read_events
 from forward_inf_mlflow.mlflow_errors import translate_errors
+from forward_inf_mlflow.moves import find_moves
 from forward_inf_mlflow.promotion import fetch_artifact
 from forward_inf_mlflow.record import read_record
 from forward_inf_mlflow.registry import Version, resolve
@@ -28,6 +28,7 @@ from forward_inf_mlflow.tracking import (
     identity,
     identity_of,
 )
+from forward_inf_mlflow.verdicts.events import HISTORY, Event
 from forward_inf_mlflow.verdicts.keys import Ring, read_ring
 from forward_inf_mlflow.verdicts.seal import Sealed, signer_of
 from forward_inf_mlflow.verdicts.statement import Verdict
@@ -88,9 +89,9 @@ def history(model_uri: str, *, ring: str | Path | None = None) -> History:
     audits, notes = _audits(version, tags)
     found = find_statements(version, tags)
     signed = [_signed(sealed, keys) for sealed in found.sealed]
-    moves, passed_over = _moves(version, tags)
-    # What happened last stands first, and in the order of the kinds where that is all we know.
-    entries = sorted([*moves, *signed, *audits], key=lambda entry: -entry.at)
+    moves, passed_over = find_moves(version, tags)
+    # Of what happened at once, what must have come last stands first.
+    entries = sorted([*map(_moved, moves), *signed, *audits], key=lambda entry: -entry.at)
     return History(version, tuple(entries), (*notes, *found.notes, *passed_over))
 
 
@@ -174,21 +175,13 @@ def _signed(sealed: Sealed, keys: Ring | None) -> Entry:
     )
 
 
-def _moves(version: Version, tags: Mapping[str, str]) -> tuple[list[Entry], list[str]]:
-    events, broken = read_events(tags)
-    # MLflow copies tags with a version; what is older than the version happened to another.
-    own = [event for event in events if event.at >= version.creation_timestamp]
-    notes = [f"{broken} entries of fi.history cannot be read"] if broken else []
-    if len(own) < len(events):
-        notes.append(f"{len(events) - len(own)} entries of fi.history are of another version")
-    return [
-        Entry(
-            at=event.at,
-            kind=event.event,
-            outcome=event.alias,
-            by=event.by or "",
-            detail=f"from {f'version {event.before}' if event.before else 'nowhere'}; {event.why}",
-            id="fi.history",
-        )
-        for event in reversed(own)
-    ], notes
+def _moved(event: Event) -> Entry:
+    before = "nowhere" if event.before is None else f"version {event.before}"
+    return Entry(
+        at=event.at,
+        kind=event.event,
+        outcome=event.alias,
+        by=event.by or "",
+        detail=f"from {before}; {event.why}",
+        id=HISTORY,
+    )

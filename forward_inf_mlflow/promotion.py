@@ -14,15 +14,16 @@ from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.errors import NoAuditError, RefusedError, VerdictError
-from forward_inf_mlflow.events import TAG as HISTORY_TAG
-from forward_inf_mlflow.events import remember
 from forward_inf_mlflow.mlflow_errors import impatient, is_missing, refusal, translate_errors
+from forward_inf_mlflow.moves import remember
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
 from forward_inf_mlflow.registry import Version, content_of, resolve
 from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 from forward_inf_mlflow.tracking import AUDIT_TAG, FOLDER, RUN_TAG, identity, identity_of
+from forward_inf_mlflow.verdicts.events import HISTORY
 from forward_inf_mlflow.verdicts.keys import Ring, read_ring
+from forward_inf_mlflow.verdicts.names import fold
 from forward_inf_mlflow.verdicts.seal import Sealed, signer_of
 from forward_inf_mlflow.verdicts.statement import Override, as_dict
 
@@ -137,7 +138,7 @@ def promote(
     approvals = [
         one
         for one in find_approvals(version, tags_of(version))
-        if isinstance(one.statement, Override) and one.statement.alias == alias
+        if isinstance(one.statement, Override) and fold(one.statement.alias) == fold(alias)
     ]
     try:
         audit = find_audit(version)
@@ -263,7 +264,7 @@ def _is_gated(version: Version) -> bool:
     try:
         with impatient():
             MlflowClient().set_model_version_tag(
-                version.name, version.version, HISTORY_TAG, tags_of(version).get(HISTORY_TAG, "[]")
+                version.name, version.version, HISTORY, tags_of(version).get(HISTORY, "[]")
             )
     except MlflowException as error:
         return refusal(error) is not None

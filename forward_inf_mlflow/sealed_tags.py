@@ -11,8 +11,8 @@ from forward_inf_mlflow.clock import now
 from forward_inf_mlflow.errors import VerdictError
 from forward_inf_mlflow.mlflow_errors import impatient, translate_errors
 from forward_inf_mlflow.registry import Version
-from forward_inf_mlflow.verdicts.keys import PrivateKey
-from forward_inf_mlflow.verdicts.seal import PREFIXES, Sealed, read_sealed, seal
+from forward_inf_mlflow.verdicts.keys import PrivateKey, Ring
+from forward_inf_mlflow.verdicts.seal import PREFIXES, Sealed, read_sealed, seal, signer_of
 from forward_inf_mlflow.verdicts.statement import Override, Statement, Subject
 
 #: Statements of one version that are read; an honest one has a few.
@@ -43,18 +43,29 @@ def subject_of(version: Version) -> Subject:
     )
 
 
-def attach(version: Version, statement: Statement, key: PrivateKey) -> Sealed:
+def attach(
+    version: Version, statement: Statement, key: PrivateKey, ring: Ring | None = None
+) -> Sealed:
     """Sign a statement and set it as a tag of the version.
 
+    Args:
+        version: What the statement is about.
+        statement: What is said.
+        key: Signs.
+        ring: The keys that count where it will be read; None where that is not known.
+
     Raises:
-        VerdictError: No reader would take it, since a field has a value that it cannot have.
+        VerdictError: No reader would take it: a field has a value that it cannot have, or the key
+            does not count.
         TrackingError: The server cannot be reached or refuses.
     """
     sealed = seal(statement, key)
     try:
         read_sealed(sealed.text)
+        if ring is not None:
+            signer_of(sealed, ring)
     except VerdictError as error:
-        raise VerdictError(f"this cannot be signed: {error}") from error
+        raise VerdictError(f"this signature would not count: {error}") from error
     with translate_errors(), impatient():
         MlflowClient().set_model_version_tag(version.name, version.version, sealed.tag, sealed.text)
     return sealed

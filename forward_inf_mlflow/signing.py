@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,10 +13,12 @@ from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.errors import TrackingError, VerdictError
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.promotion import fetch_artifact, find_audit, require_same_content
-from forward_inf_mlflow.record import facts_of, measures_of, read_record
+from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import attach, subject_of
+from forward_inf_mlflow.verdicts.gate_file import Gate, load_gate
 from forward_inf_mlflow.verdicts.keys import PrivateKey
+from forward_inf_mlflow.verdicts.names import fits
 from forward_inf_mlflow.verdicts.seal import Sealed
 from forward_inf_mlflow.verdicts.statement import Verdict
 
@@ -57,6 +60,7 @@ def sign(
     *,
     key: PrivateKey,
     policy: Policy | str | Path | None = None,
+    gate: str | Path | None = None,
     expires: timedelta = timedelta(days=30),
 ) -> Signed:
     """Decide from an audit under a policy, sign that, and set it as a tag of the version.
@@ -67,14 +71,17 @@ def sign(
     Args:
         run_id: The audit's run; it must be the newest finished audit of its version.
         key: Signs.
-        policy: The policy that the server asks for, or its file; None for the default policy.
+        policy: The policy that the server asks for, or its file; None for the default policy, or
+            for the one that ``gate`` asks for.
+        gate: The server's gate file. The key must count there.
         expires: For how long the verdict counts.
 
     Raises:
         TrackingError: The audit is not the newest, was changed, or saw other files.
         VerdictError: The audit holds something that cannot be signed.
     """
-    chosen = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
+    given = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
+    asked = None if gate is None else load_gate(Path(gate))
     version = _version_of(run_id)
     audit = find_audit(version)
     if audit.run_id != run_id:
@@ -88,6 +95,9 @@ def sign(
             f"the audit of {version.uri} does not say which files it saw, it was made by an older "
             f"release: run 'forward-inf audit {version.uri}'"
         )
+    chosen = given
+    if asked is not None and policy is None:
+        chosen = _asked_for(asked, version, (policy_of(audit.record), given))
     decision = decide(measures_of(audit.record), facts_of(audit.record), chosen)
     issued = now()
     verdict = Verdict(
@@ -102,7 +112,35 @@ def sign(
         issued=issued,
         expires=issued + int(expires.total_seconds() * 1000),
     )
-    return Signed(version, decision, chosen, attach(version, verdict, key))
+    return Signed(
+        version, decision, chosen, attach(version, verdict, key, asked.ring if asked else None)
+    )
+
+
+def _asked_for(gate: Gate, version: Version, known: Sequence[Policy]) -> Policy:
+    """Return the policy under which a gate takes verdicts on a model, of those that we have.
+
+    A gate names policies by their hashes. So where the policy itself comes from does not matter,
+    even from whoever ran the audit.
+    """
+    asked = {
+        policy
+        for rule in gate.rules
+        if any(fits(version.name, glob) for glob in rule.models)
+        for policy in rule.policies
+    }
+    if not asked:
+        raise VerdictError(
+            f"the gate protects no alias of '{version.name}': name the policy with --policy"
+        )
+    for policy in known:
+        if policy.sha256 in asked:
+            return policy
+    hashes = " or ".join(sorted(policy[:12] for policy in asked))
+    raise VerdictError(
+        f"the gate asks for the policy {hashes}, and this audit was made under another: audit "
+        "under that policy, or name its file with --policy"
+    )
 
 
 def _version_of(run_id: str) -> Version:

@@ -16,10 +16,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from forward_inf_mlflow import auditing, promotion
-from forward_inf_mlflow.events import TAG as HISTORY
+from forward_inf_mlflow.mlflow_errors import refusal
 from forward_inf_mlflow.policy import load_policy
 from forward_inf_mlflow.registry import content_of, resolve
 from forward_inf_mlflow.sealed_tags import attach, find_approvals, subject_of, tags_of
+from forward_inf_mlflow.verdicts.events import HISTORY
+from forward_inf_mlflow.verdicts.gate_file import default_gate_text
 from forward_inf_mlflow.verdicts.keys import PrivateKey, PublicKey, Ring, read_ring, write_ring
 from forward_inf_mlflow.verdicts.seal import PREFIXES, read_sealed, signer_of
 from forward_inf_mlflow.verdicts.statement import Override, Verdict
@@ -355,53 +357,97 @@ def test_a_version_without_an_audit_moves_by_an_approval_only(folder: Path) -> N
     assert champion("unaudited") == "1"
 
 
-def gated(monkeypatch: pytest.MonkeyPatch, *, opens: bool) -> None:
-    """Let the store answer as a server with a gate does: 403 and a sentence."""
-    set_tag = MlflowClient.set_model_version_tag
-
-    def refusal(said: str) -> RestException:
-        return RestException({"error_code": "PERMISSION_DENIED", "message": said})
-
-    def guarded_tag(self: Any, name: str, version: str, key: str, value: Any) -> None:
-        if key == HISTORY:
-            raise refusal("the gate's own")
-        set_tag(self, name, version, key, value)
-
-    def closed(*_: Any) -> None:
-        raise refusal("no valid verdict: run 'forward-inf sign'")
-
-    monkeypatch.setattr(MlflowClient, "set_model_version_tag", guarded_tag)
-    if not opens:
-        monkeypatch.setattr(MlflowClient, "set_registered_model_alias", closed)
+@pytest.fixture
+def gate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the gate before the registry, as a server does; its ring lets our key sign all."""
+    (folder / "gate.yaml").write_text(default_gate_text())
+    monkeypatch.setenv("FORWARD_INF_GATE", str(folder / "gate.yaml"))
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"forward-inf-gate:{mlflow.get_tracking_uri()}")
 
 
-def test_a_servers_refusal_is_shown_in_its_words_and_is_a_refusal(
-    good: auditing.AuditResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gated(monkeypatch, opens=False)
-    done = run_here("promote", good.version.uri, "--alias", "champion")
+@pytest.mark.usefixtures("gate")
+def test_a_gate_opens_for_a_signed_pass_and_refuses_in_its_own_words(folder: Path) -> None:
+    result = auditing.audit(register_points(points(), "gated"), effort="quick")
+    uri, key = result.version.uri, str(folder / "ci.key")
+    policy = folder / "mine.yaml"
+    policy.write_text("max_leakage_rate: 0.02\npartial: true\n")
+    done = run_here("promote", uri, "--alias", "champion")
     assert done.returncode == REFUSED
-    assert one_line(done.stderr) == (
-        "forward-inf: the server refuses alias 'champion': no valid verdict: run 'forward-inf sign'"
-    )
-    assert champion("good") is None
+    said = one_line(done.stderr)
+    assert "the server refuses alias 'champion': models:/gated/1 may not become 'champion'" in said
+    assert "it has no signed verdict" in said
+    assert champion("gated") is None
+    assert run_here("sign", result.run_id, "--key", key, "--policy", str(policy)).returncode == PASS
+    done = run_here("promote", uri, "--alias", "champion")
+    assert "is under another policy" in one_line(done.stderr)
+    words = ("sign", result.run_id, "--key", key, "--gate", str(folder / "gate.yaml"))
+    assert run_here(*words).returncode == PASS
+    done = run_here("promote", uri, "--alias", "champion")
+    assert done.returncode == PASS, done.stderr
+    events = json.loads(run_here("history", uri, "--json").stdout)["events"]
+    # The gate wrote these, and we none besides.
+    assert [e["kind"] for e in events if e["id"] == HISTORY] == ["moved", "refused", "refused"]
+    assert events[0]["by"] == "ci"
 
 
-def test_a_server_with_a_gate_judges_the_approval_itself(
-    folder: Path, leaky: auditing.AuditResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    approve(leaky.version.uri, folder)
-    with monkeypatch.context() as patch:
-        gated(patch, opens=False)
-        done = run_here("promote", leaky.version.uri, "--alias", "champion")
+@pytest.mark.usefixtures("gate")
+def test_a_gate_judges_an_approval_itself(folder: Path) -> None:
+    uri = register_points(points(), "urgent")
+    OTHER.write(folder / "other.key")
+    words = ("approve", uri, "--alias", "champion", "--reason", "a hot fix", "--key")
+    done = run_here(*words, str(folder / "other.key"))
+    assert done.returncode == UNDECIDED
+    assert "The MLflow server refuses: models:/urgent/1 does not keep" in one_line(done.stderr)
+    assert run_here(*words, str(folder / "ci.key")).returncode == 0
+    ring = (folder / "keys.yaml").read_bytes()
+    try:
+        (folder / "keys.yaml").write_bytes((folder / "revoked.yaml").read_bytes())
+        done = run_here("promote", uri, "--alias", "champion")
         assert done.returncode == REFUSED
-        assert "no valid verdict" in one_line(done.stderr)
-    gated(monkeypatch, opens=True)
-    done = run_here("promote", leaky.version.uri, "--alias", "champion")
+        assert "does not count: its key 'ci' was revoked" in one_line(done.stderr)
+    finally:
+        (folder / "keys.yaml").write_bytes(ring)
+    done = run_here("promote", uri, "--alias", "Champion")
     assert done.returncode == PASS, done.stderr
     assert "the server judges an approval" in done.stdout
     assert "a person approved it: a hot fix" in done.stdout
-    assert HISTORY not in tags_of(leaky.version)
+    events = json.loads(run_here("history", uri, "--json").stdout)["events"]
+    assert [e["kind"] for e in events] == ["moved", "refused", "override"]
+
+
+def test_a_gate_file_says_which_policy_and_which_key(
+    folder: Path, leaky: auditing.AuditResult
+) -> None:
+    gate, key = folder / "other-gate.yaml", str(folder / "ci.key")
+    loose = folder / "loose-too.yaml"
+    loose.write_text("max_leakage_rate: 0.5\n")
+
+    def signed(text: str, *more: str) -> tuple[int, str]:
+        gate.write_text(text)
+        done = run_here("sign", leaky.run_id, "--key", key, "--gate", str(gate), *more)
+        return done.returncode, done.stderr
+
+    assert signed("protect: [{models: [leaky]}]")[0] == REFUSED
+    assert verdict_of(leaky.version.uri).policy_sha256 == load_policy(None).sha256
+    code, said = signed("protect: [{models: [leaky], policies: [loose-too.yaml]}]")
+    assert code == UNDECIDED
+    assert f"asks for the policy {load_policy(loose).sha256[:12]}" in one_line(said)
+    code, said = signed("protect: [{models: [other]}]")
+    assert "protects no alias of 'leaky'" in one_line(said)
+    code, said = signed("keys: revoked.yaml\nprotect: [{models: [leaky]}]")
+    assert "would not count: its key 'ci' was revoked" in one_line(said)
+    code, said = signed("protect: [{models: [leaky]}]", "--policy", str(loose))
+    assert "two policies" in one_line(said)
+    code, said = signed("nonsense")
+    assert code == UNDECIDED
+    one_line(said)
+    verdict_of(leaky.version.uri)  # still the only one
+
+
+def test_a_refusal_over_http_is_said_without_its_code() -> None:
+    error = RestException({"error_code": "PERMISSION_DENIED", "message": "may not"})
+    assert refusal(error) == "may not"
+    assert refusal(RestException({"error_code": "INTERNAL_ERROR", "message": "x"})) is None
 
 
 def test_what_a_login_or_a_proxy_forbids_is_no_refusal_of_a_gate(
@@ -494,12 +540,12 @@ def test_hostile_tags_are_printed_harmlessly_or_passed_over(good: auditing.Audit
     assert done.returncode == 0
     assert all(char.isprintable() or char == "\n" for char in done.stdout)
     assert "\\x1b[32mPASS" in done.stdout
-    assert "5 entries of fi.history cannot be read" in done.stdout
-    assert "1 entries of fi.history are of another version" in done.stdout
+    assert "fi.history holds what is no move or refusal" in done.stdout
+    assert "fi.history holds 1 entries of another version" in done.stdout
     assert "fi.verdict.0123456789ab is passed over: it is not a sealed statement" in done.stdout
     for text in ("{", "7", "[" * 5000, "null"):
         client.set_model_version_tag("good", "1", HISTORY, text)
-        assert "cannot be read" in run_here("history", "models:/good/1").stdout
+        assert "no move or refusal" in run_here("history", "models:/good/1").stdout
 
 
 def test_a_copy_has_nothing_of_its_originals_history(

@@ -23,6 +23,12 @@ from forward_inf_mlflow.clock import moment
 @key_option
 @policy_option
 @click.option(
+    "--gate",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="The server's gate.yaml, for the policy that it asks for.",
+)
+@click.option(
     "--expires",
     type=Duration(),
     default="30d",
@@ -31,9 +37,17 @@ from forward_inf_mlflow.clock import moment
 )
 @common_options
 def sign_command(
-    console: Console, run_id: str, key: str | None, policy: str | None, expires: timedelta
+    console: Console,
+    run_id: str,
+    key: str | None,
+    policy: str | None,
+    gate: str | None,
+    expires: timedelta,
 ) -> int:
     """Decide from the audit in RUN_ID under a policy, and sign the verdict, whatever it is.
+
+    The policy is that of --policy, or the one that --gate asks for, or the default. It must be the
+    server's, which takes no verdict under another.
 
     Meant for a machine that people trust, such as a CI job that only this key is given to: it
     downloads the version's files and compares them with those that were audited, and loads nothing.
@@ -43,12 +57,17 @@ def sign_command(
     \b
     Example:
       forward-inf sign 8e1a94a0c4d24d2fb7f3a0e0a1f7b1c2 --key ci.key
+      forward-inf sign 8e1a94a0c4d24d2fb7f3a0e0a1f7b1c2 --gate gate.yaml
     """
+    if policy and gate:
+        raise click.UsageError("--policy and --gate name two policies: give one of them.")
     private = signing_key(key)  # a slip is told before MLflow is asked
     with console.progress("asking MLflow"):
         from forward_inf_mlflow.signing import sign
 
-        result = sign(run_id, key=private, policy=policy or None, expires=expires)
+        result = sign(
+            run_id, key=private, policy=policy or None, gate=gate or None, expires=expires
+        )
     console.verdict(result.decision.outcome, result.decision.reasons, result.version.uri)
     console.say(f"  signed by key {result.sealed.key_id}, under policy {result.policy.sha256[:12]}")
     console.say(
