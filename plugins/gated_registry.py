@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_K
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.store.model_registry.sqlalchemy_workspace_store import WorkspaceAwareSqlAlchemyStore
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+from sqlalchemy.exc import IntegrityError
 
 from forward_inf_mlflow.errors import ForwardInfError, VerdictError
 from forward_inf_mlflow.plugins.stored_files import stored_sha256
@@ -32,13 +35,15 @@ from forward_inf_mlflow.registry import model_id_of
 from forward_inf_mlflow.verdicts.admission import Admission, admit
 from forward_inf_mlflow.verdicts.claims import check
 from forward_inf_mlflow.verdicts.events import HISTORY, Event, with_event
-from forward_inf_mlflow.verdicts.gate_file import STAGES, load_gate
+from forward_inf_mlflow.verdicts.gate_file import STAGES, Gate, load_gate
 from forward_inf_mlflow.verdicts.names import fold, shown
 from forward_inf_mlflow.verdicts.seal import PREFIXES, read_sealed
 from forward_inf_mlflow.verdicts.statement import Subject
 
 #: Names the gate's file; without it, ``gate.yaml`` where the server was started.
 VARIABLE = "FORWARD_INF_GATE"
+#: Where MLflow tells its workers in which folder they keep artifacts.
+_ARTIFACTS = "_MLFLOW_SERVER_ARTIFACT_DESTINATION"
 #: Databases that compare text in ways of their own.
 _LOOSE = ("mysql", "mssql")
 
@@ -60,7 +65,8 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         with _refusing():
             found = self.get_model_version(name, version)
             admission = self._admit(found, alias)
-        super().set_registered_model_alias(found.name, alias, int(found.version))
+        move = super().set_registered_model_alias
+        _settled(lambda: move(found.name, alias, int(found.version)))
         if admission is None:
             return
         with _refusing():
@@ -92,7 +98,9 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         """Rename a model, unless that would carry an alias or a stage into protection."""
         with _refusing():
             model = self.get_registered_model(name)
-            aliases, staged = self._carried(model, new_name) if model.name != new_name else ([], [])
+            if model.name == new_name:
+                return model
+            aliases, staged = self._carried(model, new_name)
             if aliases or staged:
                 what = [f"the alias '{shown(alias)}'" for alias in aliases]
                 what += [f"version {found.version} in {found.current_stage}" for found in staged]
@@ -163,6 +171,22 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
 
     # The gate
 
+    def _gate(self) -> Gate:
+        """Return the gate as its file says now.
+
+        Raises:
+            VerdictError: It is not valid, or lies where the server lets clients write.
+        """
+        artifacts = os.environ.get(_ARTIFACTS)
+        if artifacts and is_local_uri(artifacts, is_tracking_or_registry_uri=False):
+            root = Path(local_file_uri_to_path(artifacts)).resolve()
+            if self._file.resolve().is_relative_to(root):
+                raise VerdictError(
+                    f"{self._file.name} lies among the artifacts, where anybody writes: move it, "
+                    f"and name it in {VARIABLE}"
+                )
+        return load_gate(self._file)
+
     def _admit(self, found: ModelVersion, target: str, *, stage: bool = False) -> _Answer | None:
         """Return what opened a protected alias or stage; None for a free one.
 
@@ -171,7 +195,7 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         """
         if self._is_only_prompt(found):
             return None
-        gate = load_gate(self._file)
+        gate = self._gate()
         rule = gate.rule(found.name, target, stage=stage, loose=self._loose)
         if rule is None:
             return None
@@ -247,7 +271,7 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         staged = [found for found in model.latest_versions if found.current_stage in STAGES]
         if not aliases and not staged:
             return [], []
-        gate = load_gate(self._file)
+        gate = self._gate()
         return (
             [alias for alias in aliases if gate.rule(new_name, alias, loose=self._loose)],
             [
@@ -280,7 +304,7 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
             raise _refusal(f"the tag '{shown(tag.key)}' is not set by clients")
         if found.tags.get(tag.key, tag.value) != tag.value:
             raise _refusal(f"the tag '{shown(tag.key)}' is kept for good")
-        ring = load_gate(self._file).ring
+        ring = self._gate().ring
         try:
             check(read_sealed(tag.value), tag.key, self._subject(found), ring)
         except VerdictError as error:
@@ -298,10 +322,15 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
             by=admission.by,
         )
         _logger.info("%s: %s", event.event, admission.why)
-        try:
+        keep = super().set_model_version_tag
+
+        def write() -> None:
             tags = self.get_model_version(found.name, found.version).tags
             tag = ModelVersionTag(HISTORY, with_event(tags.get(HISTORY), event))
-            super().set_model_version_tag(found.name, found.version, tag)
+            keep(found.name, found.version, tag)
+
+        try:
+            _settled(write)
         except Exception:
             _logger.exception("the history of %s could not be written", _uri(found))
 
@@ -337,6 +366,16 @@ def _refusing() -> Iterator[None]:
     except Exception as error:
         _logger.exception("the gate failed")
         raise _refusal("the gate failed, so it is closed: the server's log says why") from error
+
+
+def _settled(write: Callable[[], None]) -> None:
+    """Write, and once more where somebody else made the same row at the same moment."""
+    try:
+        write()
+    except MlflowException as error:
+        if not isinstance(error.__cause__, IntegrityError):
+            raise
+        write()
 
 
 def _refusal(sentence: str) -> MlflowException:

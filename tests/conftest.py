@@ -148,7 +148,7 @@ def tracking(uri: str) -> Iterator[str]:
 
 
 @functools.cache
-def _empty_database() -> bytes:
+def empty_database() -> bytes:
     """Return a store without content: MLflow takes a second to make one, a copy takes none."""
     with tempfile.TemporaryDirectory() as folder:
         MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
@@ -157,7 +157,7 @@ def _empty_database() -> bytes:
 
 def sqlite_store(folder: Path) -> str:
     """Return the URI of a new store; its experiment ``tests`` keeps artifacts in ``folder`` too."""
-    (folder / "mlflow.db").write_bytes(_empty_database())
+    (folder / "mlflow.db").write_bytes(empty_database())
     with tracking(f"sqlite:///{folder}/mlflow.db") as uri:
         mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
     return uri
@@ -255,7 +255,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
     """Yield one real server with a gate for the whole session, and the folder of its gate file."""
     folder = tmp_path_factory.mktemp("gated")
-    (folder / "mlflow.db").write_bytes(_empty_database())
+    (folder / "mlflow.db").write_bytes(empty_database())
     write_gate(folder)
     registry = f"forward-inf-gate:sqlite:///{folder}/mlflow.db"
     with serve(folder, "--registry-store-uri", registry, workers=2) as running:

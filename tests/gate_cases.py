@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +78,31 @@ def override_for(subject: Subject, *, key: PrivateKey = ADA, **changes: Any) -> 
         expires=now() + HOUR,
     )
     return seal(replace(override, **changes), key)
+
+
+def forgeries(sealed: Sealed, other: Subject) -> dict[str, Sealed]:
+    """Return a sealed verdict with each of its fields changed in turn and its signature kept.
+
+    Args:
+        sealed: A genuine one.
+        other: Another version, from which the parts of the subject are taken.
+    """
+    verdict = sealed.statement
+    assert isinstance(verdict, Verdict)
+    changed: dict[str, Any] = {
+        "outcome": "undecided" if verdict.outcome == "pass" else "pass",
+        "audit_run": "another",
+        "issued": verdict.issued + 1,
+        "expires": verdict.expires + 1,
+        **{field.name: "0" * 64 for field in fields(Verdict) if field.name.endswith("_sha256")},
+    }
+    found = {key: replace(verdict, **{key: value}) for key, value in changed.items()}
+    for field in fields(Subject):
+        value = getattr(other, field.name)
+        subject = replace(verdict.subject, **{field.name: value})
+        found[f"subject.{field.name}"] = replace(verdict, subject=subject)
+    return {
+        **{key: replace(sealed, statement=forged) for key, forged in found.items()},
+        "key": replace(sealed, key_id=ADA.key_id),
+        "signature": replace(sealed, signature=bytes(64)),
+    }

@@ -22,6 +22,7 @@ from forward_inf_mlflow.cli.audit import audit_command
 from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.demo import demo_command
 from forward_inf_mlflow.cli.gate import gate_command, promote_command
+from forward_inf_mlflow.cli.gate_file import gate_file_group
 from forward_inf_mlflow.cli.history import history_command
 from forward_inf_mlflow.cli.influence import influence_command
 from forward_inf_mlflow.cli.keys import keys_group
@@ -67,6 +68,7 @@ for command in (
     review_group,
     policy_group,
     keys_group,
+    gate_file_group,
     demo_command,
 ):
     cli.add_command(command)

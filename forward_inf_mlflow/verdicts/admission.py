@@ -121,15 +121,16 @@ def _what_is_wrong(verdict: Verdict, rule: Rule, now: int, model_sha256: str | N
     if verdict.expires <= now:
         return f"its verdict expired on {_day(verdict.expires)}"
     if _is_over(verdict.issued, verdict.expires, rule, now):
-        days = (rule.max_age_ms or 0) / _DAY
-        return f"its verdict of {day} is older than the {days:g} days that the registry accepts"
+        return f"its verdict of {day} is older than the {rule.max_age_days:g} days that count here"
     if model_sha256 not in (None, verdict.model_sha256):
         return "its files were replaced after the audit"
     return ""
 
 
 def _is_over(issued: int, expires: int, rule: Rule, now: int) -> bool:
-    return expires <= now or (rule.max_age_ms is not None and now - issued > rule.max_age_ms)
+    """Return whether a statement no longer counts, by itself or by the rule."""
+    too_old = rule.max_age_days is not None and now - issued > rule.max_age_days * _DAY
+    return expires <= now or too_old
 
 
 def _hindered(claims: Claims) -> str:

@@ -35,7 +35,7 @@ class Rule:
         aliases: Patterns of aliases.
         stages: Stages, of `STAGES`.
         policies: The hashes of the policies under which a verdict counts.
-        max_age_ms: How old a verdict or an override may be, whatever it says itself; None for as
+        max_age_days: How old a verdict or an override may be, whatever it says itself; None for as
             long as it says.
         overrides: Whether an override by name opens these aliases.
     """
@@ -44,7 +44,7 @@ class Rule:
     aliases: tuple[str, ...] = ("champion", "production")
     stages: tuple[str, ...] = ("Production",)
     policies: tuple[str, ...]
-    max_age_ms: float | None = None
+    max_age_days: float | None = None
     overrides: bool = True
 
     def covers(self, model: str, target: str, *, stage: bool, loose: bool) -> bool:
@@ -117,7 +117,7 @@ class _RuleDraft:
     aliases: tuple[str, ...] = Rule.aliases
     stages: tuple[str, ...] = Rule.stages
     policies: tuple[tuple[str, str], ...] = ()
-    max_age_ms: float | None = None
+    max_age_days: float | None = None
     overrides: bool = True
 
 
@@ -162,7 +162,7 @@ def _parse_rule(node: yaml.Node, reader: Reader) -> _RuleDraft:
         if key == "overrides":
             values[key] = _switch(place, value, key)
         elif key == "max_age_days":
-            values["max_age_ms"] = _days(place, value)
+            values[key] = _days(place, value)
         elif key == "policies":
             texts = _texts(place, value, key, reader)
             if not texts:
@@ -224,7 +224,7 @@ def _days(where: str, node: yaml.Node) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not 0 < value < 1e6:
         raise VerdictError(f"{where}: 'max_age_days' is a number of days such as 30")
-    return float(value) * 86_400_000
+    return float(value)
 
 
 def _policy_hash(folder: Path, name: str, where: str) -> str:
