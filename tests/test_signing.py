@@ -388,6 +388,13 @@ def test_a_gate_opens_for_a_signed_pass_and_refuses_in_its_own_words(folder: Pat
     # The gate wrote these, and we none besides.
     assert [e["kind"] for e in events if e["id"] == HISTORY] == ["moved", "refused", "refused"]
     assert events[0]["by"] == "ci"
+    # Where the server looks at the files too, it finds the digest that was signed.
+    limit = "\nhash_artifacts: {max_bytes: 10_000_000}\n"
+    (folder / "gate.yaml").write_text(default_gate_text() + limit)
+    assert run_here("promote", uri, "--alias", "production").returncode == PASS
+    (files_of(folder, uri) / "more").write_text("")
+    with pytest.raises(MlflowException, match="its files were replaced after the audit"):
+        MlflowClient().set_registered_model_alias("gated", "champion", "1")
 
 
 @pytest.mark.usefixtures("gate")

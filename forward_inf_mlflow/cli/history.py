@@ -7,6 +7,9 @@ import click
 from forward_inf_mlflow.cli.common import Console, common_options, ring_option
 from forward_inf_mlflow.clock import moment
 
+#: Characters of a cell; --json has the whole.
+_LONGEST = 120
+
 
 @click.command("history", short_help="List audits, verdicts, moves and approvals of a version.")
 @click.argument("model_uri")
@@ -29,7 +32,10 @@ def history_command(console: Console, model_uri: str, ring: str | None) -> int:
     console.table(
         f"history of {result.version.uri}",
         ["when", "what", "outcome", "by", "more"],
-        [(moment(one.at), one.kind, one.outcome, one.by, one.detail) for one in result.entries],
+        [
+            (moment(one.at), one.kind, *map(_short, (one.outcome, one.by, one.detail)))
+            for one in result.entries
+        ],
     )
     if not result.entries:
         console.say(f"nothing is known of {result.version.uri}: audit it first")
@@ -37,3 +43,7 @@ def history_command(console: Console, model_uri: str, ring: str | None) -> int:
         console.say(f"  note: {note}")
     console.result(result.as_dict())
     return 0
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
