@@ -31,6 +31,7 @@ from forward_inf_mlflow.preparation import Problem, choose_device
 from forward_inf_mlflow.progress import Progress, silent
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version
+from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 from forward_inf_mlflow.settings import Effort, Settings
 from forward_inf_mlflow.training_function import load_trainer
 from forward_inf_mlflow.ui_table import PICTURES
@@ -248,6 +249,7 @@ def audit(
             influence=found.single.top(settings.top),
             policy=bounds,
             thumbnails=output.pictures(problem, flagged),
+            approvals=find_approvals(version, tags_of(version)),
         )
         warning = _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
         work.remove()

@@ -7,6 +7,8 @@ ForwardInfError             anything below; its text is one line that says what 
 ├── PolicyError             the policy file is wrong; names the line
 ├── VerdictError            a signed verdict, a key, or the server's gate file is not valid
 └── TrackingError           the MLflow server: unreachable, refusing, no finished audit
+    ├── NoAuditError        there is no finished audit of exactly this version, untouched
+    └── RefusedError        the server's own gate refuses the move of an alias
 """
 
 from __future__ import annotations
@@ -38,3 +40,11 @@ class VerdictError(ForwardInfError):
 
 class TrackingError(ForwardInfError):
     """The MLflow server cannot be reached, refuses, or holds no finished audit."""
+
+
+class NoAuditError(TrackingError):
+    """There is no finished audit of exactly this version, or it is not as it was logged."""
+
+
+class RefusedError(TrackingError):
+    """The server was asked to move an alias, and its gate refuses."""

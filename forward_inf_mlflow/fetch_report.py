@@ -11,6 +11,7 @@ import pandas as pd
 from forward_inf_mlflow.errors import ForwardInfError, TrackingError
 from forward_inf_mlflow.promotion import fetch_artifact, find_audit
 from forward_inf_mlflow.registry import resolve
+from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 
 
 def fetch_report(model_uri: str, file: str | Path) -> bool:
@@ -23,7 +24,8 @@ def fetch_report(model_uri: str, file: str | Path) -> bool:
         TrackingError: There is no finished audit, or its tables are gone too.
         ForwardInfError: The file cannot be written.
     """
-    audit = find_audit(resolve(model_uri))
+    version = resolve(model_uri)
+    audit = find_audit(version)
     html = fetch_artifact(audit.run_id, "report.html")
     rebuilt = html is None
     if html is None:
@@ -41,6 +43,7 @@ def fetch_report(model_uri: str, file: str | Path) -> bool:
             pd.read_csv(io.BytesIO(flagged), dtype={"row_id": str, "query_id": str}),
             pd.read_parquet(io.BytesIO(scores)),
             {},
+            approvals=find_approvals(version, tags_of(version)),
         ).encode()
     aside = Path(f"{file}.{os.getpid()}.part")
     try:

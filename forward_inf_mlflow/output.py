@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from forward_inf_mlflow.record import write_record
 from forward_inf_mlflow.report import render
 from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
 from forward_inf_mlflow.ui_table import UITable, ui_table
+from forward_inf_mlflow.verdicts.seal import Sealed
 
 #: Written last: where it is, the audit is whole.
 RECORD = "audit.json"
@@ -43,6 +44,7 @@ class Artifacts:
     influence: pd.DataFrame
     policy: Policy
     thumbnails: Mapping[str, bytes]
+    approvals: Sequence[Sealed] = ()
 
     @cached_property
     def table(self) -> UITable:
@@ -51,7 +53,9 @@ class Artifacts:
 
     def write(self, folder: Path) -> None:
         """Write all files into an empty folder, the record last."""
-        html = render(self.record, self.flagged, self.scores, self.thumbnails)
+        html = render(
+            self.record, self.flagged, self.scores, self.thumbnails, approvals=self.approvals
+        )
         (folder / "report.html").write_text(html, encoding="utf-8")
         # RFC 4180's line ends: with them a carriage return inside a text is quoted too, else it
         # would begin a row of its own, with a formula in its first cell.

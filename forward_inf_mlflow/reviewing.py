@@ -28,6 +28,7 @@ from forward_inf_mlflow.promotion import FoundAudit, fetch_artifact, find_audit
 from forward_inf_mlflow.record import facts_of, measures_of, metrics_of, policy_of, write_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.report import render
+from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 from forward_inf_mlflow.ui_table import PICTURES
 
 #: What a person may answer, and what it means.
@@ -241,7 +242,8 @@ def _log(
         names = _picture_names(folder / output.FLAGGED)
         pictures = _pictures(audit.run_id, set(names.values()))
         shown = {key: pictures[file] for key, file in names.items() if file in pictures}
-        html = render(record, flagged, scores, shown)
+        approvals = find_approvals(version, tags_of(version))
+        html = render(record, flagged, scores, shown, approvals=approvals)
         (folder / "report.html").write_text(html, encoding="utf-8")
         content = write_record(record)
         (folder / output.RECORD).write_bytes(content)

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -26,6 +26,7 @@ from markupsafe import Markup
 from forward_inf_mlflow.decision import WORDS
 from forward_inf_mlflow.detect.sources import LEVEL
 from forward_inf_mlflow.errors import DataError, TrackingError
+from forward_inf_mlflow.report.approvals import approvals_html
 from forward_inf_mlflow.report.charts import distribution
 from forward_inf_mlflow.report.formats import (
     command,
@@ -37,6 +38,7 @@ from forward_inf_mlflow.report.formats import (
     visible,
     when,
 )
+from forward_inf_mlflow.verdicts.seal import Sealed
 
 MAX_ROWS = 100  # per verdict; flagged.csv has them all
 #: Most suspicious rows of which the report says what to expect.
@@ -99,6 +101,8 @@ def render(
     flagged: pd.DataFrame,
     scores: pd.DataFrame,
     thumbnails: Mapping[str, bytes],
+    *,
+    approvals: Sequence[Sealed] = (),
 ) -> str:
     """Render the report.
 
@@ -112,6 +116,7 @@ def render(
         scores: One line per training row; ``mislabeled_score``, ``memorized_score`` and the
             booleans ``mislabeled`` and ``memorized`` are read.
         thumbnails: PNG bytes by ``train:<row id>`` and ``query:<query id>``.
+        approvals: Overrides of the version, newest first.
 
     Returns:
         A whole HTML document.
@@ -175,6 +180,7 @@ def render(
         more_sources=max(0, len(sources) - MAX_ROWS),
         guilty=_guilty(sources),
         album=album,
+        approvals=approvals_html(approvals),
         audit_command=_own_command(top["repeat"]) or shlex.join(["forward-inf", "audit", uri]),
         promote_command=shlex.join(["forward-inf", "promote", uri, "--alias", "champion"]),
     )

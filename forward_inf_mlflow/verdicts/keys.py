@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,34 @@ class Ring:
     def named(self, name: str) -> PublicKey | None:
         """Return the key of this name, None if the ring has none."""
         return next((key for key in self.keys if key.name == name), None)
+
+    def with_key(self, key: PublicKey) -> Ring:
+        """Return the ring with one key more.
+
+        Raises:
+            VerdictError: It has a key of this name already, or the file could not hold this one.
+        """
+        checked = _parse_key(key.as_dict(), f"the key '{key.name[:100]}'")
+        if self.named(key.name) is not None:
+            raise VerdictError(f"there is a key '{key.name}' already: take another name")
+        return Ring((*self.keys, checked))
+
+    def without(self, name: str, since: str) -> Ring:
+        """Return the ring with a key revoked; one that is revoked already keeps its date.
+
+        Args:
+            name: Whose key.
+            since: When, as ISO 8601 text.
+
+        Raises:
+            VerdictError: There is no key of this name.
+        """
+        key = self.named(name)
+        if key is None:
+            known = ", ".join(f"'{key.name}'" for key in self.keys) or "none"
+            raise VerdictError(f"there is no key '{name}': the ring has {known}")
+        gone = replace(key, revoked=key.revoked if key.revoked is not None else since)
+        return Ring(tuple(gone if each is key else each for each in self.keys))
 
 
 @dataclass(frozen=True)
