@@ -64,16 +64,18 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         """Move an alias if it is free or the gate admits the version."""
         with _refusing():
             found = self.get_model_version(name, version)
-            admission = self._admit(found, alias)
+            answer = self._admit(found, alias)
         move = super().set_registered_model_alias
         _settled(lambda: move(found.name, alias, int(found.version)))
-        if admission is None:
+        if answer is None:
             return
         with _refusing():
-            if not self._is_still(found):
+            after = self._still(found)
+            if after is None:
                 self.delete_registered_model_alias(found.name, alias)
                 raise _refusal(f"{_uri(found)} was replaced meanwhile: look at it, then try again")
-        self._remember(found, admission)
+        if answer.before != str(after.version):
+            self._remember(after, answer)
 
     def transition_model_version_stage(
         self, name: str, version: Any, stage: str, archive_existing_versions: bool
@@ -83,15 +85,16 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
             stage = get_canonical_stage(stage)
             found = self.get_model_version(name, version)
             # Out of service is always allowed.
-            admission = self._admit(found, stage, stage=True) if stage in STAGES else None
+            answer = self._admit(found, stage, stage=True) if stage in STAGES else None
         move = super().transition_model_version_stage
         moved = move(found.name, int(found.version), stage, archive_existing_versions)
-        if admission is not None:
+        if answer is not None:
             with _refusing():
-                if not self._is_still(found):
+                after = self._still(found)
+                if after is None:
                     move(found.name, int(found.version), STAGE_ARCHIVED, False)
                     raise _refusal(f"{_uri(found)} was replaced meanwhile: look at it again")
-            self._remember(found, admission)
+            self._remember(after, answer)
         return moved
 
     def rename_registered_model(self, name: str, new_name: str) -> RegisteredModel:
@@ -242,22 +245,23 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
             model_id=model_id_of(self, found),
         )
 
-    def _is_still(self, found: ModelVersion) -> bool:
-        """Return whether the version is the one that was looked at, not deleted and made again."""
+    def _still(self, found: ModelVersion) -> ModelVersion | None:
+        """Return the version as it is now; None if it was deleted, or also made again."""
         try:
             now = self.get_model_version(found.name, found.version)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
+                return None
             raise
-        return self._subject(now) == self._subject(found)
+        return now if self._subject(now) == self._subject(found) else None
 
     def _target_of(self, found: ModelVersion, alias: str) -> str | None:
         """Return the version that a model's alias points to."""
-        try:
-            return str(self.get_model_version_by_alias(found.name, alias).version)
-        except MlflowException:  # there is none
-            return None
+        if alias in found.aliases:
+            return str(found.version)
+        with self.ManagedSessionMaker() as session:
+            row = self._get_registered_model_alias(session, found.name, alias)
+            return None if row is None else str(row.version)
 
     def _carried(
         self, model: RegisteredModel, new_name: str
@@ -323,14 +327,9 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         )
         _logger.info("%s: %s", event.event, admission.why)
         keep = super().set_model_version_tag
-
-        def write() -> None:
-            tags = self.get_model_version(found.name, found.version).tags
-            tag = ModelVersionTag(HISTORY, with_event(tags.get(HISTORY), event))
-            keep(found.name, found.version, tag)
-
         try:
-            _settled(write)
+            tag = ModelVersionTag(HISTORY, with_event(found.tags.get(HISTORY), event))
+            _settled(lambda: keep(found.name, found.version, tag))
         except Exception:
             _logger.exception("the history of %s could not be written", _uri(found))
 

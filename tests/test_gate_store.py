@@ -19,8 +19,11 @@ from mlflow.prompt.constants import IS_PROMPT_TAG_KEY, PROMPT_TEXT_TAG_KEY
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.utils.workspace_context import WorkspaceContext
 
+from forward_inf_mlflow.errors import VerdictError
+from forward_inf_mlflow.models.content import content_sha256
 from forward_inf_mlflow.plugins import gated_registry
 from forward_inf_mlflow.plugins.registry_store import build
+from forward_inf_mlflow.plugins.stored_files import stored_sha256
 from forward_inf_mlflow.verdicts.keys import Ring
 from forward_inf_mlflow.verdicts.seal import Sealed
 
@@ -421,6 +424,8 @@ def test_history_says_where_the_alias_came_from(store: Any, name: str) -> None:
     store.set_registered_model_alias(name, "champion", second)
     (event,) = json.loads(tags(store, name, second)["fi.history"])
     assert (event["from"], event["event"], event["by"]) == (first, "moved", "ci")
+    store.set_registered_model_alias(name, "champion", second)  # which moves nothing
+    assert len(json.loads(tags(store, name, second)["fi.history"])) == 1
 
 
 def test_a_revoked_key_closes_what_it_opened_before(store: Any, name: str, folder: Path) -> None:
@@ -537,6 +542,58 @@ def test_workspaces_keep_their_models_apart(
         store.delete_registered_model(name)  # else no store without workspaces opens it again
     with WorkspaceContext("default"):
         assert aliases(store, name) == {"champion": version}
+
+
+def test_where_the_database_compares_loosely_foreign_letters_are_protected(
+    store: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = register(store, name)
+    store.set_registered_model_alias(name, "chømpion", version)
+    monkeypatch.setattr(store, "_loose", True)  # as before MySQL and SQL Server
+    refusal(store.set_registered_model_alias, name, "chømpion", version)
+    store.set_registered_model_alias(name, "challenger", version)
+    store.set_model_version_tag(name, version, ModelVersionTag("größe", "1"))
+    store.delete_model_version_tag(name, version, "größe")
+    store.set_registered_model_tag(name, RegisteredModelTag("größe", "1"))
+
+
+def test_files_on_the_servers_disk_are_hashed_as_an_audit_hashes_them(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "MLmodel").write_text("flavors: {}")
+    (tmp_path / "data" / "weights").write_bytes(bytes(100))
+    assert stored_sha256(tmp_path.as_uri(), 111) == content_sha256(tmp_path)
+    assert stored_sha256(str(tmp_path), 111) == content_sha256(tmp_path)
+    with pytest.raises(VerdictError, match="have 111 bytes and the server reads up to 110"):
+        stored_sha256(str(tmp_path), 110)
+    with pytest.raises(VerdictError, match="cannot"):
+        stored_sha256(str(tmp_path / "none"), 110)
+
+
+def test_every_method_of_the_store_that_writes_is_one_that_was_looked_at() -> None:
+    """Fails where a new MLflow has another way to write: look whether it leads to an alias."""
+    gated = {name for name in vars(gated_registry._Gated) if not name.startswith("_")}
+    harmless = {
+        *("create_prompt", "create_prompt_version", "create_webhook"),
+        *("delete_model_version", "delete_prompt", "delete_prompt_alias", "delete_prompt_tag"),
+        *("delete_prompt_version", "delete_prompt_version_tag", "delete_registered_model"),
+        *("delete_registered_model_alias", "delete_webhook", "link_prompt_version_to_model"),
+        *("link_prompt_version_to_run", "link_prompts_to_trace", "set_prompt_alias"),
+        *("set_prompt_tag", "set_prompt_version_tag", "test_webhook", "update_model_version"),
+        *("update_registered_model", "update_webhook", "copy_model_version"),
+    }
+    reads = ("get_", "search_", "list_", "supports_")
+    found = {
+        name
+        for name, value in vars_of(SqlAlchemyStore).items()
+        if callable(value) and not name.startswith(("_", *reads)) and name[0].islower()
+    }
+    assert gated <= found
+    assert found - gated == harmless
+
+
+def vars_of(made: type) -> dict[str, Any]:
+    """Return what a class and those above it define."""
+    return {name: getattr(made, name) for name in dir(made)}
 
 
 @pytest.mark.parametrize("uri", ["forward-inf-gate:", "forward-inf-gate:http://x", "", None])
