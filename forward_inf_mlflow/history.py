@@ -102,37 +102,41 @@ def _audits(version: Version, tags: Mapping[str, str]) -> tuple[list[Entry], lis
     if len(runs) > _AUDITS:
         notes.append(f"{len(runs) - _AUDITS} older audits are not shown")
     for run in runs[:_AUDITS]:
-        run_id = run.info.run_id
-        content = fetch_artifact(run_id, "audit.json")
-        if content is None:
-            other = KIND_TAG in run.data.tags  # not an audit; but both may be in one run
-            if not other and run.info.start_time >= version.creation_timestamp:
-                status = str(run.info.status).lower()
-                entries.append(_audit(run.info.start_time, "not finished", f"run {status}", run_id))
-            continue
         try:
-            record = read_record(content, where=f"audit.json of run {run_id}")
+            entry = _audit(version, run, tags)
         except TrackingError as error:
-            notes.append(f"an audit is passed over: {error}")
-            continue
-        if identity_of(record["model"]) != identity(version):
-            continue  # of a version that had this name and number before
-        at = record.get("finished_at")
-        at = at if isinstance(at, int) and 0 <= at < 2**53 else run.info.start_time
-        decision = record.get("decision")
-        decision = decision if isinstance(decision, dict) else {}
-        outcome = WORDS.get(str(decision.get("outcome")), "unknown")
-        reasons = decision.get("reasons")
-        why = str(reasons[0]) if isinstance(reasons, list) and reasons else ""
-        if run_id == tags.get(RUN_TAG):
-            untouched = hashlib.sha256(content).hexdigest() == tags.get(AUDIT_TAG)
-            outcome += "" if untouched else ", changed since"
-        entries.append(_audit(at, outcome, why, run_id))
+            notes.append(f"the audit in run {run.info.run_id} is passed over: {error}")
+        else:
+            entries += [] if entry is None else [entry]
     return entries, notes
 
 
-def _audit(at: int, outcome: str, detail: str, run_id: str) -> Entry:
-    return Entry(at=at, kind="audit", outcome=outcome, by="", detail=detail, id=run_id)
+def _audit(version: Version, run: Run, tags: Mapping[str, str]) -> Entry | None:
+    """Return what a run audited; None if that was another version, or it audited nothing."""
+    run_id, began = run.info.run_id, run.info.start_time
+    content = fetch_artifact(run_id, "audit.json")
+    if content is None:
+        if KIND_TAG in run.data.tags or began < version.creation_timestamp:
+            return None
+        said = f"its run is {str(run.info.status).lower()}"
+        return Entry(at=began, kind="audit", outcome="not finished", by="", detail=said, id=run_id)
+    record = read_record(content, where=f"audit.json of run {run_id}")
+    if identity_of(record["model"]) != identity(version):
+        return None  # it had this name and number before
+    at, decision = record.get("finished_at"), record.get("decision")
+    decision = decision if isinstance(decision, dict) else {}
+    outcome, reasons = WORDS.get(str(decision.get("outcome")), "unknown"), decision.get("reasons")
+    newest = run_id == tags.get(RUN_TAG)
+    if newest and hashlib.sha256(content).hexdigest() != tags.get(AUDIT_TAG):
+        outcome += ", changed since"
+    return Entry(
+        at=at if type(at) is int and 0 <= at < 2**53 else began,
+        kind="audit",
+        outcome=outcome,
+        by="",
+        detail=str(reasons[0]) if isinstance(reasons, list) and reasons else "",
+        id=run_id,
+    )
 
 
 def _runs(version: Version) -> list[Run]:

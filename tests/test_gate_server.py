@@ -15,8 +15,10 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import Server, tracking
+from conftest import Server, one_line, run_here, tracking
 from gate_cases import (
+    ADA,
+    CI,
     RING,
     forgeries,
     now,
@@ -348,3 +350,26 @@ def test_the_server_says_in_its_log_what_it_refused(gate: Gated) -> None:
     refused(gate, "logged", "1")
     log = (gate.folder / "server.log").read_text()
     assert "the gate is closed: gate.yaml is empty" in log
+
+
+def test_the_command_line_says_what_the_server_says(gate: Gated, tmp_path: Path) -> None:
+    gate.version("by command")
+    CI.write(tmp_path / "ci.key")
+    ADA.write(tmp_path / "ada.key")
+    words = ("approve", "models:/by command/1", "--alias", "champion", "--reason", "no time")
+    done = run_here(*words, "--key", str(tmp_path / "ci.key"))
+    assert done.returncode == 2
+    assert "refuses: models:/by command/1 does not keep 'fi.override." in one_line(done.stderr)
+    assert run_here(*words, "--key", str(tmp_path / "ada.key")).returncode == 0
+    promote = ("promote", "models:/by command/1", "--alias", "champion")
+    done = run_here(*promote)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the server judges an approval" in done.stdout
+    assert gate.aliases("by command") == {"champion": "1"}
+    write_gate(gate.folder, ring=Ring((replace(RING.keys[1], revoked="2026-01-01"),)))
+    done = run_here(*promote)
+    assert done.returncode == 1
+    assert one_line(done.stderr).startswith("forward-inf: the server refuses alias 'champion': ")
+    assert "its key 'ada' was revoked" in one_line(done.stderr)
+    events = json.loads(run_here("history", "models:/by command/1", "--json").stdout)["events"]
+    assert [event["kind"] for event in events] == ["refused", "moved", "override"]

@@ -555,6 +555,37 @@ def test_hostile_tags_are_printed_harmlessly_or_passed_over(good: auditing.Audit
         assert "no move or refusal" in run_here("history", "models:/good/1").stdout
 
 
+def test_history_tells_of_audits_that_did_not_finish_or_were_changed(
+    folder: Path, leaky: auditing.AuditResult
+) -> None:
+    client, uri = MlflowClient(), leaky.version.uri
+    experiment = client.get_run(leaky.run_id).info.experiment_id
+    tag = {"forward_inf.model": uri}
+    runs = [
+        client.create_run(experiment, tags=tag),
+        client.create_run(experiment, tags=tag),
+        client.create_run(experiment, tags=tag | {"forward_inf.kind": "influence"}),
+        client.create_run(experiment, tags=tag, start_time=1),
+    ]
+    killed, broken, *_ = [run.info.run_id for run in runs]
+    client.set_terminated(killed, "KILLED")
+    client.log_text(broken, "[", "forward_inf/audit.json")
+    before = edited(leaky.run_id, folder, lambda record: record.update(finished_at="soon"))
+    try:
+        said = json.loads(run_here("history", uri, "--json").stdout)
+    finally:
+        [file] = folder.rglob(f"{leaky.run_id}/artifacts/forward_inf/audit.json")
+        file.write_bytes(before)
+        for run in runs:
+            client.delete_run(run.info.run_id)
+    told = [(e["id"], e["outcome"], e["detail"][:17]) for e in said["events"]]
+    assert told == [
+        (killed, "not finished", "its run is killed"),
+        (leaky.run_id, "REFUSED, changed since", "leaked rows: abou"),
+    ]
+    assert f"the audit in run {broken} is passed over" in said["notes"][0]
+
+
 def test_a_copy_has_nothing_of_its_originals_history(
     folder: Path, good: auditing.AuditResult
 ) -> None:
