@@ -37,6 +37,7 @@ from forward_inf_mlflow.progress import Progress, silent
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report import rows_to_show
+from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 from forward_inf_mlflow.settings import Effort, Settings
 from forward_inf_mlflow.training_function import load_trainer
 from forward_inf_mlflow.ui_table import PICTURES
@@ -270,6 +271,7 @@ def audit(
             influence=influence,
             policy=bounds,
             portraits=portraits_of(problem, rows_to_show(flagged, scores, influence)),
+            approvals=find_approvals(version, tags_of(version)),
         )
         warning = _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
         work.finish(run.run_id)

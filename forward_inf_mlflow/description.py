@@ -1,19 +1,20 @@
-"""Our block of a version's description: the verdict, where to look, and why."""
+"""Our blocks of a version's description: the verdict, where to look, and why; and approvals."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
 
+from forward_inf_mlflow.clock import moment
 from forward_inf_mlflow.mlflow_errors import translate_errors
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.tracking import AuditRun
+from forward_inf_mlflow.verdicts.seal import Sealed
+from forward_inf_mlflow.verdicts.statement import Override
 
-_BEGIN, _END = "<!-- forward-inf -->", "<!-- /forward-inf -->"
-_OUR_BLOCK = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
 #: Characters: of our block, of what MLflow's stores hold, and of one reason.
 _MAX_BLOCK, _MAX_DESCRIPTION, _MAX_REASON = 2000, 5000, 300
 _VERDICTS = {"pass": "passed", "fail": "refused", "undecided": "undecided"}
@@ -33,23 +34,72 @@ def describe_version(version: Version, decision: Mapping[str, Any], run: AuditRu
     Returns:
         What to tell the user if the verdict could not be written, one sentence.
     """
-    client = MlflowClient()
-    with translate_errors():
-        text = client.get_model_version(version.name, version.version).description or ""
-        rest = _OUR_BLOCK.sub("", text).rstrip()
-        before = f"{rest}\n\n" if rest else ""
-        room = min(_MAX_BLOCK, _MAX_DESCRIPTION - len(before)) - len(_BEGIN) - len(_END) - 2
-        block = _block(decision, run, room)
-        if block is not None:
-            whole = f"{before}{_BEGIN}\n{block}\n{_END}"
-            client.update_model_version(version.name, version.version, whole)
-            return None
-        if _OUR_BLOCK.search(text):
-            client.update_model_version(version.name, version.version, rest)
+    if _write(version, "forward-inf", lambda room: _block(decision, run, room)):
+        return None
     return (
         f"the description of {version.uri} leaves no room for the verdict, which stands only in "
         "its tags: shorten the description and audit again"
     )
+
+
+def describe_approvals(version: Version, approvals: Sequence[Sealed]) -> str | None:
+    """Write who may move which alias to the version, in a block of its own beside the verdict's.
+
+    Args:
+        version: What was approved.
+        approvals: Overrides, newest first.
+
+    Returns:
+        What to tell the user if that could not be written, one sentence.
+    """
+    if _write(version, "forward-inf approvals", lambda room: _approvals(approvals, room)):
+        return None
+    return (
+        f"the description of {version.uri} leaves no room for the approval, which stands only in "
+        "its tags: shorten the description"
+    )
+
+
+def _write(version: Version, name: str, make: Callable[[int], str | None]) -> bool:
+    """Write a block, in place of an earlier one of its name; return whether there was room.
+
+    Args:
+        version: Whose description.
+        name: Stands in the marks around the block, which no reader sees.
+        make: From how many characters there is room for to the text; None if it does not fit.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    ours = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    client = MlflowClient()
+    with translate_errors():
+        text = client.get_model_version(version.name, version.version).description or ""
+        rest = ours.sub("", text).rstrip()
+        before = f"{rest}\n\n" if rest else ""
+        room = min(_MAX_BLOCK, _MAX_DESCRIPTION - len(before)) - len(begin) - len(end) - 2
+        block = make(room)
+        if block is not None:
+            whole = f"{before}{begin}\n{block}\n{end}"
+            client.update_model_version(version.name, version.version, whole)
+        elif ours.search(text):
+            client.update_model_version(version.name, version.version, rest)
+    return block is not None
+
+
+def _approvals(approvals: Sequence[Sealed], room: int) -> str | None:
+    """Return at most ``room`` characters, the newest approvals first; None if not one fits."""
+    text = ""
+    for sealed in approvals:
+        override = sealed.statement
+        assert isinstance(override, Override)  # find_approvals() chose them
+        line = (
+            f"\n\n**Approved for alias {markdown(override.alias)}** until "
+            f"{moment(override.expires)}, by key {markdown(sealed.key_id)}: "
+            f"{markdown(_short(override.reason))}"
+        )
+        if len(text) + len(line) > room:
+            break
+        text += line
+    return text.strip() or None
 
 
 def _block(decision: Mapping[str, Any], run: AuditRun, room: int) -> str | None:

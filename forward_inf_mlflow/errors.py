@@ -5,7 +5,10 @@ ForwardInfError             anything below; its text is one line that says what 
 │   └── UnsafeModelError    loading it would run code of its own
 ├── DataError               the rows: missing, unreadable, unusable
 ├── PolicyError             the policy file is wrong; names the line
+├── VerdictError            a signed verdict, a key, or the server's gate file is not valid
 └── TrackingError           the MLflow server: unreachable, refusing, no finished audit
+    ├── NoAuditError        there is no finished audit of exactly this version, untouched
+    └── RefusedError        the server's own gate refuses the move of an alias
 """
 
 from __future__ import annotations
@@ -31,5 +34,17 @@ class PolicyError(ForwardInfError):
     """The policy file is not valid; the message names the line."""
 
 
+class VerdictError(ForwardInfError):
+    """A signed verdict, a key, or a file of the server's gate is not valid."""
+
+
 class TrackingError(ForwardInfError):
     """The MLflow server cannot be reached, refuses, or holds no finished audit."""
+
+
+class NoAuditError(TrackingError):
+    """There is no finished audit of exactly this version, or it is not as it was logged."""
+
+
+class RefusedError(TrackingError):
+    """The server was asked to move an alias, and its gate refuses."""

@@ -33,8 +33,6 @@ from forward_inf_mlflow.workplace import earlier_runs, open_work
 
 #: Folder of the artifacts in the run; not an audit's, which may be in the same run.
 FOLDER = "forward_inf_influence"
-#: What tells such a run from an audit's.
-KIND_TAG = "forward_inf.kind"
 #: The page, and what it was made of; the latter is written last.
 PAGE, RECORD = "influence.html", "influence.json"
 
@@ -258,7 +256,7 @@ def _run(version: Version, experiment: str | None) -> Iterator[tracking.AuditRun
     with tracking.audit_run(version, experiment=experiment, run_id=None) as run:
         client = MlflowClient()
         with translate_errors():
-            client.set_tag(run.run_id, KIND_TAG, "influence")
+            client.set_tag(run.run_id, tracking.KIND_TAG, "influence")
             if not os.environ.get("MLFLOW_RUN_ID"):  # a run of others keeps its name
                 name = f"forward-inf influence {version.name} {version.version}"
                 client.update_run(run.run_id, name=name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
 from forward_inf_mlflow.promotion import fetch_artifact, find_audit
 from forward_inf_mlflow.registry import resolve
+from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 
 
 def fetch_report(model_uri: str, file: str | Path) -> bool:
@@ -20,14 +21,19 @@ def fetch_report(model_uri: str, file: str | Path) -> bool:
         TrackingError: There is no finished audit, or its tables are gone too.
         ForwardInfError: The file cannot be written.
     """
-    audit = find_audit(resolve(model_uri))
+    version = resolve(model_uri)
+    audit = find_audit(version)
     html = fetch_artifact(audit.run_id, "report.html")
     rebuilt = html is None
     if html is None:
         from forward_inf_mlflow.report import rebuild
 
         try:
-            html = rebuild(audit.record, lambda name: fetch_artifact(audit.run_id, name)).encode()
+            html = rebuild(
+                audit.record,
+                lambda name: fetch_artifact(audit.run_id, name),
+                find_approvals(version, tags_of(version)),
+            ).encode()
         except DataError as error:
             raise TrackingError(
                 f"run {audit.run_id} has no report, and {error}: audit {model_uri} again"

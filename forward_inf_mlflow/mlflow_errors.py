@@ -14,7 +14,7 @@ from forward_inf_mlflow.errors import ForwardInfError, ModelError, TrackingError
 
 #: For small requests whose answer somebody waits for: MLflow's own patience is minutes.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
-_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "FORWARD_INF_SIGNING_KEY")
 _USERINFO = re.compile(r"://[^\s'\"]*@")  # a password may hold a slash
 _SECRET_PARAMETER = re.compile(
     r"(?i)\b([\w-]*(?:passw|pwd|token|secret|sig|key|credential)[\w-]*)=[^&\s'\"]+"
@@ -78,6 +78,14 @@ def translate_errors() -> Iterator[None]:
         ) from None
 
 
+def refusal(error: MlflowException) -> str | None:
+    """Return the sentence with which a server's gate refuses; None if that is not what it says."""
+    # The client gives this code also to what a proxy or a login says, of which no sentence is ours.
+    if error.error_code != "PERMISSION_DENIED" or _STATUS.search(str(error.message)):
+        return None
+    return redact(str(error.message).removeprefix("PERMISSION_DENIED: "))
+
+
 def is_missing(error: MlflowException) -> bool:
     """Say whether MLflow means that the thing asked for does not exist."""
     return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
@@ -100,6 +108,8 @@ def _translate(error: MlflowException) -> ForwardInfError:
             "The MLflow server does not know the host name in your tracking URI (403): start it "
             "with --allowed-hosts NAME, or set MLFLOW_SERVER_ALLOWED_HOSTS on the server."
         )
+    if (said := refusal(error)) is not None:
+        return TrackingError(f"The MLflow server refuses: {said}")
     if status == 403:
         return TrackingError(
             f"The MLflow server refuses (403): ask for permission; if the host name is new to it, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from forward_inf_mlflow.policy import Policy
 from forward_inf_mlflow.record import write_record
 from forward_inf_mlflow.report import Portraits, render
 from forward_inf_mlflow.ui_table import UITable, ui_table
+from forward_inf_mlflow.verdicts.seal import Sealed
 
 #: Written last: where it is, the audit is whole.
 RECORD = "audit.json"
@@ -39,6 +40,7 @@ class Artifacts:
     influence: pd.DataFrame
     policy: Policy
     portraits: Portraits
+    approvals: Sequence[Sealed] = ()
 
     @cached_property
     def table(self) -> UITable:
@@ -47,7 +49,14 @@ class Artifacts:
 
     def write(self, folder: Path) -> None:
         """Write all files into an empty folder, the record last."""
-        html = render(self.record, self.flagged, self.scores, self.portraits, self.influence)
+        html = render(
+            self.record,
+            self.flagged,
+            self.scores,
+            self.portraits,
+            self.influence,
+            approvals=self.approvals,
+        )
         (folder / "report.html").write_text(html, encoding="utf-8")
         # RFC 4180's line ends: with them a carriage return inside a text is quoted too, else it
         # would begin a row of its own, with a formula in its first cell.

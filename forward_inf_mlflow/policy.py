@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
@@ -10,9 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from forward_inf_mlflow.errors import PolicyError
+from forward_inf_mlflow.strict_yaml import Reader, is_empty, scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,46 +69,18 @@ def parse_policy(text: str, *, name: str = "policy") -> Policy:
     Raises:
         PolicyError: For an unknown key, a key given twice, or a value that the key cannot have.
     """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError:
-        raise PolicyError(f"{name}: a policy is a list of 'key: value' lines") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise PolicyError(f"{name}{where}: {problem}") from error
+    reader = Reader(name, PolicyError)
+    root = reader.root(text, "a policy is a list of 'key: value' lines")
     if root is None:
         return Policy()
-    if not isinstance(root, yaml.MappingNode):
-        raise PolicyError(f"{name}, line 1: a policy is a list of 'key: value' lines")
-
-    known = {field.name for field in fields(Policy)}
     values: dict[str, Any] = {}
-    for key_node, value_node in root.value:
-        where = f"{name}, line {key_node.start_mark.line + 1}"
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
-            raise PolicyError(f"{where}: unknown key '{key}'; {hint}")
-        if key in values:
-            raise PolicyError(f"{where}: '{key}' stands here a second time")
-        if isinstance(value_node, yaml.ScalarNode) and not value_node.value:
+    known = [field.name for field in fields(Policy)]
+    for key, (where, node) in reader.entries(root, known).items():
+        if is_empty(node):
             # YAML reads nothing as null, and null means no bound: too much for a slip.
             raise PolicyError(f"{where}: '{key}' has no value; write null for no bound")
-        values[key] = _checked(key, _scalar(value_node), where)
+        values[key] = _checked(key, scalar(node), where)
     return Policy(**values)
-
-
-def _scalar(node: yaml.Node) -> Any:
-    """Return the plain value of a node; the node itself where it has none, for the checks."""
-    if not isinstance(node, yaml.ScalarNode):
-        return node
-    try:
-        return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, KeyError, IndexError):
-        return node
 
 
 def _checked(key: str, value: Any, where: str) -> Any:

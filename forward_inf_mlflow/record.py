@@ -72,7 +72,12 @@ def make_record(
         "finished": True,
         "finished_at": int(time.time() * 1000),
         "tool": tools(str(problem.train.device)),
-        "model": {**asdict(version), "uri": version.uri, "kind": model.kind},
+        "model": {
+            **asdict(version),
+            "uri": version.uri,
+            "kind": model.kind,
+            "sha256": model.sha256,
+        },
         "notes": list(problem.notes),
         "run": asdict(run),
         "data": data,

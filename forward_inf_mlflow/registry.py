@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import re
 import tempfile
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from forward_inf_mlflow.mlflow_errors import (
     redact,
     translate_errors,
 )
+from forward_inf_mlflow.models.content import content_sha256
 from forward_inf_mlflow.models.mlmodel import Flavor, read_flavor
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def resolve(model_uri: str) -> Version:
             creation_timestamp=int(found.creation_timestamp),
             source=found.source or "",
             run_id=found.run_id or None,
-            model_id=_model_id(client, found),
+            model_id=model_id_of(client, found),
         )
 
 
@@ -113,15 +115,32 @@ def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
         TrackingError: The server cannot be reached or refuses.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="forward-inf-"))
-        with translate_errors():
-            files = Path(
-                mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=folder)
-            )
-        model = load_folder(files, allow_pickle=allow_pickle)
+        files = stack.enter_context(_downloaded(version))
+        digest = content_sha256(files)  # before any code of the model's could change them
+        model = replace(load_folder(files, allow_pickle=allow_pickle), sha256=digest)
         if allow_pickle:  # code that came with the model may import more of itself later
             atexit.register(stack.pop_all().close)
         return model
+
+
+def content_of(version: Version) -> str:
+    """Download a version's files and return their digest, `models.content.content_sha256`.
+
+    Raises:
+        ModelError: The files are missing, or are not ones that a model has.
+        TrackingError: The server cannot be reached or refuses.
+    """
+    with _downloaded(version) as files:
+        return content_sha256(files)
+
+
+@contextmanager
+def _downloaded(version: Version) -> Iterator[Path]:
+    """Yield a folder with the version's files, which is gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
+        with translate_errors():
+            files = mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=folder)
+        yield Path(files)
 
 
 def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
@@ -171,8 +190,13 @@ def _read(flavor: Flavor, *, trust_all: bool) -> Any:
     return mlflow.sklearn.load_model(str(flavor.folder))
 
 
-def _model_id(client: MlflowClient, version: Any) -> str | None:
-    """Follow ``models:/other/1`` sources of copies to the logged model they came from."""
+def model_id_of(client: Any, version: Any) -> str | None:
+    """Follow ``models:/other/1`` sources of copies to the logged model they came from.
+
+    Args:
+        client: Whatever has MLflow's ``get_model_version``: a client, or a store on the server.
+        version: A version as MLflow describes it.
+    """
     for _ in range(_COPIES):
         source = version.source or ""
         if logged := _LOGGED.fullmatch(source):

@@ -29,6 +29,7 @@ from forward_inf_mlflow.promotion import FoundAudit, audit_of_file, fetch_artifa
 from forward_inf_mlflow.record import facts_of, measures_of, metrics_of, policy_of, write_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.report import rebuild
+from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 from forward_inf_mlflow.ui_table import PICTURES
 
 #: What a person may answer, and what it means.
@@ -228,7 +229,8 @@ def _log(
         folder = Path(path)
         names = _picture_names(folder / output.FLAGGED)
         pictures = _pictures(audit.run_id, set(names.values()))
-        html = rebuild(record, lambda file: _read(folder / file))
+        approvals = find_approvals(version, tags_of(version))
+        html = rebuild(record, lambda file: _read(folder / file), approvals)
         (folder / "report.html").write_text(html, encoding="utf-8")
         content = write_record(record)
         (folder / output.RECORD).write_bytes(content)

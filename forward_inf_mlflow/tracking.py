@@ -33,6 +33,8 @@ from forward_inf_mlflow.registry import Version
 FOLDER = "forward_inf"
 #: Version tags; short, because MLflow's version table cuts keys at about 15 characters.
 GATE_TAG, RUN_TAG, AUDIT_TAG = "fi.gate", "fi.run", "fi.audit"
+#: Run tags: the version's address, and what tells other runs about a version from audits.
+MODEL_TAG, KIND_TAG = "forward_inf.model", "forward_inf.kind"
 #: MLflow's run tag that names the artifacts which its UI shows as tables.
 _TABLES_TAG = "mlflow.loggedArtifacts"
 
@@ -78,7 +80,7 @@ def audit_run(
     """
     client = MlflowClient()
     borrowed = run_id or os.environ.get("MLFLOW_RUN_ID")
-    tags = {"forward_inf.model": version.uri}
+    tags = {MODEL_TAG: version.uri}
     with translate_errors():
         if borrowed:
             run = client.get_run(borrowed)

@@ -34,6 +34,7 @@ import mlflow.sklearn
 import numpy as np
 import pandas as pd
 import pytest
+from gate_cases import write_gate
 from mlflow import MlflowClient
 from mlflow.tracking import fluent
 from sklearn.linear_model import LogisticRegression
@@ -147,7 +148,7 @@ def tracking(uri: str) -> Iterator[str]:
 
 
 @functools.cache
-def _empty_database() -> bytes:
+def empty_database() -> bytes:
     """Return a store without content: MLflow takes a second to make one, a copy takes none."""
     with tempfile.TemporaryDirectory() as folder:
         MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
@@ -156,7 +157,7 @@ def _empty_database() -> bytes:
 
 def sqlite_store(folder: Path) -> str:
     """Return the URI of a new store; its experiment ``tests`` keeps artifacts in ``folder`` too."""
-    (folder / "mlflow.db").write_bytes(_empty_database())
+    (folder / "mlflow.db").write_bytes(empty_database())
     with tracking(f"sqlite:///{folder}/mlflow.db") as uri:
         mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
     return uri
@@ -213,10 +214,9 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Yield one real server for the whole session; it hands on artifacts, as most do."""
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def serve(folder: Path, *switches: str, workers: int = 1, **environment: str) -> Iterator[Server]:
+    """Run a server on a new sqlite store in ``folder``; it hands on artifacts, as most do."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     log = folder / "server.log"
@@ -224,11 +224,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process = subprocess.Popen(
             [
                 *(str(BIN / "mlflow"), "server", "--host", "0.0.0.0", "--port", str(port)),
-                *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"),
-                *("--artifacts-destination", str(folder / "artifacts")),
-                *("--allowed-hosts", f"127.0.0.1:{port}"),
+                *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+                *("--workers", str(workers), "--allowed-hosts", f"127.0.0.1:{port}"),
+                *("--artifacts-destination", str(folder / "artifacts"), *switches),
             ],
-            env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")},
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")},
+                **environment,
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
@@ -239,6 +242,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(url, port)
     finally:
         end(process)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield one real server for the whole session."""
+    with serve(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """Yield one real server with a gate for the whole session, and the folder of its gate file."""
+    folder = tmp_path_factory.mktemp("gated")
+    (folder / "mlflow.db").write_bytes(empty_database())
+    write_gate(folder)
+    registry = f"forward-inf-gate:sqlite:///{folder}/mlflow.db"
+    with serve(folder, "--registry-store-uri", registry, workers=2) as running:
+        yield running, folder
 
 
 def free_port() -> int:

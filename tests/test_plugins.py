@@ -8,9 +8,11 @@ import pkgutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import empty_database
 
 import forward_inf_mlflow
 
@@ -49,6 +51,31 @@ def test_the_evaluator_is_the_class_that_mlflow_registers() -> None:
     registered = _model_evaluation_registry.get_evaluator("forward_inf")
     assert issubclass(entry.load(), ModelEvaluator)
     assert type(registered) is entry.load()
+
+
+def test_naming_the_gated_registry_loads_none_of_it() -> None:
+    loaded = loaded_by(
+        "from mlflow.tracking._model_registry.utils import _get_store_registry\n"
+        "assert 'forward-inf-gate' in _get_store_registry()._registry"
+    )
+    assert {name for name in loaded if name.startswith("forward_inf_mlflow.")} == {
+        "forward_inf_mlflow.plugins",
+        "forward_inf_mlflow.plugins.registry_store",
+        "forward_inf_mlflow.version",
+    }
+
+
+def test_the_gate_costs_a_server_no_library_that_it_would_not_load_anyway(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_database())
+    loaded_by(
+        "import sys, mlflow.store.model_registry.sqlalchemy_workspace_store\n"
+        "from forward_inf_mlflow.plugins.registry_store import build\n"
+        "before = set(sys.modules)\n"
+        f"build('forward-inf-gate:sqlite:///{tmp_path}/mlflow.db')\n"
+        "more = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "heavy = 'torch', 'pandas', 'sklearn', 'scipy', 'numpy', 'matplotlib', 'pyarrow'\n"
+        "assert not more & set(heavy), more"
+    )
 
 
 @pytest.mark.parametrize("name", forward_inf_mlflow.__all__)

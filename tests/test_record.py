@@ -68,6 +68,7 @@ def made(**changes: Any) -> dict[str, Any]:
         "pt2",
         lambda x: np.asarray(x),
         notes=("was logged in train mode",),
+        sha256="cd" * 32,
     )
     cpu = torch.device("cpu")
     problem = prepare(model, rows(), rows(20), task="auto", device=cpu, batch_size=None)
@@ -155,6 +156,7 @@ def test_the_file_holds_what_repeats_the_audit() -> None:
     record = made()
     assert record["model"]["uri"] == "models:/m/3"
     assert record["model"]["creation_timestamp"] == 17
+    assert record["model"]["sha256"] == "cd" * 32
     assert record["settings"] == {"seed": 3, "rates": [0.1, 0.2], "batch_size": 1024}
     assert record["costs"] == {
         "rows": 40,
@@ -174,6 +176,7 @@ def test_the_report_shows_what_the_record_notes_as_whole_sentences() -> None:
     page = render(record, pd.DataFrame(), pd.DataFrame())
     audited = page.split("What was audited", 1)[1].split("</section>", 1)[0]
     assert ">the model was logged in train mode.<" in audited
+    assert f"SHA-256 of its files <code>{'cd' * 32}</code>" in audited
 
 
 def test_numbers_that_json_lacks_become_null_and_the_file_is_strict_json() -> None:

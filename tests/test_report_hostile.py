@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -26,6 +27,10 @@ from report_cases import (
 
 from forward_inf_mlflow.errors import DataError, TrackingError
 from forward_inf_mlflow.report import Portraits, render, thumbnail
+from forward_inf_mlflow.report.approvals import with_approvals
+from forward_inf_mlflow.verdicts.keys import PrivateKey
+from forward_inf_mlflow.verdicts.seal import seal
+from forward_inf_mlflow.verdicts.statement import Override, Subject
 
 
 def hostile(value: Any) -> Any:
@@ -81,6 +86,29 @@ def test_hostile_strings_stay_text_wherever_they_stand() -> None:
     assert area["data-table"] is None
     assert "\u202e" not in page.text, "a bidirectional override would reorder what is read"
     assert "{{7*7}}" in page.text
+
+
+def test_hostile_approvals_stay_text_and_can_be_replaced() -> None:
+    subject = Subject(name="m", version="1", creation_timestamp=1, source="", model_id=None)
+    override = Override(subject=subject, alias=HOSTILE, reason=HOSTILE, issued=1, expires=2**52)
+    mark = "<!-- /approvals -->"
+    sealed = [
+        seal(replace(override, reason=f"{mark} {i} {HOSTILE}"), PrivateKey.generate())
+        for i in range(25)
+    ]
+    html = render(make_audit(), make_flagged(), NO_SCORES, {}, approvals=sealed)
+    page = Page(html)
+    assert html.count(mark) == 1
+    assert scripts(html) == []
+    assert page.attributes("img", "src") == []
+    assert page.text.count("<script>alert(1)</script>") == 40
+    assert "5 older ones are not shown" in page.text
+    assert "\u202e" not in page.text
+    without = render(make_audit(), make_flagged(), NO_SCORES, {})
+    assert "Approvals" not in Page(without).text
+    assert with_approvals(html, []) == without
+    assert with_approvals(without, sealed) == html
+    assert with_approvals("<html></html>", sealed) is None
 
 
 def test_no_script_but_ours_runs_and_it_never_writes_markup() -> None:

@@ -63,6 +63,7 @@ def test_answers_count_in_record_report_metrics_and_gate(
     record = mlflow.artifacts.load_dict(f"runs:/{found.run_id}/forward_inf/audit.json")
     assert record["review"]["by"] == "A. Owner"
     assert record["review"]["of_run"] == audited.run_id
+    assert record["model"] == audited.record["model"]  # with the digest of its files
     assert "17 of 50 rows that A. Owner looked at" in record["measures"]["mislabeled"]["note"]
     run = MlflowClient().get_run(found.run_id)
     low = run.data.metrics["forward_inf/mislabeled_rate_low"]

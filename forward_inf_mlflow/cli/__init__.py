@@ -17,19 +17,24 @@ from typing import NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from forward_inf_mlflow.cli.approve import approve_command
 from forward_inf_mlflow.cli.audit import audit_command
 from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.compare import compare_command
 from forward_inf_mlflow.cli.demo import demo_command
 from forward_inf_mlflow.cli.gate import gate_command, promote_command
+from forward_inf_mlflow.cli.gate_file import gate_file_group
+from forward_inf_mlflow.cli.history import history_command
 from forward_inf_mlflow.cli.influence import influence_command
+from forward_inf_mlflow.cli.keys import keys_group
 from forward_inf_mlflow.cli.policy import policy_group
 from forward_inf_mlflow.cli.report import report_command
 from forward_inf_mlflow.cli.review import review_group
-from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.cli.sign import sign_command
+from forward_inf_mlflow.errors import ForwardInfError, RefusedError
 from forward_inf_mlflow.version import __version__
 
-CANNOT_DECIDE, INTERRUPTED = 2, 130
+REFUSED, CANNOT_DECIDE, INTERRUPTED = 1, 2, 130
 #: Switches that may carry a value, as ``mlflow run -P allow-pickle=true`` writes them.
 _SWITCHES = (
     *("--allow-pickle", "--compiled", "--dry-run", "--fresh", "--plan", "--together"),
@@ -56,11 +61,16 @@ for command in (
     audit_command,
     influence_command,
     gate_command,
+    sign_command,
     promote_command,
+    approve_command,
+    history_command,
     report_command,
     compare_command,
     review_group,
     policy_group,
+    keys_group,
+    gate_file_group,
     demo_command,
 ):
     cli.add_command(command)
@@ -90,6 +100,8 @@ def run(arguments: list[str]) -> int:
         return CANNOT_DECIDE
     except click.ClickException as error:
         return fail(error.format_message(), _help_for(error))
+    except RefusedError as error:
+        return fail(str(error), code=REFUSED)
     except ForwardInfError as error:
         return fail(str(error))
     except SystemExit:  # click's answer to a reader that left, which would come out as refused

@@ -13,15 +13,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forward_inf_mlflow.cli.bars import Bars, Silent
 from forward_inf_mlflow.decision import WORDS
+from forward_inf_mlflow.errors import VerdictError
+
+if TYPE_CHECKING:
+    from forward_inf_mlflow.verdicts.keys import PrivateKey
 
 #: The decision's exit code.
 EXIT = {"pass": 0, "fail": 1, "undecided": 2}
+#: Holds a private key as PEM text.
+KEY_VARIABLE = "FORWARD_INF_SIGNING_KEY"
 _COLOURS = {"pass": "green", "fail": "red", "undecided": "yellow"}
 
 
@@ -152,3 +159,43 @@ def policy_option(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(dir_okay=False),
         help="Policy file (see 'forward-inf policy init').",
     )(function)
+
+
+def ring_option(default: str | None = None) -> Callable[..., Any]:
+    """Add ``--ring FILE``."""
+    return click.option(
+        "--ring",
+        metavar="FILE",
+        type=click.Path(dir_okay=False),
+        default=default,
+        show_default=default is not None,
+        help="Public keys that count (see 'forward-inf keys').",
+    )
+
+
+def key_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--key FILE``."""
+    return click.option(
+        "--key",
+        metavar="FILE",
+        type=click.Path(dir_okay=False),
+        help="Private key (see 'forward-inf keys new'); default: FORWARD_INF_SIGNING_KEY.",
+    )(function)
+
+
+def signing_key(file: str | None) -> PrivateKey:
+    """Return the key of a file, else of the environment, where a CI job finds its secrets.
+
+    Raises:
+        VerdictError: There is none, or it is no key; never says what it is.
+    """
+    from forward_inf_mlflow.verdicts.keys import parse_private_key, read_private_key
+
+    if file:
+        return read_private_key(Path(file))
+    if pem := os.environ.get(KEY_VARIABLE):
+        return parse_private_key(pem.encode("utf-8", "surrogateescape"), name=KEY_VARIABLE)
+    raise VerdictError(
+        f"there is no key to sign with: name its file with --key, or put its text into the "
+        f"environment as {KEY_VARIABLE}; make one with 'forward-inf keys new'"
+    )

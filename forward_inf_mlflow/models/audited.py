@@ -35,6 +35,7 @@ class AuditedModel:
         probabilities: Whether ``original`` answers probabilities ``(n, K)``, of which the module
             gives logits; else both answer alike.
         half: The half precision that ``original`` computes in, None for anything finer.
+        sha256: Digest of the files that it was loaded from; None if it was not loaded.
         estimator: The fitted scikit-learn estimator (or pipeline), if it came from one.
         max_batch: The largest batch the module takes; None if any.
         notes: What to tell the reader of the model, such as "was logged in train mode".
@@ -53,3 +54,4 @@ class AuditedModel:
     notes: tuple[str, ...] = field(default=())
     probabilities: bool = False
     half: torch.dtype | None = None
+    sha256: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from forward_inf_mlflow.decision import WORDS
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.report.album import Album
+from forward_inf_mlflow.report.approvals import approvals_html
 from forward_inf_mlflow.report.expected import Expected
 from forward_inf_mlflow.report.formats import number
 from forward_inf_mlflow.report.measures import BOUNDS, Verdict
@@ -23,6 +24,7 @@ from forward_inf_mlflow.report.reviews import review_sentences
 from forward_inf_mlflow.report.rows import Presenter
 from forward_inf_mlflow.report.sections import Section, section, strings
 from forward_inf_mlflow.report.since import since_section
+from forward_inf_mlflow.verdicts.seal import Sealed
 
 MAX_SOURCES = 100
 #: What more there is to say below a verdict, by the parts of the record that say it.
@@ -39,6 +41,8 @@ def render(
     scores: pd.DataFrame,
     portraits: Portraits | None = None,
     influence: pd.DataFrame | None = None,
+    *,
+    approvals: Sequence[Sealed] = (),
 ) -> str:
     """Render the report.
 
@@ -56,6 +60,7 @@ def render(
         portraits: What rows are recognized by.
         influence: Proponents and opponents of single rows: ``asked``, ``query_id``, ``kind``,
             ``rank``, ``train_id``, ``influence``.
+        approvals: Overrides of the version, newest first.
 
     Returns:
         A whole HTML document.
@@ -124,6 +129,7 @@ def render(
         more_sources=max(0, len(sources) - MAX_SOURCES),
         guilty=guilty(sources),
         album=album,
+        approvals=approvals_html(approvals),
         audit_command=_own_command(top["repeat"]) or shlex.join(["forward-inf", "audit", uri]),
         promote_command=shlex.join(["forward-inf", "promote", uri, "--alias", "champion"]),
     )

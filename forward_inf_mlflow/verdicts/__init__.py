@@ -1,0 +1,1 @@
+"""Signed verdicts: what a registry can check without the model, its data, torch or MLflow."""
