@@ -134,12 +134,19 @@ def judge_labels(
         given_probability=given,
         mislabeled=wrong,
         memorized=memorized_classes(
-            held_out, labels, given, itself.train.argmax(1) == labels, taught
+            held_out, labels, given, _ahead_of_others(itself.train, labels), taught
         ),
         leak_worth=worth(itself.queries.argmax(1) == truth, query_loss, leaks.flags),
         membership=membership(loss, query_loss, held_out, labels, truth, leaks.flags),
         passes=len(labels) + len(truth),
     )
+
+
+def _ahead_of_others(logs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return how far each label is ahead of the likeliest other ``(n,)``, in ``(n, K)`` logs."""
+    rows, others = np.arange(len(labels)), logs.copy()
+    others[rows, labels] = -np.inf
+    return np.asarray(logs[rows, labels] - others.max(1))
 
 
 def comparable(

@@ -10,7 +10,7 @@ from test_detect_leakage import M, N, table
 from test_detect_memorization import expecting, held_out, known
 from test_detect_mislabeled import SEEDS, classes, naive
 
-from forward_inf_mlflow.detect.gross_errors import mislabeled_targets
+from forward_inf_mlflow.detect.gross_errors import half_models, mislabeled_targets
 from forward_inf_mlflow.detect.kept import leaks_without, memorized_without
 from forward_inf_mlflow.detect.leakage import leaked
 from forward_inf_mlflow.detect.memorization import memorized_classes
@@ -81,8 +81,8 @@ def test_targets_that_were_kept_are_not_named() -> None:
     predicted = rng.normal(size=1400) * 5
     targets = predicted + rng.normal(size=1400) * 0.2
     targets[:30] += 20
-    models = HeldOut(predicted[None, :1000, None], predicted[None, 1000:, None], "drawn")
-    trusted = np.ones(400, dtype=bool)
+    seen = HeldOut(predicted[None, :1000, None], predicted[None, 1000:, None], "drawn")
+    models, trusted = [half_models(seen)], np.ones(400, dtype=bool)
     before = mislabeled_targets(models, targets[:1000], targets[1000:], trusted)
     right = np.arange(1000) < 10
     found = mislabeled_targets(models, targets[:1000], targets[1000:], trusted, right=right)

@@ -28,7 +28,8 @@ def expecting(*probability: float) -> Expert:
 
 
 def known(n: int) -> np.ndarray:
-    return np.ones(n, dtype=bool)
+    """Return how far ahead of all others labels are that a model knows by heart."""
+    return np.full(n, 50.0)
 
 
 def of(probability: np.ndarray | list[float]) -> list[Expert]:
@@ -206,13 +207,6 @@ def test_agreement_is_cronbachs_alpha() -> None:
     assert mean_rank(taught[:1], np.ones(2000, int))[1] is None
 
 
-def test_what_the_model_does_not_know_it_has_not_memorized() -> None:
-    given, labels = np.array([0.1, 0.9, 0.9]), np.ones(3, int)
-    found = memorized_classes(None, labels, given, given > 0.5, of([0.1, 0.3, 0.6]))
-    assert found.score[0] == 0
-    assert found.score[1] > found.score[2] > 0
-
-
 def eight_pairs(p: np.ndarray, q: np.ndarray, seed: int) -> Memorized:
     """Eight models with each row and eight without, right with these chances."""
     rng, n = np.random.default_rng(seed), len(p)
@@ -262,3 +256,13 @@ def test_models_that_are_better_or_worse_as_a_whole_widen_the_interval() -> None
         found = share_above(with_it == labels, without == labels, 0.25)
         width.append(found.high - found.low)
     assert width[1] > 1.3 * width[0]
+
+
+def test_what_the_model_does_not_know_for_sure_is_ranked_below_what_it_knows() -> None:
+    ahead = np.array([50.0, 0.0, -50.0, 50.0])
+    found = memorized_classes(
+        None, np.ones(4, dtype=int), np.full(4, 0.9), ahead, of([0.2, 0.2, 0.2, 0.9])
+    )
+    ranks = found.score / found.score[0]
+    np.testing.assert_allclose(ranks[:3], [1.0, 0.5, 0.0], atol=1e-12)
+    assert 0 < ranks[3] < 1, "it is known for sure, and by everybody"

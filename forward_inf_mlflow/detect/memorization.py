@@ -7,8 +7,10 @@ half-models, neighbours and linear models without the row, and the audited model
 the rows, and a mean rank counts, which is ahead of each of them (benchmarks/RESULTS.md). No truth
 is known that could weigh them; who agrees with the others counts more (Parisi, Strino, Nadler,
 Kluger, PNAS 2014). Who learned from the queries is not asked: these may know what the training rows
-do not teach. What the audited model does not know it has not memorized: rows whose label it does
-not prefer come last.
+do not teach. And by how surely the audited model knows the label: mem_i is large where it is known
+with the row and not expected without, so the mean rank is weighed by the label's odds against the
+likeliest other. A model that knows every label by heart weighs all rows alike; of one that
+generalises, rows that it has not learned come last.
 
 **Named** by mem_i itself. With: the audited model. Without: the mean over half-models that did not
 see the row. The audited model is one draw, so the number is a rough one; how large the share of
@@ -42,8 +44,8 @@ class Memorized:
     """What the detector says of every training row, all ``(n,)``.
 
     Attributes:
-        score: What rows are ranked by: a mean rank, 0 to 1, none for labels that the model does not
-            prefer; or mem_i itself where it is known.
+        score: What rows are ranked by: a mean rank, 0 to 1, times how surely the model prefers the
+            label; or mem_i itself where it is known.
         fall: By how much the label's probability falls in models that did not see the row; NaN
             where there are none.
         low, high: The 95 % interval of mem_i in its own unit; NaN where only a rank is known.
@@ -63,7 +65,7 @@ def memorized_classes(
     held_out: HeldOut | None,
     labels: np.ndarray,
     given_probability: np.ndarray,
-    preferred: np.ndarray,
+    ahead: np.ndarray,
     taught: Sequence[Expert],
 ) -> Memorized:
     """Rank rows by what everybody expects of their labels; name those that half-models do not know.
@@ -73,14 +75,14 @@ def memorized_classes(
             was trained, and nobody is named.
         labels: ``(n,)`` given class indices.
         given_probability: ``(n,)`` what the audited model gives the given label.
-        preferred: ``(n,)`` bool, whether it finds that label the likeliest.
+        ahead: ``(n,)`` how many nats it puts that label ahead of the likeliest other.
         taught: Who was taught by the training rows, the audited model among them.
     """
     n = len(labels)
     if held_out is not None and held_out.diverged is not None:
         return _nobody(n, held_out.diverged)
     score, reliability = mean_rank(taught, labels)
-    score = np.where(preferred, score, 0.0)
+    score = score * special.expit(ahead)
     if reliability is not None and reliability < RELIABLE:
         found = _nobody(
             n,
