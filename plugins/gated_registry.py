@@ -291,11 +291,12 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
             return True
         if not self._loose or key.isascii():
             return False
+        number = None if version is None else int(self.get_model_version(name, version).version)
         with self.ManagedSessionMaker() as session:  # which tag would the database take it for?
-            if version is None:
+            if number is None:
                 same = self._get_registered_model_tag(session, name, key)
             else:
-                same = self._get_model_version_tag(session, name, int(version), key)
+                same = self._get_model_version_tag(session, name, number, key)
             return same is not None and same.key != key and self._is_kept(same.key, name, version)
 
     def _check_signed(self, found: ModelVersion, tag: ModelVersionTag) -> None:

@@ -555,6 +555,9 @@ def test_where_the_database_compares_loosely_foreign_letters_are_protected(
     store.set_model_version_tag(name, version, ModelVersionTag("größe", "1"))
     store.delete_model_version_tag(name, version, "größe")
     store.set_registered_model_tag(name, RegisteredModelTag("größe", "1"))
+    with pytest.raises(MlflowException, match="version") as caught:
+        store.set_model_version_tag(name, "x", ModelVersionTag("größe", "1"))
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
 def test_files_on_the_servers_disk_are_hashed_as_an_audit_hashes_them(tmp_path: Path) -> None:
