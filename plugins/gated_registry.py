@@ -178,17 +178,19 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         """Return the gate as its file says now.
 
         Raises:
-            VerdictError: It is not valid, or lies where the server lets clients write.
+            VerdictError: It is not valid, or a part of it lies where the server lets clients write.
         """
+        gate = load_gate(self._file)
         artifacts = os.environ.get(_ARTIFACTS)
         if artifacts and is_local_uri(artifacts, is_tracking_or_registry_uri=False):
             root = Path(local_file_uri_to_path(artifacts)).resolve()
-            if self._file.resolve().is_relative_to(root):
-                raise VerdictError(
-                    f"{self._file.name} lies among the artifacts, where anybody writes: move it, "
-                    f"and name it in {VARIABLE}"
-                )
-        return load_gate(self._file)
+            for file in gate.files:
+                if file.resolve().is_relative_to(root):
+                    raise VerdictError(
+                        f"{file.name} lies among the artifacts, where anybody writes: move it "
+                        f"({VARIABLE} names the gate's file)"
+                    )
+        return gate
 
     def _admit(self, found: ModelVersion, target: str, *, stage: bool = False) -> _Answer | None:
         """Return what opened a protected alias or stage; None for a free one.

@@ -24,6 +24,7 @@ from forward_inf_mlflow.models.content import content_sha256
 from forward_inf_mlflow.plugins import gated_registry
 from forward_inf_mlflow.plugins.registry_store import build
 from forward_inf_mlflow.plugins.stored_files import stored_sha256
+from forward_inf_mlflow.policy import default_text
 from forward_inf_mlflow.verdicts.keys import Ring
 from forward_inf_mlflow.verdicts.seal import Sealed
 
@@ -490,6 +491,23 @@ def test_a_gate_file_where_clients_write_counts_for_nothing(
     )
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", "s3://bucket/artifacts")
     store.set_registered_model_alias(name, "champion", version)
+
+
+@pytest.mark.parametrize("line", ["keys: art/keys.yaml", "keys: keys.yaml"])
+def test_keys_and_policies_where_clients_write_count_for_nothing(
+    store: Any, name: str, folder: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = passed(store, name)
+    (folder / "art").mkdir(exist_ok=True)
+    (folder / "art" / "keys.yaml").write_bytes((folder / "keys.yaml").read_bytes())
+    (folder / "art" / "policy.yaml").write_text(default_text())
+    policies = "" if "art" in line else "{policies: [art/policy.yaml]}, "
+    write_gate(folder, f"{line}\nprotect: [{policies}{{}}]")
+    store.set_registered_model_alias(name, "champion", version)
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(folder / "art"))
+    assert "lies among the artifacts" in refusal(
+        store.set_registered_model_alias, name, "champion", version
+    )
 
 
 def test_what_nobody_foresaw_is_a_refusal_and_stands_in_the_log(
