@@ -50,6 +50,7 @@ bench: $(READY) peers
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/candidates.py
 	$(BIN)/python benchmarks/resume.py
+	$(BIN)/python benchmarks/gate.py
 
 screenshots: $(READY)
 	$(BIN)/python docs/screenshots.py

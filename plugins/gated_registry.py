@@ -178,17 +178,19 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         """Return the gate as its file says now.
 
         Raises:
-            VerdictError: It is not valid, or lies where the server lets clients write.
+            VerdictError: It is not valid, or a part of it lies where the server lets clients write.
         """
+        gate = load_gate(self._file)
         artifacts = os.environ.get(_ARTIFACTS)
         if artifacts and is_local_uri(artifacts, is_tracking_or_registry_uri=False):
             root = Path(local_file_uri_to_path(artifacts)).resolve()
-            if self._file.resolve().is_relative_to(root):
-                raise VerdictError(
-                    f"{self._file.name} lies among the artifacts, where anybody writes: move it, "
-                    f"and name it in {VARIABLE}"
-                )
-        return load_gate(self._file)
+            for file in gate.files:
+                if file.resolve().is_relative_to(root):
+                    raise VerdictError(
+                        f"{file.name} lies among the artifacts, where anybody writes: move it "
+                        f"({VARIABLE} names the gate's file)"
+                    )
+        return gate
 
     def _admit(self, found: ModelVersion, target: str, *, stage: bool = False) -> _Answer | None:
         """Return what opened a protected alias or stage; None for a free one.
@@ -291,11 +293,12 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
             return True
         if not self._loose or key.isascii():
             return False
+        number = None if version is None else int(self.get_model_version(name, version).version)
         with self.ManagedSessionMaker() as session:  # which tag would the database take it for?
-            if version is None:
+            if number is None:
                 same = self._get_registered_model_tag(session, name, key)
             else:
-                same = self._get_model_version_tag(session, name, int(version), key)
+                same = self._get_model_version_tag(session, name, number, key)
             return same is not None and same.key != key and self._is_kept(same.key, name, version)
 
     def _check_signed(self, found: ModelVersion, tag: ModelVersionTag) -> None:

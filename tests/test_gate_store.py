@@ -24,6 +24,7 @@ from forward_inf_mlflow.models.content import content_sha256
 from forward_inf_mlflow.plugins import gated_registry
 from forward_inf_mlflow.plugins.registry_store import build
 from forward_inf_mlflow.plugins.stored_files import stored_sha256
+from forward_inf_mlflow.policy import default_text
 from forward_inf_mlflow.verdicts.keys import Ring
 from forward_inf_mlflow.verdicts.seal import Sealed
 
@@ -492,6 +493,23 @@ def test_a_gate_file_where_clients_write_counts_for_nothing(
     store.set_registered_model_alias(name, "champion", version)
 
 
+@pytest.mark.parametrize("line", ["keys: art/keys.yaml", "keys: keys.yaml"])
+def test_keys_and_policies_where_clients_write_count_for_nothing(
+    store: Any, name: str, folder: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = passed(store, name)
+    (folder / "art").mkdir(exist_ok=True)
+    (folder / "art" / "keys.yaml").write_bytes((folder / "keys.yaml").read_bytes())
+    (folder / "art" / "policy.yaml").write_text(default_text())
+    policies = "" if "art" in line else "{policies: [art/policy.yaml]}, "
+    write_gate(folder, f"{line}\nprotect: [{policies}{{}}]")
+    store.set_registered_model_alias(name, "champion", version)
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(folder / "art"))
+    assert "lies among the artifacts" in refusal(
+        store.set_registered_model_alias, name, "champion", version
+    )
+
+
 def test_what_nobody_foresaw_is_a_refusal_and_stands_in_the_log(
     store: Any, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -555,6 +573,9 @@ def test_where_the_database_compares_loosely_foreign_letters_are_protected(
     store.set_model_version_tag(name, version, ModelVersionTag("größe", "1"))
     store.delete_model_version_tag(name, version, "größe")
     store.set_registered_model_tag(name, RegisteredModelTag("größe", "1"))
+    with pytest.raises(MlflowException, match="version") as caught:
+        store.set_model_version_tag(name, "x", ModelVersionTag("größe", "1"))
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
 def test_files_on_the_servers_disk_are_hashed_as_an_audit_hashes_them(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,13 @@ class Gate:
         ring: The keys that count.
         hash_up_to: Up to how many bytes a model's files are hashed before an alias moves; None
             where they are not.
+        files: All files that were read.
     """
 
     rules: tuple[Rule, ...]
     ring: Ring
     hash_up_to: int | None = None
+    files: tuple[Path, ...] = field(default=(), compare=False)
 
     def rule(
         self, model: str, target: str, *, stage: bool = False, loose: bool = False
@@ -106,7 +108,10 @@ def load_gate(path: Path) -> Gate:
         policies = tuple(_policy_hash(path.parent, name, where) for where, name in draft.policies)
         values = {key: value for key, value in vars(draft).items() if key != "policies"}
         rules.append(Rule(policies=policies or (_default_policy(),), **values))
-    return Gate(rules=tuple(rules), ring=ring, hash_up_to=parsed.hash_up_to)
+    named = [name for draft in parsed.rules for _, name in draft.policies]
+    beside = [name for name in (parsed.keys, *named) if not _HASH.fullmatch(name)]
+    files = (path, *(path.parent / name for name in beside))
+    return Gate(rules=tuple(rules), ring=ring, hash_up_to=parsed.hash_up_to, files=files)
 
 
 @dataclass(frozen=True, kw_only=True)
