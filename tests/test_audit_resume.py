@@ -120,7 +120,7 @@ def test_a_plan_says_what_it_costs_and_logs_nothing(
     planned = plan_audit(uri, influence_queries=7)
     assert (planned["rows"], planned["direction"]) == (240, "curvature")
     costs = planned["forward_equivalents"]
-    assert costs["sweep"] == (1 + 1 + 7) * 240
+    assert costs["sweep"] == (1 + 1 + 7 + 1) * 240, "the second sweep reads the model again"
     parts = ("direction", "sweep", "answers", "halves")
     assert costs["total"] == sum(costs[part] for part in parts)
     assert run(["audit", uri, "--plan", "--influence-queries", "7", "--json"]) == 0

@@ -96,15 +96,15 @@ def test_hostile_approvals_stay_text_and_can_be_replaced() -> None:
         seal(replace(override, reason=f"{mark} {i} {HOSTILE}"), PrivateKey.generate())
         for i in range(25)
     ]
-    html = render(make_audit(), make_flagged(), NO_SCORES, {}, approvals=sealed)
+    html = render(make_audit(), make_flagged(), NO_SCORES, approvals=sealed)
     page = Page(html)
     assert html.count(mark) == 1
-    assert scripts(html) == []
+    assert scripts(html) == [OURS]
     assert page.attributes("img", "src") == []
     assert page.text.count("<script>alert(1)</script>") == 40
     assert "5 older ones are not shown" in page.text
     assert "\u202e" not in page.text
-    without = render(make_audit(), make_flagged(), NO_SCORES, {})
+    without = render(make_audit(), make_flagged(), NO_SCORES)
     assert "Approvals" not in Page(without).text
     assert with_approvals(html, []) == without
     assert with_approvals(without, sealed) == html
