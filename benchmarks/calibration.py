@@ -2,8 +2,8 @@
 
 A draw takes rows of a data set at random, spoils some labels, trains small half-models as an audit
 would, and judges. Of all draws: the share of innocent rows among the certain ones (the false
-discovery rate, promised 10 %), how often a bound misses the true rate (promised 5 %), how often
-anybody is accused where nothing is wrong, and what a policy of 3 % decides.
+discovery rate, promised 10 %), how often a bound misses the true rate (promised 1 % below and 5 %
+above), how often anybody is accused where nothing is wrong, and what a policy of 3 % decides.
 
 Errors: uniform (sym), one class taken for the next (pair), and those that people made (human).
 Digits and breast cancer come with scikit-learn; CIFAR-10N images (60 principal components of the

@@ -24,7 +24,7 @@ import numpy as np
 
 from forward_inf_mlflow import AuditResult, audit
 from forward_inf_mlflow.cli.common import hush
-from forward_inf_mlflow.demo import compare, digits, register
+from forward_inf_mlflow.demo import TRAINER, compare, digits, register
 
 SHARES = ("flips", "exact", "shifted", "accused_clean")
 
@@ -32,7 +32,7 @@ SHARES = ("flips", "exact", "shifted", "accused_clean")
 def one_seed(seed: int) -> dict[str, float | str]:
     """Audit one seed's spoiled and one unspoiled version."""
     data = digits(seed)
-    spoiled = audit(register(data, seed)[0], seed=seed)
+    spoiled = audit(register(data, seed)[0], seed=seed, trainer=TRAINER)
     clean_data = digits(seed, spoiled=False)
     clean = audit(register(clean_data, seed)[0], seed=seed)
     bad = spoiled.scores["mislabeled"].to_numpy() | spoiled.scores["leaked"].to_numpy()

@@ -102,6 +102,7 @@ def audit(
     seed: int = 0,
     max_rows: int | None = None,
     effort: Effort = "standard",
+    fdr: float = 0.1,
     trainer: str | None = None,
     influence_queries: int = 100,
     allow_pickle: bool = False,
@@ -116,7 +117,7 @@ def audit(
     fresh: bool = False,
     compiled: bool = False,
     progress: Progress | None = None,
-    on_plan: Callable[[Plan], None] | None = None,
+    on_plan: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> AuditResult:
     """Audit a registered model version, log everything to MLflow, and decide.
 
@@ -137,6 +138,7 @@ def audit(
         effort: "quick" trains nothing: neighbours and the model itself are asked about labels, and
             memorized rows are ranked, not named. "standard" trains half-models twice, "thorough"
             eight times.
+        fdr: Largest expected share of innocent rows among those that are certainly mislabeled.
         trainer: ``module:function`` that trains a model as this one was trained; see
             `training_function.load_trainer`. It trains the half-models, and shows what the
             mislabeled rows cause. This runs the module's code.
@@ -158,7 +160,8 @@ def audit(
         fresh: Begin again even if there are such pieces, or those of an audit that finished.
         compiled: Run the sweep's passes through ``torch.compile``.
         progress: Called as ``progress(stage, done, total)``.
-        on_plan: Called with the plan of the influence before it is carried out.
+        on_plan: Called with the plan and what it costs, as `plan_audit` returns them, before it is
+            carried out.
 
     Raises:
         ForwardInfError: The audit cannot be made; the message says what to do.
@@ -182,6 +185,7 @@ def audit(
         "seed": seed,
         "max-rows": max_rows,
         "effort": effort if effort != "standard" else None,
+        "fdr": fdr if fdr != 0.1 else None,
         "trainer": trainer,
         "influence-queries": influence_queries if influence_queries != 100 else None,
         "direction": direction if direction != "auto" else None,
@@ -191,7 +195,15 @@ def audit(
         "allow-pickle": allow_pickle or None,
     }
     settings = _settings(
-        seed, effort, trainer, influence_queries, direction, readout, weight_decay, compiled
+        seed=seed,
+        effort=effort,
+        fdr=fdr,
+        trainer=trainer,
+        influence_queries=influence_queries,
+        direction=direction,
+        readout=readout,
+        weight_decay=weight_decay,
+        compiled=compiled,
     )
     choose_device(device)
     if trainer is not None:
@@ -226,7 +238,7 @@ def audit(
         tracking.end_killed(earlier)
         planned = plan_influence(model, problem, settings)
         if on_plan is not None:
-            on_plan(planned)
+            on_plan(_planned(planned, model, problem, settings))
         right = kept.of("mislabeled", digests)
         found = examine(model, problem, planned, settings, progress or silent, work, right)
         found = _without_kept(found, kept, digests)
@@ -294,6 +306,7 @@ def plan_audit(
     model_uri: str,
     *,
     effort: Effort = "standard",
+    fdr: float = 0.1,
     trainer: str | None = None,
     influence_queries: int = 100,
     direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"] = "auto",
@@ -313,7 +326,15 @@ def plan_audit(
     require_positive(influence_queries=influence_queries, **most)
     seed = where.get("seed", 0)
     settings = _settings(
-        seed, effort, trainer, influence_queries, direction, readout, weight_decay, compiled
+        seed=seed,
+        effort=effort,
+        fdr=fdr,
+        trainer=trainer,
+        influence_queries=influence_queries,
+        direction=direction,
+        readout=readout,
+        weight_decay=weight_decay,
+        compiled=compiled,
     )
     if trainer is not None:
         load_trainer(trainer)
@@ -355,26 +376,21 @@ def _planned(
 
 
 def _settings(
+    *,
     seed: int,
-    effort: Effort,
-    trainer: str | None,
-    influence_queries: int,
     direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"],
     readout: Literal["auto", "loss", "margin"],
     weight_decay: float | None,
-    compiled: bool = False,
+    **others: Any,
 ) -> Settings:
     if readout not in ("auto", "loss", "margin"):
         raise ForwardInfError(f"there is no readout '{readout}': use auto, loss or margin")
     return Settings(
         seed=seed,
-        effort=effort,
-        trainer=trainer,
-        influence_queries=influence_queries,
         direction=named_direction(direction, weight_decay, seed),
         readout=None if readout == "auto" else readout,
         weight_decay=weight_decay,
-        compiled=compiled,
+        **others,
     )
 
 

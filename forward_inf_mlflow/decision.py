@@ -45,7 +45,8 @@ class Facts:
         mismatches: A sentence for each set that no longer is what the version recorded.
         partial: Only some of the training rows were read.
         kept: Training rows that a verdict does not name because a person kept them.
-        receipt: What training without the mislabeled rows changed, a sentence; None if nobody did.
+        receipt: What training without the mislabeled rows changed for the better beyond chance, a
+            sentence; None if it did not, or nobody tried.
     """
 
     declared: tuple[str, ...] = ()

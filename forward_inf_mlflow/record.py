@@ -312,8 +312,15 @@ def facts_of(record: Mapping[str, Any]) -> Facts:
         mismatches=tuple(mismatches),
         partial=partial,
         kept=0 if kept is None else _number_kept(kept),
-        receipt=str(receipt.get("sentence")) if isinstance(receipt, Mapping) else None,
+        receipt=_cause(receipt),
     )
+
+
+def _cause(receipt: Any) -> str | None:
+    """Return what a receipt says if it shows harm beyond chance; else it is no reason to refuse."""
+    low = receipt.get("low") if isinstance(receipt, Mapping) else None
+    harm = isinstance(low, float) and low > 0
+    return str(receipt.get("sentence")) if harm else None
 
 
 def _number_kept(kept: Any) -> int:

@@ -51,13 +51,15 @@ class Settings:
     receipt_seeds: int = 5
 
     def __post_init__(self) -> None:
-        """Check the effort.
+        """Check the values.
 
         Raises:
-            ForwardInfError: There is none of that name.
+            ForwardInfError: There is no such effort, or the rate is no share.
         """
         if self.effort not in _REPEATS:
             raise ForwardInfError(f"effort is one of {', '.join(_REPEATS)}, not {self.effort!r}")
+        if not 0 < self.fdr < 1:
+            raise ForwardInfError(f"fdr is {self.fdr:g}: it is a share such as 0.1, for 10 %")
 
     @property
     def repeats(self) -> int:

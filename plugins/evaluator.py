@@ -40,6 +40,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "max_rows": (int,),
     "effort": (str,),
+    "fdr": (float,),
     "trainer": (str,),
     "influence_queries": (int,),
     "direction": (str,),

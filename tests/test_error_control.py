@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from forward_inf_mlflow.detect.error_control import Envelope, certain, conformal_p
+from forward_inf_mlflow.detect.mislabeled import Beside
 
 DRAWS = 600
 #: Three standard deviations of a share of .05 or .1 over the draws.
@@ -111,3 +112,8 @@ def test_a_bound_is_the_same_whenever_it_is_asked_for() -> None:
     first = Envelope.of(tested, trusted)
     second = Envelope.of(tested, trusted)
     assert np.array_equal(first.innocent, second.innocent)
+
+
+def test_the_bound_that_refuses_is_above_nothing_in_one_clean_set_of_a_hundred() -> None:
+    broken = [Beside.of(*scores, None, 0.1).guilty > 0 for scores in draws(600, 300)]
+    assert np.mean(broken) <= 0.01 + 0.0122, "three standard deviations of 600 draws"

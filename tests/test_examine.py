@@ -131,6 +131,7 @@ def test_every_row_the_same() -> None:
     found = audited(x, np.arange(200) % 2, q, np.arange(60) % 2)
     assert not found.labels.mislabeled.certain.any()
     assert found.measures["mislabeled"].abstained is not None
+    assert decide(found.measures, Facts(), Policy()).outcome != "pass"
 
 
 def test_a_model_at_chance() -> None:
@@ -138,6 +139,7 @@ def test_a_model_at_chance() -> None:
     y = np.random.default_rng(5).integers(4, size=200)
     found = audited(x, y, *blobs(100, 4, 1), module=trained(x, y, 4, epochs=0))
     assert not found.labels.mislabeled.certain.any()
+    assert decide(found.measures, Facts(), Policy()).outcome == "undecided"
 
 
 def test_a_model_that_is_right_on_every_training_row_with_zero_loss() -> None:

@@ -351,3 +351,12 @@ def test_a_policy_that_is_none_is_an_error(edit: Callable[[dict[str, Any]], Any]
 def test_any_bound_survives_the_record(rate: float | None) -> None:
     policy = Policy(max_leakage_rate=rate)
     assert policy_of(made(policy=policy)) == policy
+
+
+@pytest.mark.parametrize("low", [-0.01, 0.0, None, "0.01", True])
+def test_a_receipt_that_shows_no_harm_is_no_reason(low: object) -> None:
+    data = dict.fromkeys(("train", "queries"), {"origin": "logged", "digest": "verified"})
+    told = {"sentence": "receipt: +1 point", "low": low}
+    record = {"data": data, "partial": False}
+    assert facts_of({**record, "receipt": told}).receipt is None
+    assert facts_of({**record, "receipt": {**told, "low": 0.002}}).receipt == "receipt: +1 point"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +33,13 @@ _REMEMBERS = "may still remember wrong labels"
     default="standard",
     show_default=True,
     help="quick trains no half-models, thorough eight pairs.",
+)
+@click.option(
+    "--fdr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Largest share of innocent rows among the certainly mislabeled.",
 )
 @click.option(
     "--trainer",
@@ -78,8 +86,9 @@ def audit_command(
             features=names,
             progress=progress,
             on_plan=lambda planned: progress.say(
-                f"plan: {planned.why}; about {planned.costs['total']:,} forward passes of one row "
-                "for the influence alone (--plan says what all takes)"
+                f"plan: {planned['why']}; about "
+                f"{planned['forward_equivalents']['total']:,} forward passes of one row in all"
+                f"{_trainings(planned, options)}"
             ),
             **_given(options),
         )
@@ -112,11 +121,18 @@ def _plan(console: Console, model_uri: str, **options: Any) -> int:
         f"model's answers, {costs['halves']:,} to train and read "
         "half-models"
     )
-    if planned["trainings"]:
-        whose = "trainings by your trainer" if options.get("trainer") else "fits of the estimator"
-        console.say(f"  and up to {planned['trainings']} {whose}, on half of the rows and more")
+    if told := _trainings(planned, options):
+        console.say(f"  {told.removeprefix(', ')}")
     console.result(planned)
     return 0
+
+
+def _trainings(planned: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Return what a plan's trainings are, one clause; "" for none."""
+    if not planned["trainings"]:
+        return ""
+    whose = "trainings by your trainer" if options.get("trainer") else "fits of the estimator"
+    return f", and up to {planned['trainings']} {whose}, on half of the rows and more"
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

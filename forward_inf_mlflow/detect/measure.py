@@ -14,8 +14,8 @@ class Measure:
     Attributes:
         count: Named rows.
         total: Rows that were judged.
-        rate_low: Lower 95 % bound of the true rate. Only this refuses a version: doubt about the
-            estimate never does.
+        rate_low: Lower bound of the true rate (95 %; of mislabeled rows 99 %). Only this refuses a
+            version: doubt about the estimate never does.
         rate_high: Upper 95 % bound of it.
         estimate: The rate itself, named or not; None takes the share of the named rows.
         certain: How many of the named ones stand at the promised error rate; None for all.
