@@ -355,7 +355,7 @@ def test_any_bound_survives_the_record(rate: float | None) -> None:
 
 @pytest.mark.parametrize("low", [-0.01, 0.0, None, "0.01", True])
 def test_a_receipt_that_shows_no_harm_is_no_reason(low: object) -> None:
-    data = dict.fromkeys(("train", "queries"), {"origin": "logged", "digest": "verified"})
+    data = {key: {"origin": "logged", "digest": "verified"} for key in ("train", "queries")}
     told = {"sentence": "receipt: +1 point", "low": low}
     record = {"data": data, "partial": False}
     assert facts_of({**record, "receipt": told}).receipt is None
