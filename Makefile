@@ -47,6 +47,7 @@ bench: $(READY) peers
 	$(BIN)/python benchmarks/calibration_targets.py
 	$(BIN)/python benchmarks/lds.py
 	$(BIN)/python benchmarks/further_training.py
+	$(BIN)/python benchmarks/neighbours.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/candidates.py
 	$(BIN)/python benchmarks/resume.py
