@@ -240,9 +240,12 @@ class Refitted:
         queries: Features,
         classes: np.ndarray | None,
         work: Work = KEEP_NOTHING,
+        *,
+        least: float | None = None,
     ) -> None:
         self._estimator, self._labels, self._classes = estimator, labels, classes
         self._work = work
+        self._least = least or float(np.finfo(np.float32).tiny)  # no probability is below
         self._train, self._queries = self._columns(train), self._columns(queries)
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
@@ -285,10 +288,10 @@ class Refitted:
         """Return logits ``(n, K)`` in the audited estimator's class order, or predictions."""
         if self._classes is None:
             return np.asarray(model.predict(rows), dtype=np.float32).reshape(-1, 1)
-        tiny = np.finfo(np.float32).tiny
-        logits = np.full((len(rows), len(self._classes)), np.log(tiny), dtype=np.float32)
+        least = self._least
+        logits = np.full((len(rows), len(self._classes)), np.log(least), dtype=np.float32)
         columns = np.searchsorted(self._classes, model.classes_)
-        logits[:, columns] = np.log(np.maximum(model.predict_proba(rows), tiny))
+        logits[:, columns] = np.log(np.maximum(model.predict_proba(rows), least))
         return logits
 
 
