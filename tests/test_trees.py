@@ -357,6 +357,15 @@ def test_trees_that_lead_out_of_themselves_are_refused(name: str, how: str, tmp_
         read_skops(path)
 
 
+def test_categories_of_strangers_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    estimator = copy.deepcopy(fitted("hist"))
+    nodes = estimator._predictors[0][0].nodes
+    nodes["is_categorical"][0], nodes["bitset_idx"][0] = 1, 10**6
+    skops.io.dump(estimator, tmp_path / "model.skops")
+    with pytest.raises(ModelError, match="splits categories"):
+        read_skops(tmp_path / "model.skops")
+
+
 def test_a_probability_of_zero_is_a_number() -> None:
     module = audited_estimator(fitted("forest")).module
     logs = module(torch.as_tensor(IRIS[0]))

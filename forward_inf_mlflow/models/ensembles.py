@@ -32,6 +32,10 @@ _BINNED = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 #: Criteria whose leaves answer the mean of their rows; the others' answer a median.
 _MEANS = ("squared_error", "friedman_mse", "poisson", "gini", "entropy", "log_loss")
 _NEWTON = ("log_loss", "squared_error")
+_CATEGORIES = (
+    "boosting that splits categories is not supported: encode them as numbers first "
+    "(OrdinalEncoder in a Pipeline, categorical_features=None)"
+)
 _DAMAGED = "the model's trees are damaged: do not use this model"
 
 
@@ -78,9 +82,8 @@ def check_trees(loaded: Any) -> None:
             inner = nodes["is_leaf"] == 0
             sides = nodes["left"][inner].astype(np.int64), nodes["right"][inner].astype(np.int64)
             column = nodes["feature_idx"][inner]
-            sets = nodes["bitset_idx"][nodes["is_categorical"] != 0]
-            if len(sets) and sets.max() >= len(tree.raw_left_cat_bitsets):
-                raise ModelError(_DAMAGED)
+            if nodes["is_categorical"].any():  # which point to sets of categories besides
+                raise ModelError(_CATEGORIES)
         at = np.flatnonzero(inner)
         if not all(((side > at) & (side < len(inner))).all() for side in sides):
             raise ModelError(_DAMAGED)
@@ -169,10 +172,7 @@ def _binned(estimator: Any) -> Boosting:
     classes = isinstance(estimator, HistGradientBoostingClassifier)
     _require(estimator, "loss", _NEWTON, "leaves answer no Newton step of the loss that is read")
     if estimator.is_categorical_ is not None:
-        raise ModelError(
-            f"{type(estimator).__name__} that splits categories is not supported: encode them as "
-            "numbers first (OrdinalEncoder in a Pipeline, categorical_features=None)"
-        )
+        raise ModelError(_CATEGORIES)
     if estimator.monotonic_cst is not None:
         raise ModelError(
             f"{type(estimator).__name__} with monotonic_cst is not supported, because its leaves "
