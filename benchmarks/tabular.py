@@ -19,8 +19,8 @@ boosting, and a scaled logistic regression, each as it comes.
 Ours goes through a registry, as a user's model would; where labels are judged, single queries are
 not asked about. Costs are in trainings of the audited model, by the processor's seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/tabular.py [--data FILE] [--only mislabeled] [--seeds 3]
-        [--quick] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/tabular.py [--data FILE] [--only mislabeled]
+        [--table digits] [--seeds 3] [--quick] [--json FILE]
 
 --data: an npz file with train_x, train_y_noisy, train_y_clean, test_x, test_y instead of these
 tables; its own wrong labels are looked for, and seeds are those of models and leaks.
@@ -334,6 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="an npz file instead of scikit-learn's tables")
     parser.add_argument("--only", choices=("mislabeled", "leakage"), action="append")
+    parser.add_argument("--table", choices=TABLES, action="append", help="repeatable")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one seed, one table")
     parser.add_argument("--json", type=Path)
@@ -341,7 +342,9 @@ def main() -> None:
     torch.set_num_threads(1)
     print(line(machine("numpy", "scikit-learn", "mlflow")))
     seeds = 1 if arguments.quick else arguments.seeds
-    tables = ["file"] if arguments.data else [*TABLES][: 1 if arguments.quick else None]
+    tables = arguments.table or [*TABLES][: 1 if arguments.quick else None]
+    if arguments.data:
+        tables = ["file"]
     results: dict[str, Any] = {}
     parts = {"mislabeled": (judge_labels, "ap"), "leakage": (judge_leaks, "ap")}
     for part in arguments.only or parts:
