@@ -43,6 +43,7 @@ bench: export OMP_NUM_THREADS = 1
 bench: $(READY) peers
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/detectors.py
+	$(BIN)/python benchmarks/tabular.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/calibration_targets.py
 	$(BIN)/python benchmarks/lds.py

@@ -7,6 +7,7 @@ import numpy as np
 from forward_inf_mlflow import halves, trainers
 from forward_inf_mlflow.detect.receipt import Receipt, receipt
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.trees import Forest
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.progress import Progress, stage
 from forward_inf_mlflow.settings import Settings
@@ -72,7 +73,7 @@ def _fit(model: AuditedModel, problem: Problem, settings: Settings, work: Work) 
     if settings.trainer is not None:
         return Trained(load_trainer(settings.trainer), problem, work)
     if model.estimator is not None:
-        targets = problem.train.targets.numpy()
+        targets, module = problem.train.targets.numpy(), model.module
         return trainers.Refitted(
             model.estimator,
             problem.train_rows.features,
@@ -80,6 +81,8 @@ def _fit(model: AuditedModel, problem: Problem, settings: Settings, work: Work) 
             problem.query_rows.features,
             problem.classes,
             work,
+            # Where no tree has seen a class it has half a vote, not the probability zero.
+            least=0.5 / module.count if isinstance(module, Forest) else None,
         )
     return trainers.Continued(
         problem.module, problem.task, problem.train, problem.queries, settings.recipe, work

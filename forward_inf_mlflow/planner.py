@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, OptimizerSteps, Replay
+from forward_inf_mlflow.directions import (
+    Curvature,
+    Direction,
+    GradientStep,
+    LeafValues,
+    OptimizerSteps,
+    Replay,
+)
 from forward_inf_mlflow.directions.curvature import DENSE
+from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.probe import Which
 
 #: A model is saturated where so many of its training rows have a probability above .99.
@@ -33,6 +41,8 @@ class Job:
         known: Share of sampled training rows whose target the model gives a probability above .99.
         penalty: Weight decay of the training objective, in nats per row; None if nobody knows.
         linear: Whether the outputs are linear in the parameters, so that the objective is convex.
+        trees: Whether the model is an ensemble of trees: then only its leaves' values can move.
+        stages: Trees that are estimated one after the other with each query; 0 for a forest.
         quadratic: Whether the loss is quadratic in the outputs: then no penalty at all is fine too.
         device: "cpu" or "cuda", where the work is done.
         memory: Bytes there that a direction's vectors may take.
@@ -47,6 +57,8 @@ class Job:
     penalty: float | None = None
     linear: bool = False
     quadratic: bool = False
+    trees: bool = False
+    stages: int = 0
     device: str = "cpu"
     memory: int = 2**30
 
@@ -103,9 +115,16 @@ def plan(
         candidates: Rows of each kind that each query is swept over; None sweeps all. See
             `screened`.
         seed: Of what the direction draws.
+
+    Raises:
+        ForwardInfError: The user chose what this model cannot do.
     """
     reasons = []
-    if direction is None:
+    if job.trees:
+        _require_leaves(direction, candidates)
+        direction = LeafValues()
+        reasons.append(_STAGED if job.stages else _COUNTED)
+    elif direction is None:
         direction = Curvature(
             penalty=job.penalty or 0.0,
             gradients=gradients,
@@ -160,6 +179,23 @@ def plan(
     return Plan(direction, readout, "; ".join(reasons), costs, candidates)
 
 
+_COUNTED = "the query is counted into the leaves that it falls into, because the trees stay"
+_STAGED = "each stage's leaves are estimated anew with the query, because the trees stay"
+
+
+def _require_leaves(direction: Direction | None, candidates: int | None) -> None:
+    """Refuse what follows gradients, or reads a last layer, which trees do not have."""
+    if direction is not None:
+        name = direction.describe()["direction"]
+        raise ForwardInfError(
+            f"trees are not moved by '{name}' but by their leaves' values: leave --direction out"
+        )
+    if candidates is not None:
+        raise ForwardInfError(
+            "trees have no last layer to find candidates by: leave --candidates out"
+        )
+
+
 _SOLVERS = {
     "dense": "curvature as a whole matrix, because there are few parameters",
     "fisher": "curvature from drawn gradients of some rows, because they fit into {there}",
@@ -184,6 +220,8 @@ def _moves(direction: Direction, groups: int) -> int:
 
 def direction_cost(direction: Direction, job: Job) -> int:
     """Return the forward-equivalents that making the moves takes, at most."""
+    if isinstance(direction, LeafValues):
+        return job.queries + (job.rows * (job.groups + 1) if job.stages else 0)
     gradients = 3 * job.queries
     if isinstance(direction, OptimizerSteps):
         return gradients * direction.steps * (2 if direction.sign == "both" else 1)

@@ -10,6 +10,7 @@ from forward_inf_mlflow.directions.moves import at_rest
 from forward_inf_mlflow.memory import batches_that_fit, room
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.penalty import is_linear, penalty_of
+from forward_inf_mlflow.models.trees import Boosting, Trees
 from forward_inf_mlflow.planner import Job
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.tasks import Regression
@@ -53,6 +54,8 @@ def survey(
         known=known / len(rows),
         penalty=penalty,
         quadratic=isinstance(problem.task, Regression),
+        trees=isinstance(problem.module, Trees),
+        stages=problem.module.count if isinstance(problem.module, Boosting) else 0,
         linear=model.estimator is not None and is_linear(model.estimator),
         device=problem.train.device.type,
         memory=room(problem.train.device),

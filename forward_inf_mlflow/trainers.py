@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.modes import set_training
+from forward_inf_mlflow.models.transform import Transform
 from forward_inf_mlflow.sweep import outputs
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Tensors
@@ -240,10 +241,14 @@ class Refitted:
         queries: Features,
         classes: np.ndarray | None,
         work: Work = KEEP_NOTHING,
+        *,
+        least: float | None = None,
     ) -> None:
         self._estimator, self._labels, self._classes = estimator, labels, classes
         self._work = work
-        self._train, self._queries = self._columns(train), self._columns(queries)
+        self._least = least or float(np.finfo(np.float32).tiny)  # no probability is below
+        seen = Transform(estimator, ())
+        self._train, self._queries = seen.aligned(train), seen.aligned(queries)
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
         """Return the outputs of a clone fitted on ``index`` for all rows and all queries."""
@@ -274,26 +279,19 @@ class Refitted:
             "queries": self._answer(model, self._queries),
         }
 
-    def _columns(self, features: Features) -> Features:
-        """Return the columns that the estimator was fitted on, in its order."""
-        names = getattr(self._estimator, "feature_names_in_", None)
-        if names is None or not isinstance(features, pd.DataFrame):
-            return features
-        return features[list(names)]
-
-    def _answer(self, model: Any, rows: Features) -> np.ndarray:
+    def _answer(self, model: Any, rows: Any) -> np.ndarray:
         """Return logits ``(n, K)`` in the audited estimator's class order, or predictions."""
         if self._classes is None:
             return np.asarray(model.predict(rows), dtype=np.float32).reshape(-1, 1)
-        tiny = np.finfo(np.float32).tiny
-        logits = np.full((len(rows), len(self._classes)), np.log(tiny), dtype=np.float32)
+        least = self._least
+        logits = np.full((len(rows), len(self._classes)), np.log(least), dtype=np.float32)
         columns = np.searchsorted(self._classes, model.classes_)
-        logits[:, columns] = np.log(np.maximum(model.predict_proba(rows), tiny))
+        logits[:, columns] = np.log(np.maximum(model.predict_proba(rows), least))
         return logits
 
 
-def _take(features: Features, index: np.ndarray) -> Features:
-    return features.iloc[index] if isinstance(features, pd.DataFrame) else features[index]
+def _take(rows: Any, index: np.ndarray) -> Any:
+    return rows[index] if isinstance(rows, np.ndarray) else rows.iloc[index]
 
 
 def describe(recipe: Recipe) -> dict[str, object]:

@@ -13,11 +13,11 @@ import skops.io
 import torch
 from sklearn.compose import ColumnTransformer, make_column_selector
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
-from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.feature_selection import SelectKBest
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
@@ -130,11 +130,11 @@ def test_the_last_layer_on_the_features_gives_the_scores(name: str) -> None:
 @pytest.mark.parametrize(
     ("estimator", "reason"),
     [
-        (RandomForestClassifier(2), "RandomForestClassifier is not supported"),
+        (KNeighborsClassifier(2), "KNeighborsClassifier is not supported"),
         (SGDClassifier(), "SGDClassifier with loss 'hinge' is not supported"),
-        (make_pipeline(StandardScaler(), RandomForestClassifier(2)), "RandomForestClassifier"),
+        (make_pipeline(StandardScaler(), KNeighborsClassifier(2)), "KNeighborsClassifier"),
     ],
-    ids=["forest", "hinge", "forest in a pipeline"],
+    ids=["neighbours", "hinge", "neighbours in a pipeline"],
 )
 def test_other_estimators_are_refused_with_what_is_supported(estimator: Any, reason: str) -> None:
     with pytest.raises(ModelError, match=f"{reason}.*LogisticRegression"):

@@ -3,6 +3,7 @@
 from forward_inf_mlflow.directions.curvature import Curvature
 from forward_inf_mlflow.directions.gradient import GradientStep
 from forward_inf_mlflow.directions.held import held
+from forward_inf_mlflow.directions.leaves import LeafValues
 from forward_inf_mlflow.directions.moves import Direction, Move, Moves
 from forward_inf_mlflow.directions.optimizer import OptimizerSteps
 from forward_inf_mlflow.directions.replay import Replay
@@ -11,6 +12,7 @@ __all__ = [
     "Curvature",
     "Direction",
     "GradientStep",
+    "LeafValues",
     "Move",
     "Moves",
     "OptimizerSteps",

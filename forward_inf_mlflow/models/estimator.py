@@ -1,12 +1,17 @@
-"""scikit-learn estimators, rebuilt as float64 torch modules that answer the same."""
+"""scikit-learn estimators, rebuilt as float64 torch modules that answer the same.
+
+Linear models and networks here, ensembles of trees in `ensembles`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import is_classifier
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
@@ -14,12 +19,17 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import ModelError, UnsafeModelError
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.ensembles import check_trees, ensemble
 from forward_inf_mlflow.models.mlmodel import SUPPORTED
 from forward_inf_mlflow.models.transform import Transform
+from forward_inf_mlflow.models.trees import Boosting, Forest, Trees
 
 #: Types beyond skops's own list that supported estimators and usual transformers hold. Each only
-#: stores numbers or computes with them; a model's own list is never read.
+#: stores numbers or computes with them; a model's own list is never read. Trees are checked too,
+#: because compiled code follows their nodes.
 TRUSTED = (
+    "sklearn.tree._tree.Tree",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
     "sklearn.compose._column_transformer.make_column_selector",
@@ -81,6 +91,7 @@ def read_skops(path: Path, *, trust_all: bool = False) -> Any:
 
     Raises:
         UnsafeModelError: It holds a type that is not on the list; the message names it.
+        ModelError: A tree in it leads nowhere.
     """
     import skops.io
 
@@ -90,7 +101,9 @@ def read_skops(path: Path, *, trust_all: bool = False) -> Any:
             f"The model holds {', '.join(foreign)[:160]}, which is not known to be safe: use "
             "scikit-learn's own parts, or permit it with --allow-pickle if you trust who made it."
         )
-    return skops.io.load(path, trusted=sorted(unknown))
+    loaded = skops.io.load(path, trusted=sorted(unknown))
+    check_trees(loaded)
+    return loaded
 
 
 def audited_estimator(estimator: Any) -> AuditedModel:
@@ -108,10 +121,8 @@ def audited_estimator(estimator: Any) -> AuditedModel:
         steps += [step for _, step in last.steps[:-1] if step not in (None, "passthrough")]
         last = last.steps[-1][1]
     module = _rebuild(last)
-    body = module.body
-    head = body[:-1]  # all but the last linear layer; nothing for linear models
     transform = Transform(estimator, tuple(steps))
-    classifier = isinstance(module, Logits)
+    classifier = module.classes if isinstance(module, Trees) else isinstance(module, Logits)
     return AuditedModel(
         module=module.eval(),
         prepare=transform.prepare,
@@ -119,13 +130,21 @@ def audited_estimator(estimator: Any) -> AuditedModel:
         original=transform.predict_proba if classifier else transform.predict,
         task="classification" if classifier else "regression",
         classes=np.asarray(last.classes_) if classifier else None,
-        features=lambda inputs: torch.as_tensor(head(inputs)),
+        features=_features(module),
         estimator=estimator,
         probabilities=classifier,
     )
 
 
-def _rebuild(estimator: Any) -> Logits | Value:
+def _features(module: Logits | Value | Forest | Boosting) -> Callable[[Tensor], Tensor]:
+    """Return what gives the model's own view of rows: leaves, or what its last layer sees."""
+    if isinstance(module, Trees):
+        return module.features
+    head = module.body[:-1]  # all but the last linear layer; nothing for linear models
+    return lambda inputs: torch.as_tensor(head(inputs))
+
+
+def _rebuild(estimator: Any) -> Logits | Value | Forest | Boosting:
     # The exact types: a subclass may predict otherwise.
     kind = type(estimator)
     try:
@@ -148,11 +167,18 @@ def _rebuild(estimator: Any) -> Logits | Value:
             "identity",
         ):
             return Value(_layers(estimator))
+        if (trees := ensemble(estimator)) is not None:
+            return trees
     except AttributeError as error:
         raise ModelError(
             f"The {kind.__name__} is not fitted ({error}): fit it, and log it again."
         ) from error
     detail = f" with loss {estimator.loss!r}" if kind is SGDClassifier else ""
+    if is_classifier(estimator) and not hasattr(estimator, "predict_proba"):
+        raise ModelError(
+            f"{kind.__name__}{detail} is not supported here, because it has no predict_proba, but "
+            f"{SUPPORTED}: train one of these."
+        )
     raise ModelError(f"{kind.__name__}{detail} is not supported here, but {SUPPORTED}.")
 
 

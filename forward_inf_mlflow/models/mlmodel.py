@@ -13,7 +13,8 @@ from forward_inf_mlflow.errors import ModelError, UnsafeModelError
 
 SUPPORTED = (
     "mlflow.pytorch models and scikit-learn's LogisticRegression, SGDClassifier(loss='log_loss'), "
-    "MLPClassifier, LinearRegression, Ridge and MLPRegressor, alone or last in a Pipeline"
+    "MLPClassifier, LinearRegression, Ridge, MLPRegressor, DecisionTree, RandomForest, ExtraTrees, "
+    "GradientBoosting and HistGradientBoosting, alone or last in a Pipeline"
 )
 _PERMIT = "if you trust who made it, permit that with --allow-pickle"
 

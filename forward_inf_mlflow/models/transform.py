@@ -34,7 +34,7 @@ class Transform:
         Raises:
             DataError: Columns are missing, or a value cannot be used.
         """
-        aligned = self._aligned(features)
+        aligned = self.aligned(features)
         values: Any = aligned
         try:
             for step in self.steps:
@@ -47,7 +47,8 @@ class Transform:
             if values.shape[0] * values.shape[1] * 8 > _DENSE_LIMIT:
                 raise DataError(
                     f"The transformed rows are a sparse {values.shape[0]} x {values.shape[1]} "
-                    "matrix, too large to be dense: audit fewer rows (--max-rows)."
+                    "matrix, too large to be dense: audit fewer rows (--max-rows), or log a "
+                    "pipeline with fewer columns (max_features, n_features)."
                 )
             values = values.toarray()
         dense = numeric_array(values).astype(np.float64)
@@ -58,14 +59,20 @@ class Transform:
 
     def predict(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
         """Return the estimator's own predictions, ``(n,)``."""
-        return np.asarray(self.estimator.predict(self._aligned(features)))
+        return np.asarray(self.estimator.predict(self.aligned(features)))
 
     def predict_proba(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
         """Return the estimator's own probabilities, ``(n, K)``."""
-        return np.asarray(self.estimator.predict_proba(self._aligned(features)))
+        return np.asarray(self.estimator.predict_proba(self.aligned(features)))
 
-    def _aligned(self, features: pd.DataFrame | np.ndarray) -> Any:
-        """Return the features with the columns that the estimator was fitted on, in its order."""
+    def aligned(self, features: pd.DataFrame | np.ndarray) -> Any:
+        """Return the features with the columns that the estimator was fitted on, in its order.
+
+        A frame or an array; for an estimator that takes texts, the one column of them.
+
+        Raises:
+            DataError: The columns are others.
+        """
         names = _first(self.estimator, "feature_names_in_")
         count = _first(self.estimator, "n_features_in_")
         if isinstance(features, pd.DataFrame):
