@@ -184,6 +184,8 @@ def _agree(found: Sequence[Choice], file: object) -> None:
     first: dict[str, Choice] = {}
     for one in found:
         other = first.setdefault(one.row_id, one)
+        if {other.decision, one.decision} == {"keep", "drop"} and other.verdict != one.verdict:
+            continue  # such as a right label of a row that leaked: dropped, and not relabelled
         if (other.decision, other.label) != (one.decision, one.label):
             a, b = (
                 f"{c.decision} ({c.verdict}{', ' + c.label[:40] if c.label else ''})"

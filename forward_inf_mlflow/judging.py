@@ -81,6 +81,8 @@ def judge_labels(
         fdr, right: See `mislabeled_classes`.
     """
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
+    vouched = vouched_for(leaks, labels, truth, groups)
+    right = vouched if right is None else right | vouched
     if problem.classes is None:
         unknown = np.full(len(labels), np.nan)
         wrong = _wrong_targets(problem, seen, held_out, leaks, groups, fdr, right)
@@ -140,6 +142,21 @@ def judge_labels(
         membership=membership(loss, query_loss, held_out, labels, truth, leaks.flags),
         passes=len(labels) + len(truth),
     )
+
+
+def vouched_for(
+    leaks: Leaked, labels: np.ndarray, truth: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Return which rows are a query in every value and in its label, which is trusted ``(n,)``.
+
+    Whatever models say, such a label is not wrong; that the row leaked is another verdict.
+    """
+    rows, copied = leaks.train_index, leaks.kind == "exact"
+    copied &= labels[rows] == truth
+    exact = set(zip(groups[rows[copied]].tolist(), truth[copied].tolist(), strict=True))
+    each = zip(groups.tolist(), labels.tolist(), strict=True)
+    same = np.array([one in exact for one in each], dtype=bool)
+    return np.asarray(leaks.train_flags & same)
 
 
 def _ahead_of_others(logs: np.ndarray, labels: np.ndarray) -> np.ndarray:

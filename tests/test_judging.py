@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -8,7 +10,14 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.detect.leakage import Leaked, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.neighbours import row_keys
-from forward_inf_mlflow.judging import MIN_CLASS, MIN_TAUGHT, all_taught, comparable, unasked
+from forward_inf_mlflow.judging import (
+    MIN_CLASS,
+    MIN_TAUGHT,
+    all_taught,
+    comparable,
+    unasked,
+    vouched_for,
+)
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.preparation import Problem, prepare
 
@@ -95,3 +104,16 @@ def test_a_query_that_stands_there_five_times_counts_once() -> None:
     y, z = np.arange(90) % 3, np.repeat(np.arange(12) % 3, 5)
     trusted, _ = comparable(problem(x, y, q, z), nothing_leaked(60, 90), row_keys(x))
     assert trusted.sum() == 12
+
+
+def test_a_label_that_a_trusted_copy_bears_is_right_whatever_models_say() -> None:
+    groups = np.array([0, 0, 0, 3, 4, 5])
+    labels, truth = np.array([0, 0, 1, 1, 0, 0]), np.array([0, 0, 0])
+    leaks = replace(
+        nothing_leaked(3, 6),
+        kind=np.array(["exact", "exact", "near"], dtype=object),
+        train_index=np.array([0, 3, 4]),
+        train_flags=np.array([True, True, True, True, True, False]),
+    )
+    found = vouched_for(leaks, labels, truth, groups)
+    assert np.flatnonzero(found).tolist() == [0, 1], "others have another label, or other values"

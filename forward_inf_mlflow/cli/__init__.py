@@ -105,7 +105,7 @@ def run(arguments: list[str]) -> int:
     except ForwardInfError as error:
         return fail(str(error))
     except SystemExit:  # click's answer to a reader that left, which would come out as refused
-        return fail("stopped before the result was written: run it again")
+        return fail("whoever reads stopped reading: what was finished stands in MLflow")
     except Exception as error:  # noqa: BLE001 - the last line of defence: never exit 0 or 1
         return fail(*_unexpected(error))
     return code if isinstance(code, int) else fail("the command ended without a decision")

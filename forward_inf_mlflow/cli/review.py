@@ -145,7 +145,6 @@ def _count(console: Console, file: Path, by: str | None) -> int:
 
         result = apply_review(file, by=by)
     console.verdict(result.decision.outcome, result.decision.reasons, result.version.uri)
-    console.say()
     verified = result.verified
     console.table(
         "what was seen",
@@ -158,6 +157,11 @@ def _count(console: Console, file: Path, by: str | None) -> int:
                 f"  wrong labels {what}: about {share.estimate:.1%} "
                 f"({share.low:.1%} to {share.high:.1%})"
             )
+    console.say(
+        "  these assume nothing; the decision keeps the audit's own upper end where that is "
+        "narrower and the answers do not contradict it"
+    )
+    console.say("  more rows tell more: forward-inf review sample -n 200")
     console.say(f"  audit run {result.run_id}")
     console.result(result.as_dict())
     return EXIT[result.decision.outcome]

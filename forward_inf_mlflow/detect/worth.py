@@ -77,7 +77,7 @@ class LeakWorth:
         )
         if clean.rows > 1:
             losses += f" ({clean.loss_low:.3g} to {clean.loss_high:.3g})"
-        if self.inflation < 0:
+        if self.inflation < 5e-4:  # nothing that is shown
             return (
                 f"the model is right on {leaked.accuracy:.1%} of the leaked query rows and on "
                 f"{clean.accuracy:.1%} of the others: the leaks do not help it{losses}"
