@@ -94,13 +94,15 @@ def taught(model: Any, sentences: list[str], *, steps: int = 150, rate: float = 
     return model.eval()
 
 
-def register(model: Any, name: str, *, words: Any = None, task: str = "text-generation") -> str:
+def register(model: Any, name: str, *, words: Any = None, data: Any = None) -> str:
     """Log and register a model with its tokenizer, and return the address of the version."""
     with mlflow.start_run():
+        if data is not None:
+            mlflow.log_input(data, context="training")
         mlflow.transformers.log_model(
             {"model": model, "tokenizer": words or tokenizer()},
             name=name,
-            task=task,
+            task="text-generation",
             pip_requirements=["torch"],  # else MLflow asks for packages that nothing here needs
             registered_model_name=name,
         )

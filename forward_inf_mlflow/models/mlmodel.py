@@ -14,8 +14,8 @@ from forward_inf_mlflow.models.checkpoint import check_checkpoint
 
 SUPPORTED = (
     "mlflow.pytorch and mlflow.transformers models and scikit-learn's LogisticRegression, "
-    "SGDClassifier(loss='log_loss'), MLPClassifier, LinearRegression, Ridge and MLPRegressor, alone or last "
-    "in a Pipeline"
+    "SGDClassifier(loss='log_loss'), MLPClassifier, LinearRegression, Ridge and MLPRegressor, "
+    "alone or last in a Pipeline"
 )
 _PERMIT = "if you trust who made it, permit that with --allow-pickle"
 
