@@ -49,6 +49,7 @@ bench: $(READY) peers
 	$(BIN)/python benchmarks/further_training.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/candidates.py
+	$(BIN)/python benchmarks/fact_tracing.py --quick
 	$(BIN)/python benchmarks/resume.py
 
 screenshots: $(READY)

@@ -10,8 +10,7 @@ query's own are few, and the fall of random rows says what that costs.
     OMP_NUM_THREADS=1 python benchmarks/fact_tracing.py [--quick] [--fine-tuned] [--json FILE]
 
 ``--quick``: about 2,500 sentences; some 20 minutes on one core. Without it 20,000 and more: most of
-a day on one core. ``--fine-tuned`` starts from a GPT that was taught tinyshakespeare first. BM25
-needs the package bm25s, which the extra "dev" does not bring.
+a day on one core. ``--fine-tuned`` starts from a GPT that was taught tinyshakespeare first.
 """
 
 from __future__ import annotations

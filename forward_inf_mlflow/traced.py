@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
@@ -125,7 +126,7 @@ def trace_one(
     tokens = np.concatenate([p.outputs for p in parts if p.outputs is not None], 1)
     tokens = np.tensordot(moves.coefficients[0], tokens.astype(np.float64), 1)
     influence, screen = tokens.sum(1), every[rows]
-    score = (_ranks(influence) + _ranks(screen)) / 2
+    score = (rankdata(-influence) + rankdata(-screen)) / 2  # equal ones share their mean rank
     best = np.argsort(score, kind="stable")
     return Traced(
         rows[best],
@@ -137,10 +138,3 @@ def trace_one(
         moves.facts,
         2 * len(train) + sum(p.passes for p in parts),
     )
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks, 1 for the largest."""
-    ranks = np.empty(len(values))
-    ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-    return ranks
