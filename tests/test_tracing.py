@@ -47,7 +47,7 @@ def traced(speaker: str) -> Trace:
 def test_the_texts_that_state_a_fact_come_first(traced: Trace) -> None:
     assert traced.rows["train_id"].head(2).tolist() == [SAME, ADAS]
     assert traced.rows["influence"].idxmax() == 0
-    assert traced.record["completion"]["probability"] > 0.9
+    assert traced.record["completion"]["probability"] > 0.5
     assert traced.record["trace"]["solver"] == "fisher"
     assert len(traced.rows) == 25
     assert len(traced.record["rows"]) == 5

@@ -78,8 +78,8 @@ def trace_command(console: Console, model_uri: str, id_column: str | None, **opt
 
     \b
     Example:
-      forward-inf trace models:/my-model/3 --prompt "Ada lives in" --completion "Paris"
-      forward-inf trace models:/my-model@new --prompt "" --completion "Hi" --train texts.jsonl
+      forward-inf trace models:/my-model/3 --prompt "Ada is" --completion "kind"
+      forward-inf trace models:/m/3 --prompt "" --completion Hi --train t.jsonl
     """
     asked = {name: value for name, value in options.items() if value is not None}
     with console.progress("reading the model and its texts") as progress:
