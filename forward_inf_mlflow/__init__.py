@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from forward_inf_mlflow.promotion import GateResult, PromotionResult, gate, promote
     from forward_inf_mlflow.scores import InfluenceScores
     from forward_inf_mlflow.task import Task
+    from forward_inf_mlflow.tracing import Trace, trace
 
 _HOME = {
     "AuditResult": "auditing",
@@ -38,6 +39,7 @@ _HOME = {
     "Policy": "policy",
     "PromotionResult": "promotion",
     "Task": "task",
+    "Trace": "tracing",
     "apply_decisions": "cleaning",
     "audit": "auditing",
     "compare": "comparing",
@@ -46,6 +48,7 @@ _HOME = {
     "load_policy": "policy",
     "log_training_data": "data.logging_data",
     "promote": "promotion",
+    "trace": "tracing",
 }
 
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "Policy",
     "PromotionResult",
     "Task",
+    "Trace",
     "__version__",
     "apply_decisions",
     "audit",
@@ -70,6 +74,7 @@ __all__ = [
     "load_policy",
     "log_training_data",
     "promote",
+    "trace",
 ]
 
 

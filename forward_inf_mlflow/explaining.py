@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from mlflow import MlflowClient
 
-from forward_inf_mlflow import answers, output, tracking
+from forward_inf_mlflow import answers, asked_run, output, tracking
 from forward_inf_mlflow.asking import DirectionName, ReadoutName, ask
 from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.influence import ForwardInfluence
-from forward_inf_mlflow.mlflow_errors import translate_errors
 from forward_inf_mlflow.posing import Posed
 from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.record import write_record
@@ -183,7 +177,7 @@ def explain(
     posed, planned = question.posed, question.planned
     problem, sources = posed.problem, posed.problem.train_rows.sources
 
-    with _run(posed.version, experiment) as run:
+    with asked_run.begun(posed.version, experiment, "influence") as run:
         work = open_work(work_dir, question.key(), fresh=fresh)
         earlier = earlier_runs(work, run.run_id)
         tracking.end_killed(earlier)
@@ -250,19 +244,6 @@ def plan_explanation(model_uri: str, **asked: Any) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _run(version: Version, experiment: str | None) -> Iterator[tracking.AuditRun]:
-    """Begin a run beside the audits' that says what it is; no tag of the version is touched."""
-    with tracking.audit_run(version, experiment=experiment, run_id=None) as run:
-        client = MlflowClient()
-        with translate_errors():
-            client.set_tag(run.run_id, tracking.KIND_TAG, "influence")
-            if not os.environ.get("MLFLOW_RUN_ID"):  # a run of others keeps its name
-                name = f"forward-inf influence {version.name} {version.version}"
-                client.update_run(run.run_id, name=name)
-        yield run
-
-
 def _save(
     run: tracking.AuditRun,
     posed: Posed,
@@ -273,24 +254,13 @@ def _save(
     out: str | Path | None,
 ) -> None:
     """Write everything, log it, and copy it to where the user wants it."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="forward-inf-") as name:
-            folder = Path(name)
-            rows.to_parquet(folder / "influence.parquet", index=False)
-            if sources is not None:
-                sources.to_parquet(folder / "sources.parquet", index=False)
-            (folder / PAGE).write_text(page, encoding="utf-8")
-            (folder / RECORD).write_bytes(write_record(record))
-            with translate_errors():
-                tracking.link_inputs(run, posed.version, posed.train, posed.queries)
-                MlflowClient().log_artifacts(run.run_id, name, FOLDER)
-            if out is not None:
-                output.publish(folder, Path(out))
-    except OSError as error:
-        hint = "free some space" if error.errno == errno.ENOSPC else "check the folder"
-        raise ForwardInfError(
-            f"the explanation could not be saved: {error.strerror or error}; {hint} and ask again"
-        ) from error
+    with asked_run.saved(run, FOLDER, out) as folder:
+        rows.to_parquet(folder / "influence.parquet", index=False)
+        if sources is not None:
+            sources.to_parquet(folder / "sources.parquet", index=False)
+        (folder / PAGE).write_text(page, encoding="utf-8")
+        (folder / RECORD).write_bytes(write_record(record))
+        tracking.link_inputs(run, posed.version, posed.train, posed.queries)
 
 
 def _options(asked: Mapping[str, object]) -> dict[str, object]:

@@ -28,6 +28,7 @@ from forward_inf_mlflow.models.mlmodel import Flavor, read_flavor
 
 if TYPE_CHECKING:
     from forward_inf_mlflow.models.audited import AuditedModel
+    from forward_inf_mlflow.models.transformer import Transformer
 
 _NUMBERED = re.compile(r"models:/([^/]+)/0*([1-9][0-9]{0,17})")
 _ALIASED = re.compile(r"models:/([^/@]+)@([^/@]+)")
@@ -123,6 +124,34 @@ def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
         return model
 
 
+def load_language_model(version: Version, *, allow_pickle: bool = False) -> Transformer:
+    """Load a version as a causal language model with its tokenizer, running none of its own code.
+
+    Args:
+        version: From `resolve`.
+        allow_pickle: Permit pickled weights.
+
+    Raises:
+        UnsafeModelError: Loading would run code of the model's own.
+        ModelError: It is no language model that ``mlflow.transformers`` logged, or its files are
+            missing or damaged.
+        TrackingError: The server cannot be reached or refuses.
+    """
+    with _downloaded(version) as files:
+        flavor = read_flavor(files, allow_pickle=allow_pickle)
+        from forward_inf_mlflow.models.transformer import read_transformer
+
+        if flavor.kind != "transformers":
+            raise ModelError(
+                "This is no language model: log it with mlflow.transformers and its tokenizer, or "
+                "ask this one with forward-inf influence."
+            )
+        model = read_transformer(flavor, allow_pickle=allow_pickle)
+    if model.task != "causal_lm":
+        raise ModelError("This model classifies texts and writes none: ask forward-inf influence.")
+    return model
+
+
 def content_of(version: Version) -> str:
     """Download a version's files and return their digest, `models.content.content_sha256`.
 
@@ -156,6 +185,11 @@ def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
     from forward_inf_mlflow.models.estimator import audited_estimator
     from forward_inf_mlflow.models.torch_module import audited_module
 
+    if flavor.kind == "transformers":
+        raise ModelError(
+            "This is a model of mlflow.transformers: ask a language model which texts made it say "
+            "something with forward-inf trace; audits of them are not here yet."
+        )
     if flavor.kind == "pt2" and not allow_pickle:
         check_archive(flavor.data / "model.pt2")
     permission = environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION=str(allow_pickle).lower())

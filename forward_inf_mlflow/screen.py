@@ -23,7 +23,7 @@ from forward_inf_mlflow.errors import DataError, ModelError
 from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.features import penultimate
 from forward_inf_mlflow.task import Batch, Task
-from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.tensors import Stream, Tensors
 
 #: The lower half of a key, from which a row's position is taken away.
 _LAST = 2**32 - 1
@@ -90,6 +90,50 @@ def candidates(
             best[k] = keys.topk(min(count, keys.shape[1]), 1).values
         start += len(rows.features)
     return _LAST - (torch.cat(best).cpu() & _LAST)
+
+
+def scores(
+    module: nn.Module,
+    task: Task,
+    queries: Tensors,
+    train: Stream,
+    *,
+    cosine: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Return what the last layer says of all rows, part by part.
+
+    As `candidates` ranks them; a part's residuals are held while it is read and no longer, so that
+    rows of a large vocabulary are no more than a batch of it. Cost: two forward passes.
+
+    Args:
+        module: The model, in evaluation mode.
+        task: The loss of a row.
+        queries: m rows; their targets say which of their tokens ask.
+        train: n rows.
+        cosine: As `candidates`.
+        progress: Called with the number of rows just read.
+
+    Returns:
+        ``(m, n)`` float32 on the host.
+
+    Raises:
+        ModelError: The model has no last linear layer that answers for its rows.
+    """
+    device = train.part(0, 1).device
+    asked = _prepared(
+        _tokens(*last_layer(module, task, queries, queries=True)), device, cosine=cosine
+    )
+    asking = (asked.residuals != 0).any(2).any(0)  # a prompt's tokens ask nothing
+    asked = _Rows(asked.features[:, asking], asked.residuals[:, asking])
+    found = []
+    for start in range(0, len(train), train.batch_size):
+        part = train.part(start, min(start + train.batch_size, len(train)))
+        rows = _prepared(_tokens(*last_layer(module, task, part)), device, cosine=cosine)
+        found.append(_scores(asked, rows).cpu())
+        if progress is not None:
+            progress(len(part))
+    return torch.cat(found, 1)
 
 
 def recall(found: Tensor, exact_top: Tensor) -> float:

@@ -160,10 +160,14 @@ def _active(experiment: Experiment) -> str:
     return str(experiment.experiment_id)
 
 
-def link_inputs(run: AuditRun, version: Version, train: DataSet, queries: DataSet) -> None:
-    """Link the run to the logged model and to both data sets."""
+def link_inputs(
+    run: AuditRun, version: Version, train: DataSet, queries: DataSet | None = None
+) -> None:
+    """Link the run to the logged model and to its data sets."""
     models = [LoggedModelInput(version.model_id)] if version.model_id else []
-    inputs = [data_input(train, "training"), data_input(queries, "test")]
+    inputs = [data_input(train, "training")]
+    if queries is not None:
+        inputs.append(data_input(queries, "test"))
     with translate_errors():
         MlflowClient().log_inputs(run.run_id, models=models, datasets=inputs)
 

@@ -31,6 +31,7 @@ from forward_inf_mlflow.cli.policy import policy_group
 from forward_inf_mlflow.cli.report import report_command
 from forward_inf_mlflow.cli.review import review_group
 from forward_inf_mlflow.cli.sign import sign_command
+from forward_inf_mlflow.cli.trace import trace_command
 from forward_inf_mlflow.errors import ForwardInfError, RefusedError
 from forward_inf_mlflow.version import __version__
 
@@ -60,6 +61,7 @@ def cli() -> None:
 for command in (
     audit_command,
     influence_command,
+    trace_command,
     gate_command,
     sign_command,
     promote_command,
@@ -93,7 +95,7 @@ def run(arguments: list[str]) -> int:
         code = cli.main(arguments, prog_name="forward-inf", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         kept = "; finished pieces are kept, so the same command goes on"
-        long = {"audit", "influence"} & set(arguments)
+        long = {"audit", "influence", "trace"} & set(arguments)
         return fail("interrupted" + (kept if long else ""), code=INTERRUPTED)
     except NoArgsIsHelpError as error:  # a stranger's first step
         click.echo(error.format_message(), err=True)

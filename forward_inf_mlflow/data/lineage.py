@@ -23,6 +23,7 @@ from forward_inf_mlflow.data.fetch import download, public_uri
 from forward_inf_mlflow.data.mlflow_digest import Digest, check_digest
 from forward_inf_mlflow.data.reading import Columns, listing, read_rows
 from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.data.texts import JSON_LINES, TextColumns, read_texts
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_errors
 
@@ -104,11 +105,7 @@ def logged_data(version: Version, role: Role, columns: Columns) -> DataSet:
 @contextmanager
 def logged_original(version: Version, role: Role, columns: Columns) -> Iterator[Original]:
     """Yield what `logged_data` reads with the file itself, which may be gone after the block."""
-    what = f"the {_WORDS[role]} of {version.name!r} version {version.version}"
-    found = _choose(_run(version, role, what), role, what)
-    tags = {tag.key: tag.value for tag in found.tags}
-    uri = tags.get("fi.uri") or _source_uri(found, role, what)
-    shown = public_uri(uri)
+    what, found, tags, uri, shown = _logged(version, role)
     logged = Columns(
         tags.get("fi.label"), tags.get("fi.id"), None, tags.get("fi.source"), columns.lenient
     )
@@ -146,6 +143,56 @@ def logged_original(version: Version, role: Role, columns: Columns) -> Iterator[
         yield Original(data, path, wanted, tags.get("fi.shape"))
 
 
+def _logged(version: Version, role: Role) -> tuple[str, DatasetInput, dict[str, str], str, str]:
+    """Return what is spoken of, the data set of a role, its tags, where it lies, and what of that
+    may be shown.
+    """
+    what = f"the {_WORDS[role]} of {version.name!r} version {version.version}"
+    found = _choose(_run(version, role, what), role, what)
+    tags = {tag.key: tag.value for tag in found.tags}
+    uri = tags.get("fi.uri") or _source_uri(found, role, what)
+    return what, found, tags, uri, public_uri(uri)
+
+
+def logged_texts(version: Version, columns: TextColumns) -> tuple[DataSet, int]:
+    """Read the training texts that were logged to the run which made a version.
+
+    Returns:
+        The data set, and how many empty texts were left out.
+
+    Raises:
+        DataError, TrackingError: As `logged_data`.
+    """
+    what, found, tags, uri, shown = _logged(version, "train")
+    with _local(uri, "train", what) as path:
+        rows, empty = read_texts(path, uri=shown, columns=columns)
+        digest: Digest
+        if (sha256 := tags.get("fi.sha256")) and tags.get("fi.label"):
+            logged = Columns(tags["fi.label"], tags.get("fi.id"), None, tags.get("fi.source"))
+            same = read_rows(path, uri=shown, columns=logged).sha256 == sha256.lower()
+            digest = "verified" if same else "mismatch"
+            why = None if same else "no longer holds the rows that were logged"
+        elif path.suffix.lower() in JSON_LINES:
+            digest, why = "unverified", "is of a kind whose digest is not computed here"
+        else:
+            digest, why = check_digest(found.dataset, path, rows, label=None)
+    problem = why and f"{what}: {shown} {why}; {_go_on('train')}"
+    name, mlflow_digest = found.dataset.name, found.dataset.digest
+    return DataSet(rows, "logged", digest, problem, name, mlflow_digest), empty
+
+
+def declared_texts(uri: str, columns: TextColumns) -> tuple[DataSet, int]:
+    """Read training texts that the user names; otherwise as `logged_texts`.
+
+    Raises:
+        DataError: They cannot be found or read.
+    """
+    with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
+        path = download(uri, into=Path(folder))
+        rows, empty = read_texts(path, uri=public_uri(uri), columns=columns)
+    return _declared(rows, "train"), empty
+
+
 def declared_data(uri: str, role: Role, columns: Columns) -> DataSet:
     """Read a data set that the user names, which may not be what the version was trained on.
 
@@ -162,15 +209,18 @@ def declared_original(uri: str, role: Role, columns: Columns) -> Iterator[Origin
     with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
         path = download(uri, into=Path(folder))
         rows = read_rows(path, uri=public_uri(uri), columns=columns)
-        data = DataSet(
-            rows=rows,
-            origin="declared",
-            digest="unverified",
-            problem=f"{rows.uri} was named with --{role}, not logged with the version",
-            name=f"{role}-{rows.sha256[:12]}",
-            mlflow_digest=rows.sha256[:8],
-        )
-        yield Original(data, path, columns, None)
+        yield Original(_declared(rows, role), path, columns, None)
+
+
+def _declared(rows: Rows, role: Role) -> DataSet:
+    return DataSet(
+        rows=rows,
+        origin="declared",
+        digest="unverified",
+        problem=f"{rows.uri} was named with --{role}, not logged with the version",
+        name=f"{role}-{rows.sha256[:12]}",
+        mlflow_digest=rows.sha256[:8],
+    )
 
 
 def _go_on(role: Role) -> str:

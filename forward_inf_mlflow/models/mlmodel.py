@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 from forward_inf_mlflow.errors import ModelError, UnsafeModelError
+from forward_inf_mlflow.models.checkpoint import check_checkpoint
 
 SUPPORTED = (
-    "mlflow.pytorch models and scikit-learn's LogisticRegression, SGDClassifier(loss='log_loss'), "
-    "MLPClassifier, LinearRegression, Ridge, MLPRegressor, DecisionTree, RandomForest, ExtraTrees, "
-    "GradientBoosting and HistGradientBoosting, alone or last in a Pipeline"
+    "mlflow.pytorch and mlflow.transformers models and scikit-learn's LogisticRegression, "
+    "SGDClassifier(loss='log_loss'), MLPClassifier, LinearRegression, Ridge, MLPRegressor, "
+    "DecisionTree, RandomForest, ExtraTrees, GradientBoosting and HistGradientBoosting, alone or "
+    "last in a Pipeline"
 )
 _PERMIT = "if you trust who made it, permit that with --allow-pickle"
 
@@ -24,12 +26,14 @@ class Flavor:
     """How a model was saved.
 
     Attributes:
-        kind: ``pt2``, ``pickle`` (torch) or ``sklearn``.
+        kind: ``pt2``, ``pickle`` (torch), ``sklearn`` or ``transformers``.
         folder: The model's own folder, the one with MLmodel in it.
         data: The file or folder inside it that holds the weights.
         serialization: For scikit-learn: ``skops``, ``pickle`` or ``cloudpickle``.
         code: Whether it brings Python files of its own.
         shape: The shape of its input ``(-1, ...)`` as its signature says; None if it does not.
+        tokenizer: For transformers: the folder of its tokenizer; None if it was logged without.
+        adapter: For transformers: the folder of its adapter (``peft``); None if it has none.
     """
 
     kind: str
@@ -38,6 +42,8 @@ class Flavor:
     serialization: str | None
     code: bool
     shape: tuple[int, ...] | None
+    tokenizer: Path | None = None
+    adapter: Path | None = None
 
 
 _FORMATS = ("skops", "pickle", "cloudpickle")
@@ -60,7 +66,8 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
     if any(conf.get("model_code_path") for conf in settings.values()):
         raise UnsafeModelError(
             "The model is a script that runs when it is loaded (models from code), which is not "
-            "supported: log the trained model with mlflow.pytorch or mlflow.sklearn."
+            "supported: log the trained model with the flavor of its library, such as "
+            "mlflow.pytorch."
         )
     code = any(conf.get("code") for conf in settings.values())
     if code and not allow_pickle:
@@ -78,6 +85,8 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
                 f"MLmodel names an unknown serialization format: it must be one of {_FORMATS}."
             )
         kind, pickled = "sklearn", serialization != "skops"
+    elif "transformers" in settings:
+        return _transformers(folder, settings["transformers"], code=code, pickle=allow_pickle)
     else:
         found = ", ".join(sorted(map(str, settings))) or "nothing"
         raise ModelError(
@@ -89,6 +98,25 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
             f"defaults of MLflow 3), or {_PERMIT}."
         )
     return Flavor(kind, folder, data, serialization, code, _shape(content.get("signature")))
+
+
+def _transformers(folder: Path, settings: dict[str, Any], *, code: bool, pickle: bool) -> Flavor:
+    """Return a transformers model's flavor once its files hold weights and words alone."""
+    if settings.get("model_binary") is None:
+        raise ModelError(
+            "The model's weights are not among its files (save_pretrained=False or "
+            "base_model_path): log it with its weights."
+        )
+    parts = [_inside(folder, settings["model_binary"], "model_binary"), None, None]
+    components = settings.get("components")
+    if isinstance(components, list) and "tokenizer" in components:
+        parts[1] = _inside(folder, "components/tokenizer", "tokenizer")
+    if settings.get("peft_adaptor") is not None:
+        parts[2] = _inside(folder, settings["peft_adaptor"], "peft_adaptor")
+    for part in parts:
+        if part is not None:
+            check_checkpoint(part, allow_pickle=pickle)
+    return Flavor("transformers", folder, parts[0], None, code, None, parts[1], parts[2])  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> dict[str, Any]:

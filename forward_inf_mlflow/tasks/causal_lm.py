@@ -72,12 +72,15 @@ class CausalLM(Task):
         return Readout(self._of_row(losses, batch.targets), self._margin(odds, batch.targets))
 
     def _margin(self, odds: Tensor, targets: Tensor) -> Tensor:
-        log_p = nn.functional.logsigmoid(odds)
-        beyond = _LOG_ODDS_OF_SURE + (log_p - math.log(_SURE)) / (1 - _SURE)
-        return self._of_row(torch.where(odds < _LOG_ODDS_OF_SURE, odds, beyond), targets)
+        return self._of_row(_margins(odds), targets)
+
+    def token_margins(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the log-odds of every next token, ``(B, L)`` float64, 0 where uncounted."""
+        margins = _margins(_log_odds(outputs, targets))
+        return torch.where(targets == IGNORED, 0.0, margins)
 
     def token_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return ``-log p`` of every next token, ``(B, L)`` float64, 0 where it does not count."""
+        """Return ``-log p`` of every next token, ``(B, L)`` float64, 0 where uncounted."""
         losses = -nn.functional.logsigmoid(_log_odds(outputs, targets))
         return torch.where(targets == IGNORED, 0.0, losses)
 
@@ -102,6 +105,13 @@ class CausalLM(Task):
         counted = targets != IGNORED
         total = torch.where(counted, values, 0.0).sum(1)
         return total / counted.sum(1).clamp(min=1) if self.mean else total
+
+
+def _margins(odds: Tensor) -> Tensor:
+    """Return log-odds that go on linearly in log p for tokens that are known."""
+    log_p = nn.functional.logsigmoid(odds)
+    beyond = _LOG_ODDS_OF_SURE + (log_p - math.log(_SURE)) / (1 - _SURE)
+    return torch.where(odds < _LOG_ODDS_OF_SURE, odds, beyond)
 
 
 def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
