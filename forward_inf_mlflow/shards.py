@@ -85,7 +85,7 @@ class WorkFolder:
                     f"{folder / _KEY} does not say what is computed here: begin again with "
                     "--fresh, or name another folder with --work-dir"
                 )
-            return cls(folder, sum(1 for _ in folder.glob("*.npz")))
+            return cls(folder, len(_listed(folder, "*.npz")))
 
     def once(self, name: str, make: Make) -> dict[str, np.ndarray]:
         """Return a piece: read if it is there, else made, stored and returned as it would be read.
@@ -291,9 +291,17 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """Return what is in a folder; nothing if another process has just finished and removed it."""
+    try:
+        return list(folder.glob(pattern))
+    except FileNotFoundError:
+        return []
+
+
 def _clean(root: Path, folder: Path) -> None:
     """Remove what killed processes have left behind."""
-    for path in (*folder.glob(".*.tmp"), *root.glob(".*.removed")):
+    for path in (*_listed(folder, ".*.tmp"), *_listed(root, ".*.removed")):
         if _abandoned(path):
             if path.suffix == ".tmp":
                 path.unlink(missing_ok=True)

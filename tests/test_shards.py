@@ -9,10 +9,11 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,20 @@ def test_work_goes_on_when_another_process_has_finished_and_removed_it(tmp_path:
     other.remove()
     assert same(work.once("b", lambda: ARRAYS), KEEP_NOTHING.once("b", lambda: ARRAYS))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_removes_while_it_is_opened_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WorkFolder.open(tmp_path, KEY).once("a", lambda: ARRAYS)
+    glob = Path.glob
+
+    def too_late(self: Path, pattern: str) -> Iterator[Path]:
+        shutil.rmtree(self, ignore_errors=True)
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", too_late)
+    assert WorkFolder.open(tmp_path, KEY).done == 0
 
 
 def test_arrays_differ_in_digest_as_soon_as_a_bit_a_type_or_a_shape_does() -> None:
