@@ -348,11 +348,10 @@ def test_a_folder_that_another_process_removes_while_it_is_opened_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     WorkFolder.open(tmp_path, KEY).once("a", lambda: ARRAYS)
-    glob = Path.glob
 
     def too_late(self: Path, pattern: str) -> Iterator[Path]:
         shutil.rmtree(self, ignore_errors=True)
-        return glob(self, pattern)
+        raise FileNotFoundError(self)
 
     monkeypatch.setattr(Path, "glob", too_late)
     assert WorkFolder.open(tmp_path, KEY).done == 0
