@@ -29,7 +29,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import IntegrityError
 
-from forward_inf_mlflow.errors import ForwardInfError, VerdictError
+from forward_inf_mlflow.errors import ForwardInfError, SignerError, VerdictError
 from forward_inf_mlflow.plugins.stored_files import stored_sha256
 from forward_inf_mlflow.registry import model_id_of
 from forward_inf_mlflow.verdicts.admission import Admission, admit
@@ -314,6 +314,11 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         ring = self._gate().ring
         try:
             check(read_sealed(tag.value), tag.key, self._subject(found), ring)
+        except SignerError as error:
+            kind = next(kind for kind, prefix in PREFIXES.items() if tag.key.startswith(prefix))
+            raise _refusal(
+                f"this {kind} does not count for {_uri(found)}: {error}; {error.todo}"
+            ) from error
         except VerdictError as error:
             raise _refusal(f"{_uri(found)} does not keep '{shown(tag.key)}': {error}") from error
 
