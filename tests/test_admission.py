@@ -302,3 +302,15 @@ def test_a_history_that_is_none_is_begun_anew(text: str) -> None:
 
 def test_a_long_sentence_is_cut() -> None:
     assert len(read_events(with_event(None, moved(1, why="x" * 9000)))[0]["why"]) == 500
+
+
+def test_a_history_stays_short_whatever_aliases_are_called_and_drops_refusals_first() -> None:
+    text = with_event(None, moved(0))
+    for at in range(1, 40):
+        event = replace(moved(at, "refused", why="\u4e16" * 900), alias=f"{at}" + "\u4e16" * 900)
+        text = with_event(text, event)
+    events = read_events(text)
+    assert len(text) <= 50_000
+    assert len(events) > 3
+    assert {len(e["alias"]) for e in events[1:]} == {255}
+    assert [e["at"] for e in events] == [0, *range(41 - len(events), 40)]

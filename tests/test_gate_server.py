@@ -123,6 +123,11 @@ def test_a_pass_opens_the_alias_and_nothing_else_does(gate: Gated) -> None:
     assert abs(events[-1]["at"] - now()) < 60_000
 
 
+def test_the_servers_log_begins_with_what_is_closed(gate: Gated) -> None:
+    log = (gate.folder / "server.log").read_text()
+    assert f"the gate {gate.folder / 'gate.yaml'}: 2 of 2 keys count, protected are champ" in log
+
+
 def plant(gate: Gated, name: str, version: str, sealed: Sealed) -> None:
     """Write a tag past the gate, as it may have been written before there was one."""
     with closing(sqlite3.connect(gate.folder / "mlflow.db", timeout=60)) as database, database:

@@ -87,6 +87,16 @@ class Gate:
             (r for r in self.rules if r.covers(model, target, stage=stage, loose=loose)), None
         )
 
+    def summary(self) -> str:
+        """Return how many keys count and what is protected, as part of one line."""
+        keys = sum(key.revoked is None for key in self.ring.keys)
+        protected = "; ".join(
+            f"{', '.join((*rule.aliases, *(f'stage {stage}' for stage in rule.stages)))} of "
+            f"{', '.join(rule.models)}"
+            for rule in self.rules
+        )
+        return f"{keys} of {len(self.ring.keys)} keys count, protected are {protected}"
+
 
 def default_gate_text() -> str:
     """Return the default gate file, with its comments."""
