@@ -19,7 +19,7 @@ from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import attach, subject_of
 from forward_inf_mlflow.verdicts.gate_file import Gate, load_gate
 from forward_inf_mlflow.verdicts.keys import PrivateKey
-from forward_inf_mlflow.verdicts.names import fits
+from forward_inf_mlflow.verdicts.names import fits, is_text
 from forward_inf_mlflow.verdicts.seal import Sealed
 from forward_inf_mlflow.verdicts.statement import Verdict
 
@@ -102,6 +102,8 @@ def sign(
             "the SHA-256 of audit.json has 64 hexadecimal digits: give what 'forward-inf audit' "
             "says"
         )
+    if not is_text(audit):
+        raise VerdictError("the run or the model's address is not UTF-8 text")
     by_address = audit.startswith("models:")
     version = resolve(audit) if by_address else _version_of(audit)
     found = find_audit(version)

@@ -369,6 +369,35 @@ def test_an_approval_without_an_alias_or_a_reason_is_none(
     assert nothing_is_signed(good.version.uri)
 
 
+def test_what_is_not_utf8_is_refused_before_anything_is_signed(
+    folder: Path, good: auditing.AuditResult
+) -> None:
+    """A terminal of another encoding hands on bytes that Python keeps as halves of letters."""
+    uri, key = good.version.uri, ("--key", str(folder / "ci.key"))
+    for words in (
+        ("approve", uri, "--alias", "champion", "--reason", "caf\udce9", *key),
+        ("approve", uri, "--alias", "caf\udce9", "--reason", "why", *key),
+        ("approve", "models:/caf\udce9/1", "--alias", "champion", "--reason", "why", *key),
+        ("sign", "caf\udce9", "--unpinned", *key),
+        ("sign", "models:/caf\udce9/1", "--unpinned", *key),
+        ("history", "models:/caf\udce9@champion"),
+    ):
+        done = run_here(*words)
+        assert done.returncode == UNDECIDED
+        said = one_line(done.stderr)
+        assert "is not UTF-8" in said or "is not a registered model version" in said
+    assert nothing_is_signed(uri)
+
+
+def test_an_approvals_reason_moves_no_cursor_in_the_description(
+    folder: Path, good: auditing.AuditResult
+) -> None:
+    approve(good.version.uri, folder, reason="a\x1b[2J\x07\u202eb")
+    description = MlflowClient().get_model_version("good", "1").description
+    assert all(letter.isprintable() or letter == "\n" for letter in description)
+    assert "a\\\\x1b\\[2J\\\\x07\\\\u202eb" in description
+
+
 def test_on_a_plain_server_an_approval_counts_by_a_ring_alone(
     folder: Path, leaky: auditing.AuditResult
 ) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from forward_inf_mlflow.errors import ForwardInfError, VerdictError
 from forward_inf_mlflow.policy import Policy, default_text, parse_policy
-from forward_inf_mlflow.strict_yaml import Reader, is_empty, scalar
+from forward_inf_mlflow.strict_yaml import Reader, is_empty, read_text, scalar
 from forward_inf_mlflow.verdicts.keys import Ring, parse_ring
 from forward_inf_mlflow.verdicts.names import fits, fold
 
@@ -254,11 +254,14 @@ def _policy_hash(folder: Path, name: str, where: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_text(path)
     except FileNotFoundError:
         raise VerdictError(f"there is no file {path.name}") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+    except OSError as error:
+        reason = error.strerror or error
+        raise VerdictError(f"the file {path.name} cannot be read: {reason}") from error
+    except ValueError as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "no such name"
         raise VerdictError(f"the file {path.name} cannot be read: {reason}") from error
 
 
