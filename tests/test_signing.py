@@ -626,6 +626,18 @@ def test_history_tells_everything_newest_first_and_verifies_with_a_ring(
     text = run_here("history", uri).stdout
     assert f"key {KEY.key_id}, not verified" in text
     assert "ci, verified" not in text
+    assert "no signature was verified: name the keys with --ring" in text
+    ringed = run_here("history", uri, "--ring", str(folder / "keys.yaml")).stdout
+    assert "no signature was verified" not in ringed
+
+
+def test_history_cuts_nothing_that_goes_into_a_file(
+    folder: Path, good: auditing.AuditResult
+) -> None:
+    reason = " ".join(f"word{i}" for i in range(60))
+    approve(good.version.uri, folder, reason=reason)
+    assert reason in run_here("history", good.version.uri).stdout
+    assert "verified" not in run_here("history", good.version.uri, "--quiet").stdout
 
 
 HOSTILE = "\x1b[32mPASS\x1b[0m\r\u202e"
