@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import empty_database, free_port
 from databases import postgres, why_no_postgres
-from gate_cases import RING, STRANGER, override_for, subject_of, verdict_on, write_gate
+from gate_cases import CI, RING, STRANGER, override_for, subject_of, verdict_on, write_gate
 from mlflow.entities.model_registry import ModelVersionTag, Prompt, RegisteredModelTag
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import IS_PROMPT_TAG_KEY, PROMPT_TEXT_TAG_KEY
@@ -204,6 +204,10 @@ def test_only_what_a_known_key_signed_becomes_a_tag_of_ours(store: Any, name: st
     ):
         said = refusal(put, store, name, version, sealed)
         assert why in said
+    said = refusal(put, store, name, version, override_for(subject, key=CI))
+    assert said.startswith(f"this override does not count for models:/{name}/{version}: the key ")
+    assert "'forward-inf keys new NAME --may override'" in said
+    assert "fi.override" not in said
     for key in ("fi.verdict.x", "FI.VERDICT.x", "fi.override.", "ｆｉ.override.x"):
         refusal(store.set_model_version_tag, name, version, ModelVersionTag(key, "x"))
     assert tags(store, name, version) == {}

@@ -43,9 +43,7 @@ def history_command(console: Console, model_uri: str, ring: str | None) -> int:
         console.say(f"nothing is known of {result.version.uri}: audit it first")
     signed = any(one.kind in ("verdict", "override") for one in result.entries)
     if signed and not ring:
-        console.say(
-            "  note: no signature was verified: name the server's keys with --ring keys.yaml"
-        )
+        console.say("  note: no signature was verified: name the keys with --ring keys.yaml")
     for note in result.notes:
         console.say(f"  note: {note}")
     console.result(result.as_dict())

@@ -158,7 +158,8 @@ def _count(console: Console, file: Path, by: str | None) -> int:
                 f"  wrong labels {what}: about {share.estimate:.1%} "
                 f"({share.low:.1%} to {share.high:.1%})"
             )
-    console.say(f"  audit run {result.run_id}")
+    digest = result.audit_sha256
+    console.say(f"  audit run {result.run_id}, audit.json SHA-256 {digest}", wrap=False)
     console.result(result.as_dict())
     return EXIT[result.decision.outcome]
 
