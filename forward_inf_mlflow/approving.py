@@ -19,6 +19,7 @@ from forward_inf_mlflow.promotion import fetch_artifact, find_audit
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import attach, find_approvals, subject_of, tags_of
 from forward_inf_mlflow.verdicts.keys import PrivateKey
+from forward_inf_mlflow.verdicts.names import is_text
 from forward_inf_mlflow.verdicts.seal import Sealed
 from forward_inf_mlflow.verdicts.statement import Override, as_dict
 
@@ -75,12 +76,14 @@ def approve(
         lasts: For how long the approval counts.
 
     Raises:
-        VerdictError: The alias or the reason is empty, or too long.
+        VerdictError: The alias or the reason is empty, too long, or not UTF-8.
         TrackingError: The server cannot be reached or refuses.
     """
     alias, reason = alias.strip(), " ".join(reason.split())
     if not alias or not reason:
         raise VerdictError("an approval names an alias and a reason: neither may be empty")
+    if not (is_text(alias) and is_text(reason)):
+        raise VerdictError("the alias or the reason is not UTF-8: check the terminal")
     if len(reason) > _LONGEST:
         raise VerdictError(f"the reason has {len(reason)} characters: say it in {_LONGEST}")
     version = resolve(model_uri)

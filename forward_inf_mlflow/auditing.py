@@ -57,6 +57,7 @@ class AuditResult:
         scores: One row per training row.
         flagged: One row per verdict.
         influence: Top proponents and opponents of single queries.
+        audit_sha256: SHA-256 of ``audit.json``, for `sign`.
         warning: What could not be done besides, one sentence; None if all was.
     """
 
@@ -68,6 +69,7 @@ class AuditResult:
     scores: pd.DataFrame
     flagged: pd.DataFrame
     influence: pd.DataFrame
+    audit_sha256: str
     warning: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,6 +82,7 @@ class AuditResult:
             "model": self.version.uri,
             **self.decision.as_dict(),
             "run_id": self.run_id,
+            "audit_sha256": self.audit_sha256,
             "report": self.report,
             "warning": self.warning,
             **{key: self.record[key] for key in keys},
@@ -285,7 +288,9 @@ def audit(
             portraits=portraits_of(problem, rows_to_show(flagged, scores, influence)),
             approvals=find_approvals(version, tags_of(version)),
         )
-        warning = _save(artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics)
+        digest, warning = _save(
+            artifacts, run, version, train_set, query_set, out, log_metrics=log_metrics
+        )
         work.finish(run.run_id)
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
@@ -298,6 +303,7 @@ def audit(
         scores=scores,
         flagged=flagged,
         influence=artifacts.influence,
+        audit_sha256=digest,
         warning=warning,
     )
 
@@ -403,11 +409,11 @@ def _save(
     out: str | Path | None,
     *,
     log_metrics: bool,
-) -> str | None:
+) -> tuple[str, str | None]:
     """Write everything, log it, and only then say on the version that it was audited.
 
     Returns:
-        What to tell the user, if anything.
+        The SHA-256 of ``audit.json``, and what to tell the user, if anything.
     """
     record = artifacts.record
     outcome = record["decision"]["outcome"]
@@ -432,7 +438,7 @@ def _save(
             "again"
         ) from error
     tracking.tag_version(version, outcome, run, digest)
-    return describe_version(version, record["decision"], run)
+    return digest, describe_version(version, record["decision"], run)
 
 
 def require_positive(**numbers: int | None) -> None:

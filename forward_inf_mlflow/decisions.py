@@ -18,8 +18,8 @@ DECISIONS = ("fix", "drop", "keep")
 #: What a row of ``flagged.csv`` is known by.
 _KEY = ("verdict", "row_id", "query_id", "row_digest")
 _NEEDED = (*_KEY, "decision", "likelier_label", "given_label", "audit_run")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_QUOTED = re.compile(r"'[=+\-@\t\r]")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_QUOTED = re.compile(r"'+[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class Choice:
 
 
 def harmless(table: pd.DataFrame) -> pd.DataFrame:
-    """Quote texts that a spreadsheet would run as a formula; the data are other people's."""
+    """Quote texts that a spreadsheet would run as a formula; the data are other people's.
+
+    Those that are quoted already get one quote more, so that no two texts become one.
+    """
 
     def quoted(value: Any) -> Any:
-        if not isinstance(value, str) or not value.startswith(_FORMULA):
+        if not isinstance(value, str) or not _FORMULA.match(value):
             return value
         try:
             float(value)

@@ -128,5 +128,9 @@ def _short(text: str) -> str:
 
 def markdown(text: str) -> str:
     """Return text with everything that Markdown or HTML would act on made harmless."""
-    escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in " ".join(text.split())
+    )
+    escaped = line.replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", escaped.replace(">", "&gt;"))

@@ -38,6 +38,14 @@ class VerdictError(ForwardInfError):
     """A signed verdict, a key, or a file of the server's gate is not valid."""
 
 
+class SignerError(VerdictError):
+    """A key does not count: it is unknown, was revoked, or may not sign this; ``todo`` helps."""
+
+    def __init__(self, reason: str, todo: str) -> None:
+        super().__init__(reason)
+        self.todo = todo
+
+
 class TrackingError(ForwardInfError):
     """The MLflow server cannot be reached, refuses, or holds no finished audit."""
 

@@ -45,15 +45,15 @@ def impatient() -> Iterator[None]:
         yield
 
 
-def redact(text: str) -> str:
-    """Return ``text`` on one line of at most 300 characters, without credentials."""
+def redact(text: str, *, longest: int = 300) -> str:
+    """Return ``text`` on one line of at most ``longest`` characters, without credentials."""
     for name in _SECRETS:
         if value := os.environ.get(name):
             text = text.replace(value, "***")
     text = _USERINFO.sub("://***@", text)
     text = _SECRET_PARAMETER.sub(r"\1=***", text)
     text = " ".join(text.split())
-    return text if len(text) <= 300 else text[:299] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def refusal(error: MlflowException) -> str | None:
     # The client gives this code also to what a proxy or a login says, of which no sentence is ours.
     if error.error_code != "PERMISSION_DENIED" or _STATUS.search(str(error.message)):
         return None
-    return redact(str(error.message).removeprefix("PERMISSION_DENIED: "))
+    return redact(str(error.message).removeprefix("PERMISSION_DENIED: "), longest=1000)
 
 
 def is_missing(error: MlflowException) -> bool:

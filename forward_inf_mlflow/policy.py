@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from forward_inf_mlflow.errors import PolicyError
-from forward_inf_mlflow.strict_yaml import Reader, is_empty, scalar
+from forward_inf_mlflow.strict_yaml import Reader, is_empty, read_text, scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def load_policy(path: Path | None) -> Policy:
     if path is None:
         return parse_policy(default_text(), name="default_policy.yaml")
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise PolicyError(
             f"there is no policy file {path}: write one with 'forward-inf policy init {path}'"

@@ -25,6 +25,7 @@ from forward_inf_mlflow.mlflow_errors import (
 )
 from forward_inf_mlflow.models.content import content_sha256
 from forward_inf_mlflow.models.mlmodel import Flavor, read_flavor
+from forward_inf_mlflow.verdicts.names import is_text
 
 if TYPE_CHECKING:
     from forward_inf_mlflow.models.audited import AuditedModel
@@ -72,7 +73,7 @@ def resolve(model_uri: str) -> Version:
     """
     numbered = _NUMBERED.fullmatch(model_uri)
     aliased = _ALIASED.fullmatch(model_uri)
-    if numbered is None and aliased is None:
+    if (numbered is None and aliased is None) or not is_text(model_uri):
         raise ModelError(
             f"{model_uri!r} is not a registered model version: write models:/NAME/3 or "
             "models:/NAME@ALIAS."

@@ -47,12 +47,14 @@ class Reviewed:
     Attributes:
         version: The version.
         run_id: The run that holds the audit as it is now.
+        audit_sha256: SHA-256 of its ``audit.json``, for `sign`.
         verified: What the answers say.
         decision: What the gate says now.
     """
 
     version: Version
     run_id: str
+    audit_sha256: str
     verified: Verified
     decision: Decision
 
@@ -61,6 +63,7 @@ class Reviewed:
         return {
             "model": self.version.uri,
             "run_id": self.run_id,
+            "audit_sha256": self.audit_sha256,
             **self.decision.as_dict(),
             "review": asdict(self.verified),
         }
@@ -140,9 +143,9 @@ def apply_review(file: str | Path, *, by: str | None = None) -> Reviewed:
             "decision": decision.as_dict(),
             "review": {**asdict(verified), "by": by, "of_run": audit.run_id},
         }
-        _log(run, version, audit, record)
+        digest = _log(run, version, audit, record)
     describe_version(version, record["decision"], run)
-    return Reviewed(version, run.run_id, verified, decision)
+    return Reviewed(version, run.run_id, digest, verified, decision)
 
 
 def _measured(before: Measure, verified: Verified, looked: int, by: str | None) -> Measure:
@@ -220,8 +223,12 @@ def _log(
     version: Version,
     audit: FoundAudit,
     record: Mapping[str, Any],
-) -> None:
-    """Log the audit's files again, with the new record and a report that says what it says."""
+) -> str:
+    """Log the audit's files again, with the new record and a report that says what it says.
+
+    Returns:
+        The SHA-256 of the new ``audit.json``.
+    """
     client = MlflowClient()
     with tempfile.TemporaryDirectory(prefix="forward-inf-") as name:
         with translate_errors():
@@ -242,8 +249,9 @@ def _log(
         table = f"{tracking.FOLDER}/{output.FLAGGED}"
         tracking.log_table(run, table, pictures, PICTURES)
         tracking.log_files(run, folder, last=output.RECORD)
-    outcome = record["decision"]["outcome"]
-    tracking.tag_version(version, outcome, run, hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content).hexdigest()
+    tracking.tag_version(version, record["decision"]["outcome"], run, digest)
+    return digest
 
 
 def _read(file: Path) -> bytes | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 
 from forward_inf_mlflow.clock import now
-from forward_inf_mlflow.errors import VerdictError
+from forward_inf_mlflow.errors import SignerError, VerdictError
 from forward_inf_mlflow.mlflow_errors import impatient, translate_errors
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.verdicts.keys import PrivateKey, Ring
@@ -65,7 +65,8 @@ def attach(
         if ring is not None:
             signer_of(sealed, ring)
     except VerdictError as error:
-        raise VerdictError(f"this signature would not count: {error}") from error
+        todo = f"; {error.todo}" if isinstance(error, SignerError) else ""
+        raise VerdictError(f"this signature would not count: {error}{todo}") from error
     with translate_errors(), impatient():
         MlflowClient().set_model_version_tag(version.name, version.version, sealed.tag, sealed.text)
     return sealed

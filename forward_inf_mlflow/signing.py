@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +19,11 @@ from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import attach, subject_of
 from forward_inf_mlflow.verdicts.gate_file import Gate, load_gate
 from forward_inf_mlflow.verdicts.keys import PrivateKey
-from forward_inf_mlflow.verdicts.names import fits
+from forward_inf_mlflow.verdicts.names import fits, is_text
 from forward_inf_mlflow.verdicts.seal import Sealed
 from forward_inf_mlflow.verdicts.statement import Verdict
+
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Signed:
         decision: What was decided, and signed whatever it is.
         policy: Under which policy.
         sealed: The verdict and its signature.
+        kept: How many rows count as kept by people, a sentence; None where none do.
     """
 
     version: Version
     decision: Decision
     policy: Policy
     sealed: Sealed
+    kept: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for ``--json``."""
@@ -47,6 +52,8 @@ class Signed:
             "model": self.version.uri,
             **self.decision.as_dict(),
             "run_id": verdict.audit_run,
+            "audit_sha256": verdict.audit_sha256,
+            "kept": self.kept,
             "policy": self.policy.as_dict(),
             "key": self.sealed.key_id,
             "tag": self.sealed.tag,
@@ -56,12 +63,14 @@ class Signed:
 
 
 def sign(
-    run_id: str,
+    audit: str,
     *,
     key: PrivateKey,
     policy: Policy | str | Path | None = None,
     gate: str | Path | None = None,
     expires: timedelta = timedelta(days=30),
+    audit_sha256: str | None = None,
+    on_kept: Callable[[str], None] | None = None,
 ) -> Signed:
     """Decide from an audit under a policy, sign that, and set it as a tag of the version.
 
@@ -69,27 +78,50 @@ def sign(
     and held against what the audit saw, and nothing is taken over from what the audit decided.
 
     Args:
-        run_id: The audit's run; it must be the newest finished audit of its version.
+        audit: The audit's run, which must be the newest finished audit of its version; or the
+            version, ``models:/name/3`` or ``models:/name@alias``, for its newest finished audit.
         key: Signs.
         policy: The policy that the server asks for, or its file; None for the default policy, or
             for the one that ``gate`` asks for.
         gate: The server's gate file. The key must count there.
         expires: For how long the verdict counts.
+        audit_sha256: SHA-256 of ``audit.json`` as whoever made the audit gave it, past the server:
+            another content is not signed. None trusts everybody who may write to the server.
+        on_kept: Called before anything is signed, with a sentence, where rows count as kept by
+            people, and so against no version.
 
     Raises:
         TrackingError: The audit is not the newest, was changed, or saw other files.
-        VerdictError: The audit holds something that cannot be signed.
+        VerdictError: ``audit_sha256`` is no SHA-256, or the audit holds something that
+            cannot be signed.
     """
     given = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
     asked = None if gate is None else load_gate(Path(gate))
-    version = _version_of(run_id)
-    audit = find_audit(version)
-    if audit.run_id != run_id:
+    if audit_sha256 is not None and not _SHA256.fullmatch(audit_sha256):
+        raise VerdictError(
+            "the SHA-256 of audit.json has 64 hexadecimal digits: give what 'forward-inf audit' "
+            "says"
+        )
+    if not is_text(audit):
+        raise VerdictError("the run or the model's address is not UTF-8 text")
+    by_address = audit.startswith("models:")
+    version = resolve(audit) if by_address else _version_of(audit)
+    found = find_audit(version)
+    if not by_address and audit != found.run_id:
         raise TrackingError(
-            f"run {run_id} is not the newest audit of {version.uri}, that is {audit.run_id}: sign "
+            f"run {audit} is not the newest audit of {version.uri}, that is {found.run_id}: sign "
             "that one"
         )
-    content = require_same_content(version, audit.record)
+    if audit_sha256 is not None and audit_sha256.lower() != found.sha256:
+        raise TrackingError(
+            f"audit.json of run {found.run_id} has the SHA-256 {found.sha256[:12]}, not "
+            f"{audit_sha256[:12].lower()}: it is another audit, or was changed since; find out by "
+            f"whom, and run 'forward-inf audit {version.uri}'"
+        )
+    record, kept = found.record, _kept_in(found.record)
+    if kept is not None and on_kept is not None:
+        on_kept(kept)
+    content = require_same_content(version, record)
     if content is None:
         raise TrackingError(
             f"the audit of {version.uri} does not say which files it saw, it was made by an older "
@@ -97,23 +129,37 @@ def sign(
         )
     chosen = given
     if asked is not None and policy is None:
-        chosen = _asked_for(asked, version, (policy_of(audit.record), given))
-    decision = decide(measures_of(audit.record), facts_of(audit.record), chosen)
+        chosen = _asked_for(asked, version, (policy_of(record), given))
+    decision = decide(measures_of(record), facts_of(record), chosen)
     issued = now()
     verdict = Verdict(
         subject=subject_of(version),
         outcome=decision.outcome,
         policy_sha256=chosen.sha256,
         model_sha256=content,
-        train_sha256=_digest_of(audit.record, "train"),
-        queries_sha256=_digest_of(audit.record, "queries"),
-        audit_sha256=audit.sha256,
-        audit_run=run_id,
+        train_sha256=_digest_of(record, "train"),
+        queries_sha256=_digest_of(record, "queries"),
+        audit_sha256=found.sha256,
+        audit_run=found.run_id,
         issued=issued,
         expires=issued + int(expires.total_seconds() * 1000),
     )
-    return Signed(
-        version, decision, chosen, attach(version, verdict, key, asked.ring if asked else None)
+    sealed = attach(version, verdict, key, asked.ring if asked else None)
+    return Signed(version, decision, chosen, sealed, kept)
+
+
+def _kept_in(record: Mapping[str, Any]) -> str | None:
+    """Return how many rows people kept, and in which reviews; None where none were."""
+    count = facts_of(record).kept
+    if not count:
+        return None
+    reviews = record["kept"].get("reviews")
+    runs = [str(one.get("run_id")) for one in reviews or [] if isinstance(one, Mapping)]
+    more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
+    return (
+        f"{count:,} training row{'s count' if count > 1 else ' counts'} as looked at and kept by "
+        f"a person, in review run "
+        f"{', '.join(runs[:5]) or 'unknown'}{more}; a policy with 'kept: false' takes no such audit"
     )
 
 

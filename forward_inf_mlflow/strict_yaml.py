@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 import difflib
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from forward_inf_mlflow.errors import ForwardInfError
+
+#: Bytes of a file; nobody writes as much by hand.
+_LARGEST = 2**20
+#: What YAML's own constructors raise for a value that does not fit its type.
+BROKEN = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def read_text(path: Path) -> str:
+    """Read a file's text.
+
+    Raises:
+        OSError: It cannot be read; for what is no regular file or too large, with a sentence alone.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # a device may have no end, a pipe no beginning
+        raise OSError("it is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise OSError("it is larger than 1 MiB")
+    return content.decode("utf-8")
+
+
+def find_trick(text: str) -> tuple[int, str] | None:
+    """Return the first line with a merge key or an explicit type, and what is wrong with it.
+
+    Either can make a value something else than it looks like: ``!!null 2026-01-01`` is null.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML.
+    """
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        line = token.start_mark.line + 1
+        if isinstance(token, yaml.TagToken):
+            return line, "an explicit type such as '!!str' is not read here: leave it out"
+        if isinstance(token, yaml.ScalarToken) and token.plain and token.value == "<<":
+            return line, "the merge key '<<' is not read here: write the lines out"
+    return None
 
 
 @dataclass(frozen=True)
@@ -32,6 +72,7 @@ class Reader:
         """
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
+            trick = find_trick(text)
         except RecursionError:
             raise self.error(f"{self.name}: {what}") from None
         except yaml.YAMLError as error:
@@ -39,6 +80,8 @@ class Reader:
             where = f", line {mark.line + 1}" if mark else ""
             problem = getattr(error, "problem", None) or "not YAML"
             raise self.error(f"{self.name}{where}: {problem}") from error
+        if trick is not None:
+            raise self.error(f"{self.name}, line {trick[0]}: {trick[1]}")
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise self.error(f"{self.name}, line 1: {what}")
         return root
@@ -81,7 +124,7 @@ def scalar(node: yaml.Node) -> Any:
         return node
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, KeyError, IndexError):
+    except BROKEN:
         return node
 
 

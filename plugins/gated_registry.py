@@ -22,14 +22,16 @@ from mlflow.entities.model_registry.model_version_stages import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_KEY
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlModelVersionTag
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.store.model_registry.sqlalchemy_workspace_store import WorkspaceAwareSqlAlchemyStore
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
+from mlflow.utils.validation import _validate_model_alias_name
 from sqlalchemy.exc import IntegrityError
 
-from forward_inf_mlflow.errors import ForwardInfError, VerdictError
+from forward_inf_mlflow.errors import ForwardInfError, SignerError, VerdictError
 from forward_inf_mlflow.plugins.stored_files import stored_sha256
 from forward_inf_mlflow.registry import model_id_of
 from forward_inf_mlflow.verdicts.admission import Admission, admit
@@ -46,6 +48,8 @@ VARIABLE = "FORWARD_INF_GATE"
 _ARTIFACTS = "_MLFLOW_SERVER_ARTIFACT_DESTINATION"
 #: Databases that compare text in ways of their own.
 _LOOSE = ("mysql", "mssql")
+#: The largest number that the databases' column of versions holds.
+_LARGEST = 2**31 - 1
 
 _logger = logging.getLogger(__name__)
 
@@ -57,12 +61,14 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         super().__init__(db_uri)
         self._file = Path(os.environ.get(VARIABLE) or "gate.yaml").absolute()
         self._loose = self.db_type in _LOOSE
+        self._say_what_is_closed()
 
     # Aliases, stages and names
 
     def set_registered_model_alias(self, name: str, alias: str, version: Any) -> None:
         """Move an alias if it is free or the gate admits the version."""
         with _refusing():
+            _validate_model_alias_name(alias)  # what MLflow refuses is not remembered
             found = self.get_model_version(name, version)
             answer = self._admit(found, alias)
         move = super().set_registered_model_alias
@@ -173,6 +179,29 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         )
 
     # The gate
+
+    def _say_what_is_closed(self) -> None:
+        """Log one line about the gate; as a warning, since servers show nothing less of ours."""
+        try:
+            _logger.warning("the gate %s: %s", self._file, self._gate().summary())
+        except Exception as error:  # noqa: BLE001  the server starts whatever the file says
+            reason = error if isinstance(error, ForwardInfError) else type(error).__name__
+            _logger.warning("the gate %s is closed, no alias moves: %s", self._file, reason)
+
+    def _get_sql_model_version(
+        self, session: Any, name: str, version: Any, *rest: Any, **more: Any
+    ) -> Any:
+        """Find a version; a number that no column holds is none, not an error of the database."""
+        try:
+            fits = int(version) <= _LARGEST
+        except (TypeError, ValueError, OverflowError):
+            fits = True  # MLflow says what is wrong
+        if not fits:
+            raise MlflowException(
+                f"Model Version (name={name}, version={shown(str(version))}) not found",
+                RESOURCE_DOES_NOT_EXIST,
+            )
+        return super()._get_sql_model_version(session, name, version, *rest, **more)
 
     def _gate(self) -> Gate:
         """Return the gate as its file says now.
@@ -314,6 +343,11 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         ring = self._gate().ring
         try:
             check(read_sealed(tag.value), tag.key, self._subject(found), ring)
+        except SignerError as error:
+            kind = next(kind for kind, prefix in PREFIXES.items() if tag.key.startswith(prefix))
+            raise _refusal(
+                f"this {kind} does not count for {_uri(found)}: {error}; {error.todo}"
+            ) from error
         except VerdictError as error:
             raise _refusal(f"{_uri(found)} does not keep '{shown(tag.key)}': {error}") from error
 
@@ -329,12 +363,21 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
             by=admission.by,
         )
         _logger.info("%s: %s", event.event, admission.why)
-        keep = super().set_model_version_tag
         try:
-            tag = ModelVersionTag(HISTORY, with_event(found.tags.get(HISTORY), event))
-            _settled(lambda: keep(found.name, found.version, tag))
+            _settled(lambda: self._append(found, event))
         except Exception:
             _logger.exception("the history of %s could not be written", _uri(found))
+
+    def _append(self, found: ModelVersion, event: Event) -> None:
+        """Add an event to the history as it is now, losing none that is added at the same time."""
+        of = {"workspace": found.workspace, "name": found.name, "version": int(found.version)}
+        with self.ManagedSessionMaker(read_only=False) as session:
+            # A write, of nothing, comes first: it locks the version in every kind of database.
+            same = {SqlModelVersion.current_stage: SqlModelVersion.current_stage}
+            session.query(SqlModelVersion).filter_by(**of).update(same, synchronize_session=False)
+            tag = session.get(SqlModelVersionTag, {**of, "key": HISTORY})
+            text = with_event(None if tag is None else tag.value, event)
+            session.merge(SqlModelVersionTag(**of, key=HISTORY, value=text))
 
 
 class GatedStore(_Gated):

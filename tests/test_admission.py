@@ -24,9 +24,10 @@ SUBJECT = Subject(
 )
 RULE = Rule(policies=(DEFAULT_POLICY,))
 TODO = (
-    "; run 'forward-inf audit models:/m/3', then 'forward-inf sign RUN --key KEY', or ask for "
-    "'forward-inf approve' by a person who may"
+    "; run 'forward-inf audit models:/m/3', then 'forward-inf sign models:/m/3 --key KEY "
+    "--audit-sha256 SHA256', or ask for 'forward-inf approve' by a person who may"
 )
+AUDIT, SIGN = "'forward-inf audit models:/m/3', then ", "--audit-sha256 SHA256'"
 
 
 def verdict(**changes: Any) -> Sealed:
@@ -113,14 +114,39 @@ REFUSED: dict[str, tuple[Admission, str]] = {
 @pytest.mark.parametrize(("answer", "problem"), REFUSED.values(), ids=REFUSED.keys())
 def test_each_refusal_has_its_own_sentence(answer: Admission, problem: str) -> None:
     todo = TODO
-    if "refusal" in problem:
-        todo = TODO.replace(
-            "run 'forward-inf audit models:/m/3', then 'forward-inf sign RUN --key KEY'",
-            "see 'forward-inf report models:/m/3' for what to mend",
-        )
+    if "newest verdict" in problem:
+        end = "or ask for" + TODO.split("or ask for")[1]
+        todo = f"; see 'forward-inf report models:/m/3' for what to mend, {end}"
+    elif "another policy" in problem:
+        todo = TODO.replace(SIGN, SIGN[:-1] + " --policy FILE'")
+    elif "key" in problem:
+        todo = TODO.replace(SIGN, f"{SIGN} with a key of the server's ring")
     said = f"models:/m/3 may not become 'champion': {problem}{todo}"
     assert answer == Admission(allowed=False, why=said)
-    assert len(said) < 400
+    assert len(said) < 450
+
+
+@pytest.mark.parametrize(
+    ("sealed", "ring", "again"),
+    [
+        ((), RING, False),
+        ((verdict(),), revoked("ci"), False),
+        ((verdict(key=STRANGER),), RING, False),
+        ((verdict(expires=NOW),), RING, False),
+        ((verdict(policy_sha256="f" * 64),), RING, False),
+        ((verdict(subject=OTHER),), RING, True),
+    ],
+)
+def test_where_the_tags_name_an_audit_nobody_is_sent_to_audit_again(
+    sealed: tuple[Sealed, ...], ring: Ring, again: bool
+) -> None:
+    tags = {"fi.run": "r" * 32, **{one.tag: one.text for one in sealed}}
+    said = admit(SUBJECT, "champion", tags, RULE, ring, now=NOW).why
+    assert (AUDIT in said) is again
+    assert "'forward-inf sign models:/m/3 --key KEY --audit-sha256 SHA256" in said
+    replaced = {"fi.run": "r" * 32, verdict().tag: verdict().text}
+    why = admit(SUBJECT, "champion", replaced, RULE, RING, now=NOW, model_sha256="c" * 64).why
+    assert AUDIT in why
 
 
 def test_the_guide_shows_the_sentence_as_it_is() -> None:
@@ -276,3 +302,15 @@ def test_a_history_that_is_none_is_begun_anew(text: str) -> None:
 
 def test_a_long_sentence_is_cut() -> None:
     assert len(read_events(with_event(None, moved(1, why="x" * 9000)))[0]["why"]) == 500
+
+
+def test_a_history_stays_short_whatever_aliases_are_called_and_drops_refusals_first() -> None:
+    text = with_event(None, moved(0))
+    for at in range(1, 40):
+        event = replace(moved(at, "refused", why="\u4e16" * 900), alias=f"{at}" + "\u4e16" * 900)
+        text = with_event(text, event)
+    events = read_events(text)
+    assert len(text) <= 50_000
+    assert len(events) > 3
+    assert {len(e["alias"]) for e in events[1:]} == {255}
+    assert [e["at"] for e in events] == [0, *range(41 - len(events), 40)]

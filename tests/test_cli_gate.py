@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from dataclasses import dataclass, replace
@@ -95,6 +96,19 @@ def test_the_exit_code_is_the_decision(good: str, leaky: str, desk: Desk) -> Non
     assert (code, err) == (REFUSED, "")
     assert out.startswith(f"REFUSED  {leaky}\n")
     assert "leaked rows: about 10.0% of 90" in out
+
+
+def test_an_audit_says_what_to_pin_and_that_a_gate_wants_a_signature(
+    fresh: str, desk: Desk
+) -> None:
+    _, out, _ = desk("audit", fresh, "--effort", "quick", "--influence-queries", "1")
+    content = desk.artifact(fresh, "audit.json")
+    digest = hashlib.sha256(content.read_bytes()).hexdigest()
+    run_id = content.parts[-4]
+    assert f"  audit run {run_id}, audit.json SHA-256 {digest}\n" in out
+    assert f"forward-inf sign {fresh} --key KEY --audit-sha256 {digest}  (a server with a" in out
+    report = desk.artifact(fresh, "report.html").read_text()
+    assert "a server with a gate wants <code>forward-inf sign</code> first" in report
 
 
 def test_a_policy_named_now_replaces_the_audits_own(leaky: str, desk: Desk) -> None:

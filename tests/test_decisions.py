@@ -72,6 +72,26 @@ def test_a_right_label_of_a_leaked_row_is_kept_and_the_row_dropped(ours: pd.Data
     ]
 
 
+TEXTS = ["=x", "'=x", "''=x", "-5", "'-5", "-x", "'-x", "'", "''", "", "a'=", "'a", "@", "'@", "\t"]
+
+
+def test_quotes_are_undone_to_the_text_that_was_there_and_no_two_become_one() -> None:
+    quoted = list(harmless(pd.DataFrame({"id": TEXTS}))["id"])
+    assert [unquoted(text) for text in quoted] == TEXTS
+    assert len(set(quoted)) == len(TEXTS)
+    assert not any(text[:1] in ("=", "@", "\t") or text == "-x" for text in quoted)
+
+
+def test_rows_whose_ids_differ_by_a_quote_are_two_rows(tmp_path: Path) -> None:
+    table = flagged().iloc[[0, 1]].assign(row_id=["=x", "'=x"])
+    scores = pd.DataFrame({"id": ["=x", "'=x"], "row_digest": ["d", "d"]})  # of the same content
+    ours = harmless(to_fill_in(table, scores, "r"))
+    ours.to_csv(tmp_path / "f.csv", index=False)
+    read = read_filled(tmp_path / "f.csv")
+    found = choices(read.assign(decision=["drop", "keep"]), read, file="f.csv")
+    assert [(one.row_id, one.decision) for one in found] == [("=x", "drop"), ("'=x", "keep")]
+
+
 def test_a_new_label_comes_before_the_likelier_one(ours: pd.DataFrame) -> None:
     said = ours.assign(decision=["fix", "", "", ""], new_label=[" '=cow ", "", "", ""])
     [found] = choices(said, ours, file="f.csv")

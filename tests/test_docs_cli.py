@@ -55,7 +55,7 @@ ALL = pytest.mark.parametrize("path", list(commands()), ids=" ".join)
 @ALL
 def test_the_docs_name_every_option_of_a_command_and_no_other(path: tuple[str, ...]) -> None:
     rows = re.findall(r"^\| (`-.*?) \|", section(path), re.MULTILINE)
-    named = {word for row in rows for word in re.findall(r"--[a-z-]+", row)}
+    named = {word for row in rows for word in re.findall(r"--[a-z0-9-]+", row)}
     assert named == options(path) - COMMON
 
 

@@ -101,6 +101,7 @@ def test_the_github_workflow_promotes_a_version_that_passes(store: str, reposito
             known[f"needs.{name}.outputs.{key}"] = filled(value, known)
     assert verdict(uri).outcome == "pass"
     assert verdict(uri).audit_run == known["needs.audit.outputs.run"]
+    assert verdict(uri).audit_sha256 == known["needs.audit.outputs.sha256"]
     assert aliases("my-model") == {"champion": "1"}
 
 
@@ -167,6 +168,8 @@ def test_both_pipelines_do_the_same() -> None:
         return [line for line in lines if not line.startswith("python -c")]
 
     assert commands(github) == commands(gitlab)
+    [sign] = [line for line in gitlab if line.startswith("forward-inf sign ")]
+    assert '--audit-sha256 "$AUDIT_SHA256"' in sign
 
 
 @pytest.fixture

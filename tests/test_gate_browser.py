@@ -70,7 +70,8 @@ def test_the_alias_dialog_shows_why_and_what_to_run(
         ask_for_champion(page, url)
         sentence = (
             "models:/clicked/1 may not become 'champion': it has no signed verdict; run "
-            "'forward-inf audit models:/clicked/1', then 'forward-inf sign RUN --key KEY'"
+            "'forward-inf audit models:/clicked/1', then 'forward-inf sign models:/clicked/1 "
+            "--key KEY --audit-sha256 SHA256'"
         )
         WebDriverWait(page, PATIENCE).until(
             lambda p: sentence in p.find_element(By.CSS_SELECTOR, "[role=dialog]").text

@@ -141,6 +141,11 @@ WRONG = {
     "protect: [{}]\nhash_artifacts: {max_bytes: 1.5}": "line 2: 'max_bytes' is a number of bytes",
     "protect: [{}]\nhash_artifacts: {max_bytes: true}": "line 2: 'max_bytes' is a number of bytes",
     "protect: [{}]\nhash_artifacts: {bytes: 9}": "line 2: unknown key 'bytes'",
+    "protect: [{}]\nkeys: !!timestamp x": "line 2: an explicit type",
+    "protect:\n- overrides: !!bool xyz": "line 2: an explicit type",
+    "protect:\n- max_age_days: !!null 1": "line 2: an explicit type",
+    "protect:\n- max_age_days: 0x_": "line 2: 'max_age_days' is a number of days",
+    "protect:\n- <<: {overrides: true}": "line 2: the merge key",
     "protect: [{}]\n!!python/name:os.system a: b": "gate.yaml, line 2",
 }
 

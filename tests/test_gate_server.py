@@ -108,8 +108,8 @@ def test_a_pass_opens_the_alias_and_nothing_else_does(gate: Gated) -> None:
     assert answer["error_code"] == "PERMISSION_DENIED"
     assert answer["message"] == (
         "models:/flow/1 may not become 'champion': it has no signed verdict; run "
-        "'forward-inf audit models:/flow/1', then 'forward-inf sign RUN --key KEY', or ask for "
-        "'forward-inf approve' by a person who may"
+        "'forward-inf audit models:/flow/1', then 'forward-inf sign models:/flow/1 --key KEY "
+        "--audit-sha256 SHA256', or ask for 'forward-inf approve' by a person who may"
     )
     assert gate.aliases("flow") == {}
     gate.tag("flow", version, verdict_on(subject_of(gate.client, "flow", version)))
@@ -121,6 +121,11 @@ def test_a_pass_opens_the_alias_and_nothing_else_does(gate: Gated) -> None:
         ("moved", "champion", None, "ci"),
     ]
     assert abs(events[-1]["at"] - now()) < 60_000
+
+
+def test_the_servers_log_begins_with_what_is_closed(gate: Gated) -> None:
+    log = (gate.folder / "server.log").read_text()
+    assert f"the gate {gate.folder / 'gate.yaml'}: 2 of 2 keys count, protected are champ" in log
 
 
 def plant(gate: Gated, name: str, version: str, sealed: Sealed) -> None:

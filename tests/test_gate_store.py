@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import empty_database, free_port
 from databases import postgres, why_no_postgres
-from gate_cases import RING, STRANGER, override_for, subject_of, verdict_on, write_gate
+from gate_cases import CI, RING, STRANGER, override_for, subject_of, verdict_on, write_gate
 from mlflow.entities.model_registry import ModelVersionTag, Prompt, RegisteredModelTag
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import IS_PROMPT_TAG_KEY, PROMPT_TEXT_TAG_KEY
@@ -202,6 +204,10 @@ def test_only_what_a_known_key_signed_becomes_a_tag_of_ours(store: Any, name: st
     ):
         said = refusal(put, store, name, version, sealed)
         assert why in said
+    said = refusal(put, store, name, version, override_for(subject, key=CI))
+    assert said.startswith(f"this override does not count for models:/{name}/{version}: the key ")
+    assert "'forward-inf keys new NAME --may override'" in said
+    assert "fi.override" not in said
     for key in ("fi.verdict.x", "FI.VERDICT.x", "fi.override.", "ｆｉ.override.x"):
         refusal(store.set_model_version_tag, name, version, ModelVersionTag(key, "x"))
     assert tags(store, name, version) == {}
@@ -538,6 +544,80 @@ def test_a_history_that_cannot_be_written_changes_no_decision(
     store.set_registered_model_alias(name, "champion", good)
     refusal(store.set_registered_model_alias, name, "champion", bad)
     assert aliases(store, name) == {"champion": good}
+
+
+def test_an_alias_that_mlflow_refuses_is_not_remembered(store: Any, name: str) -> None:
+    version = register(store, name)
+    write_gate(store._file.parent, "protect: [{models: ['*'], aliases: ['*']}]")
+    for alias in ("x" * 256, "x!", ""):
+        with pytest.raises(MlflowException) as caught:
+            store.set_registered_model_alias(name, alias, version)
+        assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+    assert tags(store, name, version) == {}
+    refusal(store.set_registered_model_alias, name, "x" * 255, version)
+    assert "fi.history" in tags(store, name, version)
+
+
+def test_no_move_is_lost_among_refusals_of_the_same_moment(
+    store: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All have read the version before anyone writes what was decided."""
+    version, spellings = register(store, name), ("champion", "Champion", "CHAMPION", "champioN")
+    together = threading.Barrier(len(spellings), timeout=30)
+    original = gated_registry.admit
+
+    def admit(*arguments: Any, **more: Any) -> Any:
+        together.wait()
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(gated_registry, "admit", admit)
+    with ThreadPoolExecutor(len(spellings)) as pool:
+        for asked in [
+            pool.submit(store.set_registered_model_alias, name, alias, version)
+            for alias in spellings
+        ]:
+            assert "no signed verdict" in str(asked.exception())
+    events = json.loads(tags(store, name, version)["fi.history"])
+    assert {event["alias"] for event in events} == set(spellings)
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**40])
+def test_a_number_that_no_column_holds_is_no_version(store: Any, name: str, number: int) -> None:
+    register(store, name)
+    acts: list[tuple[Any, ...]] = [
+        (store.get_model_version, name, str(number)),
+        (store.set_registered_model_alias, name, "champion", str(number)),
+        (store.set_registered_model_alias, name, "free", str(number)),
+        (store.transition_model_version_stage, name, str(number), "Production", False),
+        (store.set_model_version_tag, name, str(number), ModelVersionTag("a", "b")),
+        (store.set_model_version_tag, name, str(number), ModelVersionTag("fi.verdict.a", "b")),
+        (store.delete_model_version_tag, name, str(number), "a"),
+    ]
+    for act, *arguments in acts:
+        with pytest.raises(MlflowException) as caught:
+            act(*arguments)
+        assert caught.value.error_code in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
+
+
+def test_at_its_start_a_server_says_what_is_closed(
+    database: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = folder / "gate.yaml"
+    monkeypatch.setenv(gated_registry.VARIABLE, str(file))
+    with caplog.at_level(logging.WARNING, gated_registry.__name__):
+        build(f"forward-inf-gate:{database}")
+        file.write_text("nonsense: 1")
+        build(f"forward-inf-gate:{database}")
+    ours = [r for r in caplog.records if r.name == gated_registry.__name__]
+    opened, closed = (record.getMessage() for record in ours)
+    assert opened == (
+        f"the gate {file}: 2 of 2 keys count, protected are champion, production, stage "
+        "Production of *"
+    )
+    assert closed.startswith(f"the gate {file} is closed, no alias moves: gate.yaml, line 1: unkn")
 
 
 def test_workspaces_keep_their_models_apart(

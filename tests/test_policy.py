@@ -85,8 +85,8 @@ def test_null_bounds_nothing(text: str) -> None:
         ("max_leakage_rate: [0.1]", "is a share such as 0.03"),
         ("max_leakage_rate: {a: 1}", "is a share such as 0.03"),
         ("max_leakage_rate: 2020-99-99", "is a share such as 0.03"),
-        ("max_leakage_rate: !!python/name:os.system", "has no value"),
-        ("max_leakage_rate: !!int x", "is a share such as 0.03"),
+        ("max_leakage_rate: !!python/name:os.system", "an explicit type"),
+        ("max_leakage_rate: !!int x", "an explicit type"),
         ("partial: 1", "'partial' is true or false"),
         ('partial: "true"', "'partial' is true or false"),
         ("partial: null", "'partial' is true or false"),
@@ -155,8 +155,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         "[" * 3000,
         "max_leakage_rate: .inf",
         "max_leakage_rate: .nan",
+        "max_leakage_rate: !!null 0.01",
+        "max_leakage_rate: !!timestamp x",
+        "partial: !!bool xyz",
+        "<<: {partial: true}",
     ],
-    ids=["nothing", "empty", "huge", "no bool", "no int", "deep", "infinite", "nan"],
+    ids=[
+        *("nothing", "empty", "huge", "no bool", "no int", "deep", "infinite", "nan"),
+        *("null tag", "timestamp tag", "bool tag", "merge"),
+    ],
 )
 def test_odd_yaml_is_one_line_that_names_the_file_and_never_no_bound(text: str) -> None:
     with pytest.raises(PolicyError, match=r"^odd\.yaml") as caught:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
-from forward_inf_mlflow.promotion import gate
+from forward_inf_mlflow.promotion import find_audit, gate
 from forward_inf_mlflow.reviewing import COLUMNS, apply_review, sample_review
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -60,6 +60,7 @@ def test_answers_count_in_record_report_metrics_and_gate(
     again = gate(uri)
     assert again.decision.outcome == "fail"
     assert again.run_id == found.run_id != audited.run_id
+    assert found.audit_sha256 == find_audit(found.version).sha256 != audited.audit_sha256
     record = mlflow.artifacts.load_dict(f"runs:/{found.run_id}/forward_inf/audit.json")
     assert record["review"]["by"] == "A. Owner"
     assert record["review"]["of_run"] == audited.run_id

@@ -16,10 +16,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from forward_inf_mlflow import auditing, promotion
+from forward_inf_mlflow.errors import TrackingError
 from forward_inf_mlflow.mlflow_errors import refusal
 from forward_inf_mlflow.policy import load_policy
 from forward_inf_mlflow.registry import content_of, resolve
 from forward_inf_mlflow.sealed_tags import attach, find_approvals, subject_of, tags_of
+from forward_inf_mlflow.signing import sign
 from forward_inf_mlflow.verdicts.events import HISTORY
 from forward_inf_mlflow.verdicts.gate_file import default_gate_text
 from forward_inf_mlflow.verdicts.keys import PrivateKey, PublicKey, Ring, read_ring, write_ring
@@ -109,7 +111,9 @@ def test_audit_and_report_name_the_model_by_its_files(good: auditing.AuditResult
 def test_a_pass_is_signed_with_all_that_it_rests_on(
     folder: Path, good: auditing.AuditResult
 ) -> None:
-    done = run_here("sign", good.run_id, "--key", str(folder / "ci.key"), "--expires", "12h")
+    done = run_here(
+        "sign", good.run_id, "--unpinned", "--key", str(folder / "ci.key"), "--expires", "12h"
+    )
     assert (done.returncode, done.stderr) == (PASS, "")
     assert f"PASS  {good.version.uri}" in done.stdout
     verdict = verdict_of(good.version.uri)
@@ -132,7 +136,7 @@ def test_a_refusal_is_signed_too_and_the_policy_given_decides(
     folder: Path, leaky: auditing.AuditResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORWARD_INF_SIGNING_KEY", (folder / "ci.key").read_text())
-    done = run_here("sign", leaky.run_id, "--json")
+    done = run_here("sign", leaky.run_id, "--unpinned", "--json")
     assert done.returncode == REFUSED
     said = json.loads(done.stdout)
     assert (said["outcome"], said["key"]) == ("fail", KEY.key_id)
@@ -140,7 +144,7 @@ def test_a_refusal_is_signed_too_and_the_policy_given_decides(
     assert (verdict.outcome, verdict.issued) == ("fail", said["issued"])
     policy = folder / "loose.yaml"
     policy.write_text("max_leakage_rate: 0.5\n")
-    done = run_here("sign", leaky.run_id, "--policy", str(policy), "--json")
+    done = run_here("sign", leaky.run_id, "--unpinned", "--policy", str(policy), "--json")
     assert done.returncode == PASS
     assert json.loads(done.stdout)["policy"]["sha256"] == load_policy(policy).sha256
 
@@ -152,7 +156,7 @@ def nothing_is_signed(uri: str) -> bool:
 def test_replaced_files_are_neither_signed_nor_promoted(replaced: str, folder: Path) -> None:
     run_id = tags_of(resolve(replaced))["fi.run"]
     for words in (
-        ["sign", run_id, "--key", str(folder / "ci.key")],
+        ["sign", run_id, "--unpinned", "--key", str(folder / "ci.key")],
         ["promote", replaced, "--alias", "champion"],
     ):
         done = run_here(*words)
@@ -192,7 +196,7 @@ def test_an_edited_audit_is_not_signed(
 ) -> None:
     before = edited(leaky.run_id, folder, change)
     try:
-        done = run_here("sign", leaky.run_id, "--key", str(folder / "ci.key"))
+        done = run_here("sign", leaky.run_id, "--unpinned", "--key", str(folder / "ci.key"))
     finally:
         [file] = folder.rglob(f"{leaky.run_id}/artifacts/forward_inf/audit.json")
         file.write_bytes(before)
@@ -201,18 +205,82 @@ def test_an_edited_audit_is_not_signed(
     assert nothing_is_signed(leaky.version.uri)
 
 
+def test_an_audit_that_was_forged_since_is_not_signed_under_its_pin(
+    folder: Path, leaky: auditing.AuditResult
+) -> None:
+    """Whoever may log artifacts and set tags can make the server's copy consistent again."""
+    client, uri = MlflowClient(), leaky.version.uri
+    assert leaky.audit_sha256 == leaky.as_dict()["audit_sha256"] == audit_digest(leaky.run_id)
+    before = edited(leaky.run_id, folder, clear)
+    words = ("sign", uri, "--key", str(folder / "ci.key"))
+    client.set_model_version_tag("leaky", "1", "fi.audit", audit_digest(leaky.run_id))
+    try:
+        done = run_here(*words, "--audit-sha256", leaky.audit_sha256)
+        assert done.returncode == UNDECIDED
+        assert "is another audit, or was changed since" in one_line(done.stderr)
+        with pytest.raises(TrackingError, match="was changed since"):
+            sign(leaky.run_id, key=KEY, audit_sha256=leaky.audit_sha256)
+        assert nothing_is_signed(uri)
+        said = one_line(run_here(*words).stderr)
+        assert "anybody who may write to this server could have changed the audit since" in said
+        assert nothing_is_signed(uri)
+        assert run_here(*words, "--unpinned").returncode == PASS  # what the pin is for
+    finally:
+        [file] = folder.rglob(f"{leaky.run_id}/artifacts/forward_inf/audit.json")
+        file.write_bytes(before)
+        client.set_model_version_tag("leaky", "1", "fi.audit", leaky.audit_sha256)
+    both = ("--unpinned", "--audit-sha256", leaky.audit_sha256)
+    assert "give one of" in one_line(run_here(*words, *both).stderr)
+    assert "64 hexadecimal" in one_line(run_here(*words, "--audit-sha256", "abc").stderr)
+    done = run_here(*words, "--audit-sha256", leaky.audit_sha256.upper(), "--json")
+    assert done.returncode == REFUSED
+    assert json.loads(done.stdout)["audit_sha256"] == leaky.audit_sha256
+    assert json.loads(done.stdout)["run_id"] == leaky.run_id
+
+
+def clear(record: dict[str, Any]) -> None:
+    """Forge a record that passes."""
+    rates = {"count": 0, "rate": 0.0, "rate_low": 0.0, "rate_high": 0.0, "certain": 0}
+    record["measures"]["leaked"].update(rates)
+
+
+def test_what_people_kept_is_said_before_it_is_signed(
+    folder: Path, leaky: auditing.AuditResult
+) -> None:
+    kept = {"rows": 2, "reviews": [{"run_id": "a1", "by": None, "rows": 2}], "ignored": []}
+    before = edited(leaky.run_id, folder, lambda record: record.update(kept=kept))
+    MlflowClient().set_model_version_tag("leaky", "1", "fi.audit", audit_digest(leaky.run_id))
+    said: list[tuple[str, bool]] = []
+    try:
+        sign(
+            leaky.run_id,
+            key=KEY,
+            on_kept=lambda kept: said.append((kept, nothing_is_signed(leaky.version.uri))),
+        )
+        done = run_here("sign", leaky.run_id, "--key", str(folder / "ci.key"), "--unpinned")
+    finally:
+        [file] = folder.rglob(f"{leaky.run_id}/artifacts/forward_inf/audit.json")
+        file.write_bytes(before)
+        MlflowClient().set_model_version_tag("leaky", "1", "fi.audit", leaky.audit_sha256)
+    [(sentence, first)] = said
+    assert first
+    assert sentence.startswith("2 training rows count as looked at and kept by a person, in rev")
+    assert f"note: {sentence}\n" in done.stdout
+    assert "a1" in sentence
+
+
 def test_only_the_newest_audit_of_a_version_is_signed(
     folder: Path, good: auditing.AuditResult
 ) -> None:
     newer = auditing.audit(good.version.uri, effort="quick", influence_queries=1)
     words = ("--key", str(folder / "ci.key"))
-    done = run_here("sign", good.run_id, *words)
+    done = run_here("sign", good.run_id, "--unpinned", *words)
     assert done.returncode == UNDECIDED
     assert f"is not the newest audit of models:/good/1, that is {newer.run_id}" in one_line(
         done.stderr
     )
     run = str(good.version.run_id)
-    assert "has no finished audit" in one_line(run_here("sign", run, *words).stderr)
+    assert "has no finished audit" in one_line(run_here("sign", run, "--unpinned", *words).stderr)
     client = MlflowClient()
     for key in ("fi.gate", "fi.run", "fi.audit"):  # as the other tests expect it
         value = {"fi.gate": "pass", "fi.run": good.run_id}.get(key) or audit_digest(good.run_id)
@@ -301,6 +369,35 @@ def test_an_approval_without_an_alias_or_a_reason_is_none(
     assert nothing_is_signed(good.version.uri)
 
 
+def test_what_is_not_utf8_is_refused_before_anything_is_signed(
+    folder: Path, good: auditing.AuditResult
+) -> None:
+    """A terminal of another encoding hands on bytes that Python keeps as halves of letters."""
+    uri, key = good.version.uri, ("--key", str(folder / "ci.key"))
+    for words in (
+        ("approve", uri, "--alias", "champion", "--reason", "caf\udce9", *key),
+        ("approve", uri, "--alias", "caf\udce9", "--reason", "why", *key),
+        ("approve", "models:/caf\udce9/1", "--alias", "champion", "--reason", "why", *key),
+        ("sign", "caf\udce9", "--unpinned", *key),
+        ("sign", "models:/caf\udce9/1", "--unpinned", *key),
+        ("history", "models:/caf\udce9@champion"),
+    ):
+        done = run_here(*words)
+        assert done.returncode == UNDECIDED
+        said = one_line(done.stderr)
+        assert "is not UTF-8" in said or "is not a registered model version" in said
+    assert nothing_is_signed(uri)
+
+
+def test_an_approvals_reason_moves_no_cursor_in_the_description(
+    folder: Path, good: auditing.AuditResult
+) -> None:
+    approve(good.version.uri, folder, reason="a\x1b[2J\x07\u202eb")
+    description = MlflowClient().get_model_version("good", "1").description
+    assert all(letter.isprintable() or letter == "\n" for letter in description)
+    assert "a\\\\x1b\\[2J\\\\x07\\\\u202eb" in description
+
+
 def test_on_a_plain_server_an_approval_counts_by_a_ring_alone(
     folder: Path, leaky: auditing.AuditResult
 ) -> None:
@@ -377,11 +474,16 @@ def test_a_gate_opens_for_a_signed_pass_and_refuses_in_its_own_words(folder: Pat
     assert "the server refuses alias 'champion': models:/gated/1 may not become 'champion'" in said
     assert "it has no signed verdict" in said
     assert champion("gated") is None
-    assert run_here("sign", result.run_id, "--key", key, "--policy", str(policy)).returncode == PASS
+    assert (
+        run_here(
+            "sign", result.run_id, "--unpinned", "--key", key, "--policy", str(policy)
+        ).returncode
+        == PASS
+    )
     done = run_here("promote", uri, "--alias", "champion")
     assert "is under another policy" in one_line(done.stderr)
-    words = ("sign", result.run_id, "--key", key, "--gate", str(folder / "gate.yaml"))
-    assert run_here(*words).returncode == PASS
+    words = ("sign", result.run_id, "--unpinned", "--key", key)
+    assert run_here(*words, "--gate", str(folder / "gate.yaml")).returncode == PASS
     done = run_here("promote", uri, "--alias", "champion")
     assert done.returncode == PASS, done.stderr
     events = json.loads(run_here("history", uri, "--json").stdout)["events"]
@@ -404,7 +506,9 @@ def test_a_gate_judges_an_approval_itself(folder: Path) -> None:
     words = ("approve", uri, "--alias", "champion", "--reason", "a hot fix", "--key")
     done = run_here(*words, str(folder / "other.key"))
     assert done.returncode == UNDECIDED
-    assert "The MLflow server refuses: models:/urgent/1 does not keep" in one_line(done.stderr)
+    said = one_line(done.stderr)
+    assert "refuses: this override does not count for models:/urgent/1: its key is not one" in said
+    assert "'forward-inf keys list' shows" in said
     assert run_here(*words, str(folder / "ci.key")).returncode == 0
     ring = (folder / "keys.yaml").read_bytes()
     try:
@@ -431,7 +535,9 @@ def test_a_gate_file_says_which_policy_and_which_key(
 
     def signed(text: str, *more: str) -> tuple[int, str]:
         gate.write_text(text)
-        done = run_here("sign", leaky.run_id, "--key", key, "--gate", str(gate), *more)
+        done = run_here(
+            "sign", leaky.run_id, "--unpinned", "--key", key, "--gate", str(gate), *more
+        )
         return done.returncode, done.stderr
 
     assert signed("protect: [{models: [leaky]}]")[0] == REFUSED
@@ -442,7 +548,7 @@ def test_a_gate_file_says_which_policy_and_which_key(
     code, said = signed("protect: [{models: [other]}]")
     assert "protects no alias of 'leaky'" in one_line(said)
     code, said = signed("keys: revoked.yaml\nprotect: [{models: [leaky]}]")
-    assert "would not count: its key 'ci' was revoked" in one_line(said)
+    assert "would not count: its key 'ci' was revoked; sign with a key of the" in one_line(said)
     code, said = signed("protect: [{models: [leaky]}]", "--policy", str(loose))
     assert "two policies" in one_line(said)
     code, said = signed("nonsense")
@@ -484,7 +590,7 @@ def test_an_audit_that_names_no_files_promotes_with_a_sentence_and_is_not_signed
     done = run_here("promote", good.version.uri, "--alias", "champion")
     assert done.returncode == PASS
     assert "was not checked" in done.stdout
-    done = run_here("sign", good.run_id, "--key", str(folder / "ci.key"))
+    done = run_here("sign", good.run_id, "--unpinned", "--key", str(folder / "ci.key"))
     assert done.returncode == UNDECIDED
     assert "does not say which files it saw" in one_line(done.stderr)
 
@@ -493,7 +599,7 @@ def test_history_tells_everything_newest_first_and_verifies_with_a_ring(
     folder: Path, leaky: auditing.AuditResult
 ) -> None:
     uri = leaky.version.uri
-    run_here("sign", leaky.run_id, "--key", str(folder / "ci.key"))
+    run_here("sign", leaky.run_id, "--unpinned", "--key", str(folder / "ci.key"))
     run_here("promote", uri, "--alias", "champion")
     approve(uri, folder)
     run_here("promote", uri, "--alias", "champion", "--ring", str(folder / "keys.yaml"))
@@ -520,6 +626,18 @@ def test_history_tells_everything_newest_first_and_verifies_with_a_ring(
     text = run_here("history", uri).stdout
     assert f"key {KEY.key_id}, not verified" in text
     assert "ci, verified" not in text
+    assert "no signature was verified: name the keys with --ring" in text
+    ringed = run_here("history", uri, "--ring", str(folder / "keys.yaml")).stdout
+    assert "no signature was verified" not in ringed
+
+
+def test_history_cuts_nothing_that_goes_into_a_file(
+    folder: Path, good: auditing.AuditResult
+) -> None:
+    reason = " ".join(f"word{i}" for i in range(60))
+    approve(good.version.uri, folder, reason=reason)
+    assert reason in run_here("history", good.version.uri).stdout
+    assert "verified" not in run_here("history", good.version.uri, "--quiet").stdout
 
 
 HOSTILE = "\x1b[32mPASS\x1b[0m\r\u202e"
@@ -589,7 +707,7 @@ def test_history_tells_of_audits_that_did_not_finish_or_were_changed(
 def test_a_copy_has_nothing_of_its_originals_history(
     folder: Path, good: auditing.AuditResult
 ) -> None:
-    run_here("sign", good.run_id, "--key", str(folder / "ci.key"))
+    run_here("sign", good.run_id, "--unpinned", "--key", str(folder / "ci.key"))
     run_here("promote", good.version.uri, "--alias", "champion")
     copy = MlflowClient().copy_model_version(good.version.uri, "copied")
     assert any(key.startswith("fi.verdict.") for key in copy.tags)

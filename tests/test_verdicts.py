@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from forward_inf_mlflow.errors import VerdictError
+from forward_inf_mlflow.errors import PolicyError, VerdictError
+from forward_inf_mlflow.policy import load_policy
+from forward_inf_mlflow.verdicts.gate_file import load_gate
 from forward_inf_mlflow.verdicts.keys import (
     PrivateKey,
     PublicKey,
@@ -185,7 +188,7 @@ def test_what_is_not_a_sealed_statement_is_refused(text: str) -> None:
 
 
 def test_text_that_ends_a_line_or_is_not_ascii_is_signed_as_it_is() -> None:
-    strange = replace(OVERRIDE, reason='line\nend "quoted" ü \U0001f600 \ud800')
+    strange = replace(OVERRIDE, reason='line\nend "quoted" ü \U0001f600')
     assert signer_of(read_sealed(seal(strange, KEY).text), RING).name == "ci"
 
 
@@ -262,12 +265,62 @@ def test_a_ring_that_is_not_one_says_so_in_a_line(text: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("value", "counts"),
-    [("null", True), ("false", True), ("2026-01-01", False), ("true", False), ("''", False)],
+    [
+        *(("null", True), ("~", True), ("false", True)),
+        *((v, False) for v in ("2026-01-01", "true", "''", "0", "0.0", "-0", "[]", "{}", "no!")),
+        ("0x" + "f" * 9000, False),
+    ],
 )
 def test_only_nothing_leaves_a_key_its_rights(value: str, counts: bool, tmp_path: Path) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text(f"keys:\n- {{name: a, public: {GOOD}, may: [verdict], revoked: {value}}}\n")
     assert (read_ring(path).keys[0].revoked is None) == counts
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        ("revoked: !!null 2026-01-01", 5),
+        ("revoked: !!bool xyz", 5),
+        ("revoked: !!timestamp x", 5),
+        ("revoked: ! ''", 5),
+        ("!!str revoked: 2026-01-01", 5),
+        ("revoked: 2026-01-01\n  <<: {revoked: null}", 6),
+        ("<<: &a {revoked: null}", 5),
+    ],
+)
+def test_merge_keys_and_explicit_types_restore_nobody(
+    entry: str, line: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"keys:\n- name: a\n  public: {GOOD}\n  may: [verdict]\n  {entry}\n")
+    with pytest.raises(VerdictError, match=rf"keys.yaml, line {line}: .* is not read here"):
+        read_ring(path)
+
+
+def test_what_is_no_small_file_is_no_ring(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text("keys: []\n" + "#" * 2**20)
+    with pytest.raises(VerdictError, match="it is larger than 1 MiB"):
+        read_ring(path)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("/dev/full", str(tmp_path), str(tmp_path / "pipe")):
+        with pytest.raises(VerdictError, match="it is not a regular file"):
+            read_ring(Path(name))
+        with pytest.raises(PolicyError, match="it is not a regular file"):
+            load_policy(Path(name))
+        with pytest.raises(VerdictError, match="it is not a regular file"):
+            load_gate(Path(name))
+
+
+@pytest.mark.parametrize("field", ["alias", "reason", "name", "source"])
+def test_half_a_letter_is_no_text_of_a_statement(field: str) -> None:
+    if field in ("alias", "reason"):
+        changed = replace(OVERRIDE, **{field: "a\ud800"})
+    else:
+        changed = replace(OVERRIDE, subject=replace(OVERRIDE.subject, **{field: "a\ud800"}))
+    with pytest.raises(VerdictError, match=f"its field '{field}' has a value that it cannot"):
+        read_sealed(seal(changed, KEY).text)
 
 
 def test_a_key_of_a_ring_that_stands_there_twice_restores_nobody(tmp_path: Path) -> None:

@@ -147,7 +147,9 @@ def hush() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     warnings.simplefilter("ignore")
-    for name in ("mlflow", "alembic", "torch", "torch.export", "torch._export", "urllib3"):
+    ours = "forward_inf_mlflow.plugins"  # which says on a server what it does
+    others = ("mlflow", "alembic", "torch", "torch.export", "torch._export", "urllib3")
+    for name in (ours, *others):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from forward_inf_mlflow.cli.common import Console, common_options, ring_option
 from forward_inf_mlflow.clock import moment
 
-#: Characters of a cell; --json has the whole.
+#: Characters of a cell on a terminal; elsewhere, and with --json, it is whole.
 _LONGEST = 120
 
 
@@ -39,6 +41,9 @@ def history_command(console: Console, model_uri: str, ring: str | None) -> int:
     )
     if not result.entries:
         console.say(f"nothing is known of {result.version.uri}: audit it first")
+    signed = any(one.kind in ("verdict", "override") for one in result.entries)
+    if signed and not ring:
+        console.say("  note: no signature was verified: name the keys with --ring keys.yaml")
     for note in result.notes:
         console.say(f"  note: {note}")
     console.result(result.as_dict())
@@ -46,4 +51,5 @@ def history_command(console: Console, model_uri: str, ring: str | None) -> int:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    whole = len(text) <= _LONGEST or not sys.stdout.isatty()
+    return text if whole else f"{text[: _LONGEST - 1]}…"

@@ -19,7 +19,7 @@ from forward_inf_mlflow.clock import moment
 
 
 @click.command("sign", short_help="Sign what an audit says of its version.")
-@click.argument("run_id")
+@click.argument("audit", metavar="RUN_OR_MODEL_URI")
 @key_option
 @policy_option
 @click.option(
@@ -35,16 +35,28 @@ from forward_inf_mlflow.clock import moment
     show_default=True,
     help="For how long it counts, such as 12h or 30d.",
 )
+@click.option(
+    "--audit-sha256",
+    metavar="SHA256",
+    help="Sign only an audit.json of this SHA-256, which 'forward-inf audit' says.",
+)
+@click.option("--unpinned", is_flag=True, help="Sign whatever audit.json the server has now.")
 @common_options
 def sign_command(
     console: Console,
-    run_id: str,
+    audit: str,
     key: str | None,
     policy: str | None,
     gate: str | None,
     expires: timedelta,
+    audit_sha256: str | None,
+    unpinned: bool,
 ) -> int:
-    """Decide from the audit in RUN_ID under a policy, and sign the verdict, whatever it is.
+    """Decide from an audit under a policy, and sign the verdict, whatever it is.
+
+    RUN_OR_MODEL_URI is the audit's run, or models:/NAME/3 for the newest finished audit of a
+    version. Between audit and sign anybody who may write to the server can change what it holds of
+    the audit: --audit-sha256 takes what 'forward-inf audit' said, past the server.
 
     The policy is that of --policy, or the one that --gate asks for, or the default. It must be the
     server's, which takes no verdict under another.
@@ -56,17 +68,28 @@ def sign_command(
 
     \b
     Example:
-      forward-inf sign 8e1a94a0c4d24d2fb7f3a0e0a1f7b1c2 --key ci.key
-      forward-inf sign 8e1a94a0c4d24d2fb7f3a0e0a1f7b1c2 --gate gate.yaml
+      forward-inf sign models:/my-model/3 --key ci.key --audit-sha256 5f7e...
+      forward-inf sign models:/my-model/3 --key ci.key --gate gate.yaml --unpinned
     """
     if policy and gate:
         raise click.UsageError("--policy and --gate name two policies: give one of them.")
     private = signing_key(key)  # a slip is told before MLflow is asked
+    if unpinned == bool(audit_sha256):
+        raise click.UsageError(
+            "give one of --audit-sha256 (what 'forward-inf audit' said of audit.json) and "
+            "--unpinned: anybody who may write to this server could have changed the audit since."
+        )
     with console.progress("asking MLflow"):
         from forward_inf_mlflow.signing import sign
 
         result = sign(
-            run_id, key=private, policy=policy or None, gate=gate or None, expires=expires
+            audit,
+            key=private,
+            policy=policy or None,
+            gate=gate or None,
+            expires=expires,
+            audit_sha256=audit_sha256 or None,
+            on_kept=lambda kept: console.say(f"  note: {kept}"),
         )
     console.verdict(result.decision.outcome, result.decision.reasons, result.version.uri)
     console.say(f"  signed by key {result.sealed.key_id}, under policy {result.policy.sha256[:12]}")

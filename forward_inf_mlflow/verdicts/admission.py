@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from forward_inf_mlflow.verdicts.claims import Claims, read_claims
+from forward_inf_mlflow.errors import SignerError
+from forward_inf_mlflow.verdicts.claims import (
+    RUN_TAG,
+    Claims,
+    ElsewhereError,
+    Rejected,
+    read_claims,
+)
 from forward_inf_mlflow.verdicts.gate_file import Rule
 from forward_inf_mlflow.verdicts.keys import Ring
 from forward_inf_mlflow.verdicts.names import shown
@@ -84,12 +91,40 @@ def admit(
     what = f"enter the stage '{shown(target)}'" if stage else f"become '{shown(target)}'"
     uri = shown(f"models:/{subject.name}/{subject.version}", 300)
     address = shlex.quote(uri)
-    todo = f"run 'forward-inf audit {address}', then 'forward-inf sign RUN --key KEY'"
-    if newest is not None and newest[0].outcome == "fail":
+    if newest is not None and newest[0].outcome != "pass":
         todo = f"see 'forward-inf report {address}' for what to mend"
+    else:
+        replaced = newest is not None and model_sha256 not in (None, newest[0].model_sha256)
+        audited = bool(tags.get(RUN_TAG)) and not replaced
+        todo = _how_to_sign(address, claims, audited=audited, counted=newest is not None)
     if rule.overrides:
         todo += f", or ask for 'forward-inf approve' by a person who may{_hindered(claims)}"
     return Admission(allowed=False, why=f"{uri} may not {what}: {problem}; {todo}")
+
+
+def _how_to_sign(address: str, claims: Claims, *, audited: bool, counted: bool) -> str:
+    """Return the shortest way to a verdict that counts.
+
+    Args:
+        address: The version's, for a command line.
+        claims: What the version's tags claim.
+        audited: Whether they name an audit, which still fits the files.
+        counted: Whether there is a verdict under the right policy.
+    """
+    false = None if counted or claims.verdicts else _newest_false(claims)
+    why = None if false is None else false.error
+    sign = f"forward-inf sign {address} --key KEY --audit-sha256 SHA256"
+    if not counted and claims.verdicts:
+        sign += " --policy FILE"  # the server's
+    # With the verdict of another version came the name of its audit.
+    audited = audited and not isinstance(why, ElsewhereError)
+    audit = "" if audited else f"'forward-inf audit {address}', then "
+    ring = " with a key of the server's ring" if isinstance(why, SignerError) else ""
+    return f"run {audit}'{sign}'{ring}"
+
+
+def _newest_false(claims: Claims) -> Rejected | None:
+    return max(claims.false_verdicts, key=lambda claim: claim.issued, default=None)
 
 
 def _newness(entry: tuple[Verdict, str]) -> tuple[int, int]:
@@ -105,8 +140,7 @@ def _why_none_counts(subject: Subject, claims: Claims, rule: Rule) -> str:
             f"its verdict is under another policy ({stale[0].policy_sha256[:12]}) than the alias "
             f"needs ({needed})"
         )
-    if claims.false_verdicts:
-        claim = max(claims.false_verdicts, key=lambda claim: claim.issued)
+    if (claim := _newest_false(claims)) is not None:
         return f"its verdict does not count, {claim.reason}"
     return "it has no signed verdict"
 

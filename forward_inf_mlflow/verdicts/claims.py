@@ -11,6 +11,8 @@ from forward_inf_mlflow.verdicts.names import fold, shown
 from forward_inf_mlflow.verdicts.seal import PREFIXES, Sealed, read_sealed, signer_of
 from forward_inf_mlflow.verdicts.statement import Override, Subject, Verdict
 
+#: The tag in which an audit names its run; anybody may write it.
+RUN_TAG = "fi.run"
 #: Milliseconds by which two honest clocks may differ.
 _SKEW = 5 * 60 * 1000
 
@@ -20,12 +22,21 @@ class Rejected:
     """A claim that does not count.
 
     Attributes:
-        reason: Why not, as part of a sentence.
+        error: Why not, as part of a sentence.
         issued: From when it claims to be, in milliseconds since 1970; 0 where it cannot be read.
     """
 
-    reason: str
+    error: VerdictError
     issued: int
+
+    @property
+    def reason(self) -> str:
+        """Return why not, as part of a sentence."""
+        return str(self.error)
+
+
+class ElsewhereError(VerdictError):
+    """A statement is about another version, with whose tags it may have come."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ def read_claims(
         except VerdictError as error:
             false = key.startswith(PREFIXES["override"])
             (claims.false_overrides if false else claims.false_verdicts).append(
-                Rejected(str(error), issued)
+                Rejected(error, issued)
             )
             continue
         if isinstance(sealed.statement, Verdict):
@@ -85,8 +96,9 @@ def check(sealed: Sealed, tag: str, subject: Subject, ring: Ring) -> str:
     """Return the name of the key that signed a statement, which is about this version.
 
     Raises:
-        VerdictError: The key does not count, or the statement stands under the tag of another or
-            is about another version.
+        SignerError: The key does not count.
+        ElsewhereError: The statement is about another version.
+        VerdictError: The key did not sign it, or it stands under the tag of another.
     """
     signer = signer_of(sealed, ring)
     if sealed.tag != tag:
@@ -96,5 +108,5 @@ def check(sealed: Sealed, tag: str, subject: Subject, ring: Ring) -> str:
         uri = shown(f"models:/{of.name}/{of.version}")
         same = (of.name, of.version) == (subject.name, subject.version)
         when = ", which was registered at another time or from another source" if same else ""
-        raise VerdictError(f"it was made for {uri}{when}")
+        raise ElsewhereError(f"it was made for {uri}{when}")
     return signer.name

@@ -10,7 +10,8 @@ from forward_inf_mlflow.verdicts.names import shown
 
 #: The tag; only the gate writes it.
 HISTORY = "fi.history"
-_MOST = 50
+#: Events; characters of the whole, which a column of MySQL holds; and of an alias, as in MLflow.
+_MOST, _LONGEST, _LONGEST_ALIAS = 50, 50_000, 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,9 @@ class Event:
 
 
 def with_event(text: str | None, event: Event) -> str:
-    """Return a history with one event more: the newest fifty, of which refusals go first.
+    """Return a history with one event more: the newest fifty in 50,000 characters.
+
+    Where there are more, the oldest refusals go first, and then the oldest moves.
 
     A refusal that repeats the last event takes its place: asking again and again must not push out
     what happened.
@@ -47,14 +50,17 @@ def with_event(text: str | None, event: Event) -> str:
     entry = asdict(event)
     entry["from"] = entry.pop("before")
     entry["why"] = shown(event.why, 500)
+    entry["alias"] = event.alias[:_LONGEST_ALIAS]
     events = read_events(text)
     if events and event.event == "refused" and _same(events[-1], entry):
         events.pop()
     events.append(entry)
-    while len(events) > _MOST:
+    lengths = [len(_text(event)) + 1 for event in events]
+    while len(events) > 1 and (len(events) > _MOST or sum(lengths) + 1 > _LONGEST):
         refused = (i for i, e in enumerate(events[:-1]) if e.get("event") == "refused")
-        events.pop(next(refused, 0))
-    return json.dumps(events, separators=(",", ":"))
+        oldest = next(refused, 0)
+        del events[oldest], lengths[oldest]
+    return _text(events)
 
 
 def read_events(text: str | None) -> list[dict[str, Any]]:
@@ -64,6 +70,10 @@ def read_events(text: str | None) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
         return []
     return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import yaml
 
 from forward_inf_mlflow.errors import ForwardInfError, VerdictError
 from forward_inf_mlflow.policy import Policy, default_text, parse_policy
-from forward_inf_mlflow.strict_yaml import Reader, is_empty, scalar
+from forward_inf_mlflow.strict_yaml import Reader, is_empty, read_text, scalar
 from forward_inf_mlflow.verdicts.keys import Ring, parse_ring
 from forward_inf_mlflow.verdicts.names import fits, fold
 
@@ -86,6 +86,16 @@ class Gate:
         return next(
             (r for r in self.rules if r.covers(model, target, stage=stage, loose=loose)), None
         )
+
+    def summary(self) -> str:
+        """Return how many keys count and what is protected, as part of one line."""
+        keys = sum(key.revoked is None for key in self.ring.keys)
+        protected = "; ".join(
+            f"{', '.join((*rule.aliases, *(f'stage {stage}' for stage in rule.stages)))} of "
+            f"{', '.join(rule.models)}"
+            for rule in self.rules
+        )
+        return f"{keys} of {len(self.ring.keys)} keys count, protected are {protected}"
 
 
 def default_gate_text() -> str:
@@ -244,11 +254,14 @@ def _policy_hash(folder: Path, name: str, where: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_text(path)
     except FileNotFoundError:
         raise VerdictError(f"there is no file {path.name}") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+    except OSError as error:
+        reason = error.strerror or error
+        raise VerdictError(f"the file {path.name} cannot be read: {reason}") from error
+    except ValueError as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "no such name"
         raise VerdictError(f"the file {path.name} cannot be read: {reason}") from error
 
 

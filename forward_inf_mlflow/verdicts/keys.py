@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from forward_inf_mlflow.errors import VerdictError
-from forward_inf_mlflow.strict_yaml import repeated
+from forward_inf_mlflow.strict_yaml import BROKEN, find_trick, read_text, repeated
 
 #: What a key may sign.
 RIGHTS = ("verdict", "override")
@@ -196,7 +197,7 @@ def read_ring(path: Path) -> Ring:
         VerdictError: It cannot be read, or an entry is not valid.
     """
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise VerdictError(f"the keys in {path} cannot be read: {error}") from error
     return parse_ring(text, name=str(path))
@@ -210,9 +211,12 @@ def parse_ring(text: str, *, name: str) -> Ring:
     """
     try:
         again = repeated(yaml.compose(text, Loader=yaml.SafeLoader))
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        trick = find_trick(text)
+        content = None if trick else yaml.safe_load(text)
+    except (*BROKEN, RecursionError) as error:
         raise VerdictError(f"{name} is not YAML: write it with 'forward-inf keys'") from error
+    if trick is not None:
+        raise VerdictError(f"{name}, line {trick[0]}: {trick[1]}")
     if again is not None:  # a second 'revoked: null' must not restore a key
         raise VerdictError(f"{name}, line {again}: a key of an entry stands here a second time")
     if content is None:
@@ -279,5 +283,7 @@ def _parse_key(entry: Any, where: str) -> PublicKey:
     if not isinstance(may, list):
         raise VerdictError(f"{where}: 'may' is a list of {', '.join(RIGHTS)}")
     # Anything that stands behind 'revoked' but null and false revokes: a slip must not restore.
-    gone = None if revoked in (None, False) else str(revoked)
+    counts = revoked is None or revoked is False  # 0 == False, and is neither
+    when = str(revoked) if isinstance(revoked, str | date) else "at an unknown time"
+    gone = None if counts else when
     return PublicKey(name=name, public=raw, may=parse_rights(may, where), revoked=gone)

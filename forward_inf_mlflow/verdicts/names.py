@@ -31,6 +31,11 @@ def fits(name: str, glob: str, *, loose: bool = False) -> bool:
     return (loose and not folded.isascii()) or fnmatchcase(folded, fold(glob))
 
 
+def is_text(text: str) -> bool:
+    """Return whether a text can be written as UTF-8; what stood on a command line may not."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+
+
 def shown(text: str, longest: int = 100) -> str:
     """Return somebody's text as part of one line."""
     line = "".join(letter if letter.isprintable() else " " for letter in text)

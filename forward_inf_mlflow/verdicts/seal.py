@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from forward_inf_mlflow.errors import VerdictError
+from forward_inf_mlflow.errors import SignerError, VerdictError
 from forward_inf_mlflow.verdicts.keys import PrivateKey, PublicKey, Ring
 from forward_inf_mlflow.verdicts.statement import (
     Statement,
@@ -86,16 +86,22 @@ def signer_of(sealed: Sealed, ring: Ring) -> PublicKey:
     """Return whose key signed a statement.
 
     Raises:
-        VerdictError: The key is unknown, revoked, may not sign this, or did not sign it.
+        SignerError: The key is unknown, revoked, or may not sign this.
+        VerdictError: It did not sign it.
     """
     kind = kind_of(sealed.statement)
     key = ring.find(sealed.key_id)
+    other = "sign with a key of the server's ring, which 'forward-inf keys list' shows"
     if key is None:
-        raise VerdictError("its key is not one that this server knows")
+        raise SignerError("its key is not one that this server knows", other)
     if not key.verifies(sealed.signature, signed_bytes(sealed.statement)):
         raise VerdictError("its signature does not fit what it says")
     if key.revoked is not None:
-        raise VerdictError(f"its key '{key.name}' was revoked")
+        raise SignerError(f"its key '{key.name}' was revoked", other)
     if kind not in key.may:
-        raise VerdictError(f"the key '{key.name}' may not sign {kind}s")
+        raise SignerError(
+            f"the key '{key.name}' may not sign {kind}s",
+            "sign with one that may ('forward-inf keys list'), or have one made with "
+            f"'forward-inf keys new NAME --may {kind}'",
+        )
     return key

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from forward_inf_mlflow.errors import VerdictError
+from forward_inf_mlflow.verdicts.names import is_text
 
 #: Stands before the signed bytes, so that no signature made for anything else fits.
 _DOMAIN = b"forward-inf-mlflow statement 1\n"
@@ -146,7 +147,7 @@ def _checked(key: str, value: Any) -> Any:
         fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
     elif key == "model_id" and value is None:
         fits = True
-    elif not isinstance(value, str) or len(value) > _LONGEST:
+    elif not isinstance(value, str) or len(value) > _LONGEST or not is_text(value):
         fits = False
     elif key == "outcome":
         fits = value in _OUTCOMES
