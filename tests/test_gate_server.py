@@ -364,7 +364,8 @@ def test_the_command_line_says_what_the_server_says(gate: Gated, tmp_path: Path)
     words = ("approve", "models:/by command/1", "--alias", "champion", "--reason", "no time")
     done = run_here(*words, "--key", str(tmp_path / "ci.key"))
     assert done.returncode == 2
-    assert "refuses: models:/by command/1 does not keep 'fi.override." in one_line(done.stderr)
+    said = one_line(done.stderr)
+    assert "refuses: this override does not count for models:/by command/1: the key 'ci'" in said
     assert run_here(*words, "--key", str(tmp_path / "ada.key")).returncode == 0
     promote = ("promote", "models:/by command/1", "--alias", "champion")
     done = run_here(*promote)
