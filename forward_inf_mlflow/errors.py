@@ -39,11 +39,11 @@ class VerdictError(ForwardInfError):
 
 
 class SignerError(VerdictError):
-    """A key does not count: it is unknown, was revoked, or may not sign this; ``todo`` helps."""
+    """A key does not count: unknown, revoked, or not for this; ``remedy`` says what helps."""
 
-    def __init__(self, reason: str, todo: str) -> None:
+    def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
-        self.todo = todo
+        self.remedy = remedy
 
 
 class TrackingError(ForwardInfError):

@@ -65,8 +65,8 @@ def attach(
         if ring is not None:
             signer_of(sealed, ring)
     except VerdictError as error:
-        todo = f"; {error.todo}" if isinstance(error, SignerError) else ""
-        raise VerdictError(f"this signature would not count: {error}{todo}") from error
+        remedy = f"; {error.remedy}" if isinstance(error, SignerError) else ""
+        raise VerdictError(f"this signature would not count: {error}{remedy}") from error
     with translate_errors(), impatient():
         MlflowClient().set_model_version_tag(version.name, version.version, sealed.tag, sealed.text)
     return sealed

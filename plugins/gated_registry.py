@@ -346,7 +346,7 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         except SignerError as error:
             kind = next(kind for kind, prefix in PREFIXES.items() if tag.key.startswith(prefix))
             raise _refusal(
-                f"this {kind} does not count for {_uri(found)}: {error}; {error.todo}"
+                f"this {kind} does not count for {_uri(found)}: {error}; {error.remedy}"
             ) from error
         except VerdictError as error:
             raise _refusal(f"{_uri(found)} does not keep '{shown(tag.key)}': {error}") from error

@@ -23,7 +23,7 @@ SUBJECT = Subject(
     name="m", version="3", creation_timestamp=NOW - DAY, source="models:/m-1", model_id="m-1"
 )
 RULE = Rule(policies=(DEFAULT_POLICY,))
-TODO = (
+REMEDY = (
     "; run 'forward-inf audit models:/m/3', then 'forward-inf sign models:/m/3 --key KEY "
     "--audit-sha256 SHA256', or ask for 'forward-inf approve' by a person who may"
 )
@@ -113,15 +113,15 @@ REFUSED: dict[str, tuple[Admission, str]] = {
 
 @pytest.mark.parametrize(("answer", "problem"), REFUSED.values(), ids=REFUSED.keys())
 def test_each_refusal_has_its_own_sentence(answer: Admission, problem: str) -> None:
-    todo = TODO
+    remedy = REMEDY
     if "newest verdict" in problem:
-        end = "or ask for" + TODO.split("or ask for")[1]
-        todo = f"; see 'forward-inf report models:/m/3' for what to mend, {end}"
+        end = "or ask for" + REMEDY.split("or ask for")[1]
+        remedy = f"; see 'forward-inf report models:/m/3' for what to mend, {end}"
     elif "another policy" in problem:
-        todo = TODO.replace(SIGN, SIGN[:-1] + " --policy FILE'")
+        remedy = REMEDY.replace(SIGN, SIGN[:-1] + " --policy FILE'")
     elif "key" in problem:
-        todo = TODO.replace(SIGN, f"{SIGN} with a key of the server's ring")
-    said = f"models:/m/3 may not become 'champion': {problem}{todo}"
+        remedy = REMEDY.replace(SIGN, f"{SIGN} with a key of the server's ring")
+    said = f"models:/m/3 may not become 'champion': {problem}{remedy}"
     assert answer == Admission(allowed=False, why=said)
     assert len(said) < 450
 

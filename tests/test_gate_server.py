@@ -340,8 +340,8 @@ def test_of_many_at_once_on_two_workers_none_goes_wrong(gate: Gated) -> None:
         body = {"name": name, "alias": "champion", "version": version}
         return honest, gate.post("registered-models/alias", body)[0]
 
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(ask, range(60)))
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(ask, range(100)))
     assert {honest: {s for h, s in answers if h is honest} for honest in (True, False)} == {
         True: {200},
         False: {403},

@@ -145,7 +145,7 @@ class Presenter:
             findings=findings,
             given=given,
             likelier=likelier,
-            todo=self._todo(entry, likelier),
+            remedy=self._remedy(entry, likelier),
             source="" if source == DASH else source,
             source_number=sources.index(source) if source in sources else -1,
             score=entry.first.told["score"],
@@ -183,7 +183,7 @@ class Presenter:
                 return finding.told["likelier_label"]
         return None
 
-    def _todo(self, entry: Entry, likelier: Any) -> str:
+    def _remedy(self, entry: Entry, likelier: Any) -> str:
         kind = entry.first.kind
         if kind == "certain":
             return "correct the target or drop the row" if self._regression else (
@@ -279,7 +279,7 @@ class Presenter:
             row["source"],
             "" if score is None else f"{score:.6g}",
             "" if loss is None else f"{loss:.6g}",
-            row["todo"],
+            row["remedy"],
             "; ".join(label(finding["evidence"]) for finding in row["findings"]),
         ]
 

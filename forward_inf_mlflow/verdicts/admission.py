@@ -92,14 +92,14 @@ def admit(
     uri = shown(f"models:/{subject.name}/{subject.version}", 300)
     address = shlex.quote(uri)
     if newest is not None and newest[0].outcome != "pass":
-        todo = f"see 'forward-inf report {address}' for what to mend"
+        remedy = f"see 'forward-inf report {address}' for what to mend"
     else:
         replaced = newest is not None and model_sha256 not in (None, newest[0].model_sha256)
         audited = bool(tags.get(RUN_TAG)) and not replaced
-        todo = _how_to_sign(address, claims, audited=audited, counted=newest is not None)
+        remedy = _how_to_sign(address, claims, audited=audited, counted=newest is not None)
     if rule.overrides:
-        todo += f", or ask for 'forward-inf approve' by a person who may{_hindered(claims)}"
-    return Admission(allowed=False, why=f"{uri} may not {what}: {problem}; {todo}")
+        remedy += f", or ask for 'forward-inf approve' by a person who may{_hindered(claims)}"
+    return Admission(allowed=False, why=f"{uri} may not {what}: {problem}; {remedy}")
 
 
 def _how_to_sign(address: str, claims: Claims, *, audited: bool, counted: bool) -> str:
