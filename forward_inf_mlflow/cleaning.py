@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
 from forward_inf_mlflow import keeping, tracking
+from forward_inf_mlflow.audited_data import audited_data
 from forward_inf_mlflow.data.fetch import is_local
-from forward_inf_mlflow.data.lineage import Original, declared_original, logged_original
+from forward_inf_mlflow.data.lineage import Original
 from forward_inf_mlflow.data.logging_data import dataset_input
 from forward_inf_mlflow.data.reading import Columns, label_column, read_rows, read_table
 from forward_inf_mlflow.data.rewriting import rewrite
@@ -113,7 +114,7 @@ def apply_decisions(
     version, audit = audit_of_file(table, path)
     decided = choices(table, _flagged(audit), file=path)
     kept = [(one.verdict, one.digest, one.row_id) for one in decided if one.decision == "keep"]
-    with _original(version, audit.record, train) as original:
+    with audited_data(version, audit.record, train) as original:
         rows = original.data.rows
         labels, drop, changes = _changes(decided, rows, audit.record, path)
         target = _target(original, out) if changes else None
@@ -153,49 +154,6 @@ def _flagged(audit: FoundAudit) -> pd.DataFrame:
             f"flagged.csv of run {audit.run_id} has no digests of rows: audit the version again"
         )
     return flagged
-
-
-@contextmanager
-def _original(version: Version, record: Mapping[str, Any], train: str | None) -> Iterator[Original]:
-    """Yield the training data that were audited.
-
-    Raises:
-        DataError: They are not there, or no longer what was audited.
-    """
-    audited = record["data"]["train"]
-    columns = _columns(record.get("columns"))
-    if train is not None:
-        opened = declared_original(train, "train", columns)
-    elif audited["origin"] == "logged":
-        opened = logged_original(version, "train", columns)
-    else:
-        opened = declared_original(str(audited["uri"]), "train", columns)
-    with ExitStack() as stack:
-        try:
-            original = stack.enter_context(opened)
-        except DataError as error:
-            if train is not None:
-                raise
-            raise DataError(f"{error} (or say where the training data are with --train)") from None
-        if original.data.rows.sha256 != audited["sha256"]:
-            raise DataError(
-                f"{original.data.rows.uri} no longer holds what was audited (run "
-                f"{record['run']['run_id']}): its digest differs; audit the version again, or name "
-                "the data with --train"
-            )
-        yield original
-
-
-def _columns(stored: Any) -> Columns:
-    """Return which columns the audit was told to read."""
-    given = stored if isinstance(stored, Mapping) else {}
-    label, id_, source = (
-        value if isinstance(value := given.get(key), str) else None
-        for key in ("label", "id", "group_by")
-    )
-    features = given.get("features")
-    named = tuple(map(str, features)) if isinstance(features, list) and features else None
-    return Columns(label, id_, named, source)
 
 
 def _changes(

@@ -13,6 +13,8 @@ import pandas as pd
 
 from forward_inf_mlflow.errors import DataError
 
+#: What the names of the row's own columns begin with: none is taken for a column of ours.
+FEATURE = "feature."
 #: What may be decided about a flagged row; an empty cell decides nothing.
 DECISIONS = ("fix", "drop", "keep")
 #: What a row of ``flagged.csv`` is known by.

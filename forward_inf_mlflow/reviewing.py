@@ -18,8 +18,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow import output, tracking
+from forward_inf_mlflow.audited_data import audited_data
 from forward_inf_mlflow.decision import Decision, decide
-from forward_inf_mlflow.decisions import harmless, read_filled, unquoted
+from forward_inf_mlflow.decisions import FEATURE, harmless, read_filled, unquoted
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.verified import Verified, draw, strata
@@ -36,6 +37,8 @@ from forward_inf_mlflow.ui_table import PICTURES
 ANSWERS = {"wrong": 1.0, "right": 0.0, "unsure": np.nan}
 #: Rows that are worth looking at.
 FEWEST = 10
+#: Of a row's values so many are written beside it.
+SHOWN = 40
 #: Columns of the file that a person fills in; the training row's features follow.
 COLUMNS = ("row_id", "given_label", "answer", "audit_run", "draw")
 
@@ -72,7 +75,8 @@ class Reviewed:
 def sample_review(model_uri: str, out: str | Path, *, rows: int = 50, seed: int = 0) -> int:
     """Draw training rows for a person to look at, into a csv file with an empty column "answer".
 
-    The file does not say which rows the audit suspects, and they stand in random order.
+    The file does not say which rows the audit suspects, and they stand in random order. Where the
+    training data can still be read and are columns, what stands in the rows follows.
 
     Returns:
         How many rows there are.
@@ -86,9 +90,10 @@ def sample_review(model_uri: str, out: str | Path, *, rows: int = 50, seed: int 
     path = Path(out)
     if path.exists():
         raise ForwardInfError(f"{path} exists already and may hold answers: name another file")
-    audit = find_audit(resolve(model_uri))
+    version = resolve(model_uri)
+    audit = find_audit(version)
     scores = _scores(audit)
-    chosen = scores.iloc[draw(_strata(scores), rows, seed)]
+    chosen = scores.iloc[draw(_strata(scores), rows, seed)].reset_index(drop=True)
     table = pd.DataFrame(
         {
             "row_id": chosen["id"],
@@ -98,6 +103,7 @@ def sample_review(model_uri: str, out: str | Path, *, rows: int = 50, seed: int 
             "draw": f"{rows}-{seed}",
         }
     )
+    table = table.join(_values(version, audit.record, chosen["id"].astype(str)))
     aside = path.with_name(f".{path.name}.part")
     try:
         harmless(table).to_csv(aside, index=False, lineterminator="\r\n")
@@ -106,6 +112,21 @@ def sample_review(model_uri: str, out: str | Path, *, rows: int = 50, seed: int 
         aside.unlink(missing_ok=True)
         raise ForwardInfError(f"cannot write {path}: {error.strerror or error}") from error
     return len(table)
+
+
+def _values(version: Version, record: Mapping[str, Any], ids: pd.Series) -> pd.DataFrame:
+    """Return what stands in some training rows, a column each; none where that cannot be had."""
+    try:
+        with audited_data(version, record) as found:
+            rows = found.data.rows
+            known = [part for part in (rows.texts, rows.features) if isinstance(part, pd.DataFrame)]
+            if not known:
+                return pd.DataFrame(index=ids.index)
+            values = pd.concat(known, axis=1).iloc[:, :SHOWN]
+            where = pd.Series(np.arange(len(rows)), index=rows.ids)[ids].to_numpy()
+            return values.iloc[where].reset_index(drop=True).add_prefix(FEATURE)
+    except (ForwardInfError, KeyError):  # a person can look the rows up by their ids
+        return pd.DataFrame(index=ids.index)
 
 
 def apply_review(file: str | Path, *, by: str | None = None) -> Reviewed:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from forward_inf_mlflow.decisions import FEATURE
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.sources import by_source
 from forward_inf_mlflow.examine import Findings
@@ -28,8 +29,6 @@ FLAGGED = (
     "loss",
     "evidence",
 )
-#: What the names of those begin with: no feature is taken for a column of ours.
-FEATURE = "feature."
 #: How many features, and how many characters of one.
 _FEATURES, _MAX_TEXT = 6, 200
 

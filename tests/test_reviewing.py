@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import one_line, points, register_points, run_here
 from mlflow import MlflowClient
 
+from forward_inf_mlflow import reviewing
 from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
 from forward_inf_mlflow.promotion import find_audit, gate
@@ -40,12 +44,29 @@ def test_a_sample_hides_what_the_audit_thinks_and_is_never_written_over(
 ) -> None:
     uri = audited.version.uri
     table = drawn(uri, tmp_path, rows=20, seed=1)
-    assert tuple(table.columns) == COLUMNS
+    assert tuple(table.columns) == (*COLUMNS, *(f"feature.{name}" for name in "abcd"))
+    row = table.iloc[0]
+    where = int(row["row_id"])
+    np.testing.assert_allclose(
+        row[[f"feature.{name}" for name in "abcd"]].astype(float), points().x.iloc[where], rtol=1e-5
+    )
     assert len(table) == 20
     assert set(table["answer"]) == {""}
     assert set(table["audit_run"]) == {audited.run_id}
     with pytest.raises(ForwardInfError, match="exists already and may hold answers"):
         sample_review(uri, tmp_path / "rows.csv")
+
+
+def test_where_the_rows_are_gone_a_sample_still_names_them(
+    audited: AuditResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def gone(*_: object) -> Iterator[None]:
+        raise DataError("they are gone")
+        yield
+
+    monkeypatch.setattr(reviewing, "audited_data", gone)
+    assert tuple(drawn(audited.version.uri, tmp_path).columns) == COLUMNS
 
 
 def test_answers_count_in_record_report_metrics_and_gate(

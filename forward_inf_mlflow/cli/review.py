@@ -62,7 +62,10 @@ def sample_command(console: Console, model_uri: str, rows: int, output: str, see
 
         count = sample_review(model_uri, output, rows=rows, seed=seed)
     console.say(f"wrote {count} rows to {output}")
-    console.say('write wrong, right or unsure into the column "answer", then')
+    console.say(
+        "look at each of them (by its id, where no values stand beside it), write wrong, right or "
+        'unsure into the column "answer", then'
+    )
     console.say(f"  forward-inf review apply {output}", wrap=False)
     console.result({"model": model_uri, "file": output, "rows": count})
     return 0
