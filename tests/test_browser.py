@@ -19,6 +19,9 @@ from selenium.webdriver.support.select import Select
 
 from forward_inf_mlflow.report import Portraits, render, thumbnail
 from forward_inf_mlflow.report.rows import COLUMNS
+from forward_inf_mlflow.verdicts.keys import PrivateKey
+from forward_inf_mlflow.verdicts.seal import seal
+from forward_inf_mlflow.verdicts.statement import Override, Subject
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -52,7 +55,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "policy": {"max_mislabeled_rate": 0.03, "max_leakage_rate": 0.01},
         "decision": {"outcome": "fail", "reasons": [HOSTILE]},
         "repeat": HOSTILE,
+        "since": {"problem": HOSTILE},
     }
+    subject = Subject(name=HOSTILE, version="1", creation_timestamp=1, source="", model_id=None)
+    override = Override(subject=subject, alias=HOSTILE, reason=HOSTILE, issued=1, expires=2**52)
     flagged = pd.DataFrame(
         {
             "verdict": ["mislabeled", "leaked", "memorized"],
@@ -85,7 +91,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("report") / "report.html"
     values = {f"{role}:{HOSTILE}": [(HOSTILE, HOSTILE + role)] for role in ("train", "query")}
     sides = make_influence([(f"train:{HOSTILE}", HOSTILE, 1.0)])
-    file.write_text(render(audit, flagged, scores, Portraits({}, values), sides), encoding="utf-8")
+    approvals = [seal(override, PrivateKey.generate())]
+    html = render(audit, flagged, scores, Portraits({}, values), sides, approvals=approvals)
+    file.write_text(html, encoding="utf-8")
     return file
 
 
@@ -111,6 +119,8 @@ def test_hostile_texts_stay_texts_in_a_real_browser(browse: Callable[..., str]) 
     page = browse("--dump-dom")
     assert "<title>owned" not in page
     assert "&lt;script&gt;document.title" in page
+    assert page.split('id="approvals"')[1].count("&lt;script&gt;document.title") > 2
+    assert page.split('id="since"')[1].count("&lt;script&gt;document.title") > 1
     assert "<img src=" not in page.replace('<img src="data:', "")
 
 
