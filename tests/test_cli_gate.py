@@ -105,7 +105,7 @@ def test_an_audit_says_what_to_pin_and_that_a_gate_wants_a_signature(
     content = desk.artifact(fresh, "audit.json")
     digest = hashlib.sha256(content.read_bytes()).hexdigest()
     run_id = content.parts[-4]
-    assert f"  audit run {run_id}, audit.json SHA-256 {digest}\n" in out
+    assert f"  audit run {run_id}\n  audit sha256 {digest}\n" in out
     assert f"forward-inf sign {fresh} --key KEY --audit-sha256 {digest}  (a server with a" in out
     report = desk.artifact(fresh, "report.html").read_text()
     assert "a server with a gate wants <code>forward-inf sign</code> first" in report

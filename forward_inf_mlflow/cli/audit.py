@@ -152,7 +152,8 @@ def _say_where(console: Console, result: AuditResult) -> None:
     console.say(f"  report:   forward-inf report {uri} -o report.html", wrap=False)
     console.say(f"  or in UI: {page}", wrap=False)
     digest = result.audit_sha256
-    console.say(f"  audit run {result.run_id}, audit.json SHA-256 {digest}", wrap=False)
+    console.say(f"  audit run {result.run_id}", wrap=False)
+    console.say(f"  audit sha256 {digest}", wrap=False)
     if result.decision.allowed:
         sign = f"forward-inf sign {uri} --key KEY --audit-sha256 {digest}"
         console.say(f"  sign:     {sign}  (a server with a gate wants this first)", wrap=False)

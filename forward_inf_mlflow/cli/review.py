@@ -166,7 +166,8 @@ def _count(console: Console, file: Path, by: str | None) -> int:
     )
     console.say("  more rows tell more: forward-inf review sample -n 200")
     digest = result.audit_sha256
-    console.say(f"  audit run {result.run_id}, audit.json SHA-256 {digest}", wrap=False)
+    console.say(f"  audit run {result.run_id}", wrap=False)
+    console.say(f"  audit sha256 {digest}", wrap=False)
     console.result(result.as_dict())
     return EXIT[result.decision.outcome]
 
