@@ -122,12 +122,12 @@ def test_how_much_may_be_kept_is_a_number(uri: str, monkeypatch: pytest.MonkeyPa
     assert "FORWARD_INF_KEEP_MIB is 'much'" in one_line(done.stderr)
 
 
-@pytest.mark.parametrize("trainer", [None, "my_recipe:train"])
+@pytest.mark.parametrize("trainer", [None, "no_recipe:train"])
 def test_models_of_ones_own_trainer_are_not_kept_for_another_audit(
     trainer: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What its module imports may change, and nobody would see it."""
-    (tmp_path / "my_recipe.py").write_text("def train(x, y, seed):\n    raise AssertionError\n")
+    (tmp_path / "no_recipe.py").write_text("def train(x, y, seed):\n    raise AssertionError\n")
     monkeypatch.chdir(tmp_path)
     x, y = np.eye(4, dtype=np.float32), np.arange(4)
     rows = Rows(x, y, y.astype(str), None, "memory", "")
