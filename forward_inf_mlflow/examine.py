@@ -46,7 +46,7 @@ class Findings:
         leaked: The verdict on the queries.
         margin_change: ``(m,)`` how the margin of a leaked query changes without the training row;
             NaN where that was not asked.
-        labels: The verdicts on the training rows' labels.
+        labels: The verdicts on the training rows, and on their labels if they have any.
         duplicates: Copies inside the training set.
         receipt: What training without the mislabeled rows changes; None where nobody trained.
         forward_passes: Rows passed forward without training on them.
@@ -67,12 +67,16 @@ class Findings:
     @property
     def measures(self) -> dict[str, Measure]:
         """Return the summaries of the verdicts by name."""
-        value = self.labels.leak_worth
+        value, labelled = self.labels.leak_worth, self.labels.mislabeled.measure.applies
         return {
             "mislabeled": self.labels.mislabeled.measure,
             "leaked": self.leaked.measure,
             "inflated": (
-                Measure.none(self.leaked.measure.total, "regression has no accuracy")
+                Measure.none(
+                    self.leaked.measure.total,
+                    "regression has no accuracy" if labelled else "without labels is no accuracy",
+                    applies=labelled,
+                )
                 if value is None
                 else value.measure
             ),
@@ -147,13 +151,15 @@ def examine(
     together = scores.values[0]
     single = InfluenceScores(scores.values[1:], each.ids, ids, scores.provenance)
 
+    rows, others = problem.compared
+    # What a model of texts makes of them first are the words that their n-grams are made of: a
+    # second search for the same would show less of what is usual.
+    encodings = None if problem.texts else seen.encodings
     leaks = leaked(
-        problem.queries.inputs.numpy(),
-        problem.train.inputs.numpy(),
+        others,
+        rows,
         None if seen.features is None else ModelView(suspects, asked, single.values),
-        encodings=None
-        if seen.encodings is None
-        else (seen.encodings.queries, seen.encodings.train),
+        encodings=None if encodings is None else (encodings.queries, encodings.train),
         encode=encoder(model, problem, seen),
         work=work,
     )
@@ -166,11 +172,7 @@ def examine(
     margin_change = margin_changes(engine, problem, leaks, settings.influence_queries, work)
 
     # Half-models: what is said of a row by models that never saw it, or a copy.
-    copies = duplicates(
-        problem.train.inputs.numpy(),
-        labels_of(problem),
-        None if seen.encodings is None else seen.encodings.train,
-    )
+    copies = duplicates(rows, labels_of(problem), None if encodings is None else encodings.train)
     groups = copies.groups
     held_out = read_held_out(model, problem, settings, groups, progress, work)
     labels = judge_labels(

@@ -191,6 +191,8 @@ def _measured(before: Measure, verified: Verified, looked: int, by: str | None) 
 
 
 def _scores(audit: FoundAudit) -> pd.DataFrame:
+    if not measures_of(audit.record)["mislabeled"].applies:
+        raise ForwardInfError("these rows have no labels, so there is nothing to review of them")
     content = fetch_artifact(audit.run_id, "scores.parquet")
     if content is None:
         raise TrackingError(f"run {audit.run_id} has lost its scores.parquet: audit again")

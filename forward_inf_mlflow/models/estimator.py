@@ -133,6 +133,7 @@ def audited_estimator(estimator: Any) -> AuditedModel:
         features=_features(module),
         estimator=estimator,
         probabilities=classifier,
+        texts=transform.texts if transform.reads_texts else None,
     )
 
 
