@@ -84,7 +84,7 @@ def judge_labels(
         fdr, right: See `mislabeled_classes`.
     """
     if not problem.task.labelled:
-        return _without_labels(problem, held_out, leaks, loss, query_loss, fdr)
+        return _without_labels(problem, held_out, leaks, loss, query_loss)
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     vouched = vouched_for(leaks, labels, truth, groups)
     right = vouched if right is None else right | vouched
@@ -155,14 +155,13 @@ def _without_labels(
     leaks: Leaked,
     loss: np.ndarray,
     query_loss: np.ndarray,
-    fdr: float,
 ) -> Labels:
     """Judge what rows have that have no labels: whether they are memorized."""
     n = len(problem.train)
     return Labels(
         given_probability=np.full(n, np.nan),
         mislabeled=undecided(n, NO_LABELS, applies=False),
-        memorized=memorized_rows(held_out, loss, query_loss, ~leaks.flags, fdr),
+        memorized=memorized_rows(held_out, loss, query_loss, ~leaks.flags),
         leak_worth=None,
         membership=membership(loss, query_loss, held_out, None, None, leaks.flags),
         passes=0,
