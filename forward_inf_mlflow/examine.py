@@ -67,15 +67,10 @@ class Findings:
     @property
     def measures(self) -> dict[str, Measure]:
         """Return the summaries of the verdicts by name."""
-        value = self.labels.leak_worth
         return {
             "mislabeled": self.labels.mislabeled.measure,
             "leaked": self.leaked.measure,
-            "inflated": (
-                Measure.none(self.leaked.measure.total, "regression has no accuracy")
-                if value is None
-                else value.measure
-            ),
+            "inflated": self.labels.leak_worth.measure,
             "memorized": self.labels.memorized.measure,
         }
 

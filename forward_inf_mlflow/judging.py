@@ -42,7 +42,7 @@ class Labels:
         given_probability: ``(n,)`` the audited model's probability of the given label; NaN for
             regression.
         mislabeled, memorized: The verdicts.
-        leak_worth: What the leaks do for the accuracy; None for regression.
+        leak_worth: What the leaks do for accuracy and loss.
         membership: What an attack on the model learns of its rows; None where it cannot be told.
         passes: Rows passed forward for it.
     """
@@ -50,7 +50,7 @@ class Labels:
     given_probability: np.ndarray
     mislabeled: Mislabeled
     memorized: Memorized
-    leak_worth: LeakWorth | None
+    leak_worth: LeakWorth
     membership: Membership | None
     passes: int
 
@@ -86,7 +86,8 @@ def judge_labels(
     if problem.classes is None:
         unknown = np.full(len(labels), np.nan)
         wrong = _wrong_targets(problem, seen, held_out, leaks, groups, fdr, right)
-        return Labels(unknown, wrong, memorized_targets(len(labels)), None, None, 0)
+        lost = worth(None, query_loss, leaks.flags)
+        return Labels(unknown, wrong, memorized_targets(len(labels)), lost, None, 0)
     given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
     itself = _itself(problem)
     trusted, apart = comparable(problem, leaks, groups)
