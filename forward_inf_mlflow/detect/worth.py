@@ -23,8 +23,8 @@ class Group:
         rows: How many.
         accuracy, low, high: Share that is right, and its 95 % Clopper-Pearson interval; NaN of
             targets, which are never quite right.
-        loss, loss_low, loss_high: Mean in the task's unit, and its 95 % interval (Student's t, cut at zero);
-            NaN of fewer rows than two.
+        loss, loss_low, loss_high: Mean in the task's unit, and its 95 % interval (Student's t, cut
+            at zero); NaN of fewer rows than two.
     """
 
     rows: int
