@@ -181,17 +181,20 @@ def tables(draws: int, *, jobs: int) -> dict[str, Any]:
         if data is None:
             print(f"{name}: not measured (its file is not in {DATA}: set BENCH_DATA)")
             continue
-        for model in MODELS:
-            for kind, share in (*ERRORS, *([("human", np.nan)] if data.human is not None else [])):
-                one = delayed(draw)
-                rows = list(parallel(one(name, model, kind, share, s) for s in range(draws)))
-                key = f"{name}, {model}, {kind}" + ("" if kind == "human" else f" {share:.0%}")
-                table[key] = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0]}
-                everything.setdefault(kind, []).extend(rows)
-                clean += rows if share == 0 else []
-                spoiled += rows if (kind, share) == ("sym", 0.2) else []
-                shown = ", ".join(f"{k} {v:.3f}" for k, v in table[key].items())
-                print(f"{key}: {shown}", flush=True)
+        errors = (*ERRORS, *([("human", np.nan)] if data.human is not None else []))
+        kinds = [(model, *error) for model in MODELS for error in errors]
+        drawn = parallel(
+            delayed(draw)(name, *kind, seed) for kind in kinds for seed in range(draws)
+        )
+        for number, (model, kind, share) in enumerate(kinds):
+            rows = drawn[number * draws : (number + 1) * draws]
+            key = f"{name}, {model}, {kind}" + ("" if kind == "human" else f" {share:.0%}")
+            table[key] = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0]}
+            everything.setdefault(kind, []).extend(rows)
+            clean += rows if share == 0 else []
+            spoiled += rows if (kind, share) == ("sym", 0.2) else []
+            shown = ", ".join(f"{k} {v:.3f}" for k, v in table[key].items())
+            print(f"{key}: {shown}", flush=True)
     summary: dict[str, float] = {"draws": float(sum(map(len, everything.values())))}
     for kind, rows in everything.items():
         innocent = np.array([r["certain, innocent"] for r in rows])

@@ -46,8 +46,8 @@ def by_source(
         alone gives the source so many of these rows (``..._p``); ``influence``, the mean of its
         rows (so that a large source does not weigh more than a small one), with a 95 % normal
         interval (``influence_low``, ``influence_high``), how likely chance alone sets it so far
-        from the others' (``influence_p``), and their sum (``influence_net``). All p-values are adjusted for as many tests as
-        there are sources.
+        from the others' (``influence_p``), and their sum (``influence_net``). All p-values are
+        adjusted for as many tests as there are sources.
     """
     rows: list[dict[str, Any]] = []
     verdicts = {"mislabeled": mislabeled, "leaked": leaked, "memorized": memorized}
