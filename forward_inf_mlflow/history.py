@@ -14,9 +14,9 @@ from mlflow.entities import Run
 from forward_inf_mlflow.clock import now
 from forward_inf_mlflow.decision import WORDS
 from forward_inf_mlflow.errors import TrackingError, VerdictError
+from forward_inf_mlflow.found_audit import fetch_artifact
 from forward_inf_mlflow.mlflow_errors import translate_errors
 from forward_inf_mlflow.moves import find_moves
-from forward_inf_mlflow.promotion import fetch_artifact
 from forward_inf_mlflow.record import read_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import find_statements, tags_of

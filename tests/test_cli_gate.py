@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 from forward_inf_mlflow import auditing
 from forward_inf_mlflow.cli import run
 from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.found_audit import find_audit
 from forward_inf_mlflow.policy import load_policy
-from forward_inf_mlflow.promotion import find_audit
 from forward_inf_mlflow.registry import resolve
 from forward_inf_mlflow.tracking import RUN_TAG
 

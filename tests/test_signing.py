@@ -15,7 +15,7 @@ from conftest import one_line, points, register_points, run_here
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
-from forward_inf_mlflow import auditing, promotion
+from forward_inf_mlflow import auditing, found_audit, promotion
 from forward_inf_mlflow.errors import TrackingError
 from forward_inf_mlflow.mlflow_errors import refusal
 from forward_inf_mlflow.policy import load_policy
@@ -288,7 +288,7 @@ def test_only_the_newest_audit_of_a_version_is_signed(
 
 
 def audit_digest(run_id: str) -> str:
-    content = promotion.fetch_artifact(run_id, "audit.json")
+    content = found_audit.fetch_artifact(run_id, "audit.json")
     assert content is not None
     return hashlib.sha256(content).hexdigest()
 
@@ -581,7 +581,7 @@ def test_what_a_login_or_a_proxy_forbids_is_no_refusal_of_a_gate(
 def test_an_audit_that_names_no_files_promotes_with_a_sentence_and_is_not_signed(
     folder: Path, good: auditing.AuditResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = promotion.find_audit(good.version)
+    found = found_audit.find_audit(good.version)
     old = {**found.record, "model": {**found.record["model"]}}
     del old["model"]["sha256"]
     older = replace(found, record=old)
