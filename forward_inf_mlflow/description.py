@@ -34,7 +34,7 @@ def describe_version(version: Version, decision: Mapping[str, Any], run: AuditRu
     Returns:
         What to tell the user if the verdict could not be written, one sentence.
     """
-    if _write(version, "forward-inf", lambda room: _block(decision, run, room)):
+    if _write(version, "forward-inf", lambda room: _block(version, decision, run, room)):
         return None
     return (
         f"the description of {version.uri} leaves no room for the verdict, which stands only in "
@@ -102,10 +102,13 @@ def _approvals(approvals: Sequence[Sealed], room: int) -> str | None:
     return text.strip() or None
 
 
-def _block(decision: Mapping[str, Any], run: AuditRun, room: int) -> str | None:
-    """Return at most ``room`` characters; None if the verdict and its links do not fit."""
+def _block(version: Version, decision: Mapping[str, Any], run: AuditRun, room: int) -> str | None:
+    """Return at most ``room`` characters; None if the verdict and its links do not fit.
+
+    It names the version: MLflow copies a description along with a version.
+    """
     block = (
-        f"**Data audit: {_VERDICTS[decision['outcome']]}**\n\n"
+        f"**Data audit of {markdown(version.uri)}: {_VERDICTS[decision['outcome']]}**\n\n"
         f"[Report]({run.link('report.html')}) · [flagged rows]({run.link('flagged.json')}) · "
         f"[audit run]({run.link()})\n"
     )

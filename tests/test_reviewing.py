@@ -65,7 +65,7 @@ def test_answers_count_in_record_report_metrics_and_gate(
     assert "A. Owner looked at 50 rows: 17 are wrong" in report
     version = MlflowClient().get_model_version("points", "1")
     assert version.tags["fi.gate"] == "fail"
-    assert "Data audit: refused" in version.description
+    assert "Data audit of models:/points/1: refused" in version.description
     names = {f.path for f in MlflowClient().list_artifacts(found.run_id, "forward_inf")}
     before = {f.path for f in MlflowClient().list_artifacts(audited.run_id, "forward_inf")}
     assert names == before

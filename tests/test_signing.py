@@ -322,7 +322,7 @@ def test_an_approval_is_for_all_to_see_and_leaves_the_audit_as_it_was(
     assert override.expires - override.issued == 2 * 86_400_000
     description = MlflowClient().get_model_version("leaky", "1").description
     assert "Approved for alias champion" in description
-    assert "Data audit: refused" in description
+    assert "Data audit of models:/leaky/1: refused" in description
     assert "<b>" not in description
     assert "](http://evil" not in description
     after = mlflow.artifacts.load_text(f"runs:/{leaky.run_id}/forward_inf/report.html")
