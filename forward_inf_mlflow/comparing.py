@@ -23,7 +23,7 @@ from forward_inf_mlflow.found_audit import find_audit
 from forward_inf_mlflow.mlflow_errors import impatient, translate_errors
 from forward_inf_mlflow.record import write_record
 from forward_inf_mlflow.registry import Version, resolve
-from forward_inf_mlflow.tracking import RUN_TAG
+from forward_inf_mlflow.verdicts.claims import RUN_TAG
 
 #: Folder of comparisons in the newer audit's run.
 FOLDER = "forward_inf_compare"

@@ -23,7 +23,8 @@ from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_er
 from forward_inf_mlflow.record import read_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import tags_of
-from forward_inf_mlflow.tracking import AUDIT_TAG, FOLDER, RUN_TAG, identity, identity_of
+from forward_inf_mlflow.tracking import FOLDER, identity, identity_of
+from forward_inf_mlflow.verdicts.claims import AUDIT_TAG, RUN_TAG
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
@@ -115,9 +116,11 @@ def find_audit(version: Version) -> FoundAudit:
     record = read_record(content, where=f"audit.json of run {run_id}")
     if identity_of(record["model"]) != identity(version):
         # Tags are copied with a version, and numbers are given again after a deletion.
+        of = str(record["model"].get("uri"))[:200]
+        other = "another version of that number" if of == version.uri else of
         raise NoAuditError(
-            f"there is no finished audit of {version.uri}, its tags name one of another version: "
-            f"{again}"
+            f"there is no finished audit of {version.uri}, its tags name that of {other}, with "
+            f"which they may have been copied: {again}"
         )
     digest = hashlib.sha256(content).hexdigest()
     if digest != tags.get(AUDIT_TAG):

@@ -35,7 +35,8 @@ from forward_inf_mlflow.errors import ForwardInfError, SignerError, VerdictError
 from forward_inf_mlflow.plugins.stored_files import stored_sha256
 from forward_inf_mlflow.registry import model_id_of
 from forward_inf_mlflow.verdicts.admission import Admission, admit
-from forward_inf_mlflow.verdicts.claims import check
+from forward_inf_mlflow.verdicts.blocks import without_blocks
+from forward_inf_mlflow.verdicts.claims import AUDIT_TAG, GATE_TAG, RUN_TAG, check
 from forward_inf_mlflow.verdicts.events import HISTORY, Event, with_event
 from forward_inf_mlflow.verdicts.gate_file import STAGES, Gate, load_gate
 from forward_inf_mlflow.verdicts.names import fold, shown
@@ -48,6 +49,8 @@ VARIABLE = "FORWARD_INF_GATE"
 _ARTIFACTS = "_MLFLOW_SERVER_ARTIFACT_DESTINATION"
 #: Databases that compare text in ways of their own.
 _LOOSE = ("mysql", "mssql")
+#: Tags of an audit, which say nothing of a copy.
+_OF_AUDITS = (GATE_TAG, RUN_TAG, AUDIT_TAG)
 #: The largest number that the databases' column of versions holds.
 _LARGEST = 2**31 - 1
 
@@ -171,11 +174,21 @@ class _Gated(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no types
         return super().create_registered_model(name, _without_ours(tags), *rest, **more)
 
     def create_model_version(
-        self, name: str, source: str, run_id: Any = None, tags: Any = None, *rest: Any, **more: Any
+        self,
+        name: str,
+        source: str,
+        run_id: Any = None,
+        tags: Any = None,
+        run_link: Any = None,
+        description: str | None = None,
+        *rest: Any,
+        **more: Any,
     ) -> ModelVersion:
-        """Create a version, without tags of ours: a copy brings those of its original."""
+        """Create a version without what a copy brings of its original's: our tags and our words."""
+        own = [tag for tag in _without_ours(tags) if fold(tag.key) not in _OF_AUDITS]
+        said = description and without_blocks(description)
         return super().create_model_version(
-            name, source, run_id, _without_ours(tags), *rest, **more
+            name, source, run_id, own, run_link, said, *rest, **more
         )
 
     # The gate

@@ -20,7 +20,7 @@ from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.comparison import compare_sides
 from forward_inf_mlflow.report import render
 from forward_inf_mlflow.report.since import since_section
-from forward_inf_mlflow.tracking import AUDIT_TAG
+from forward_inf_mlflow.verdicts.claims import AUDIT_TAG
 
 
 @pytest.fixture(scope="module")

@@ -240,12 +240,13 @@ def test_a_new_version_brings_no_verdict_along(store: Any, name: str) -> None:
     first = passed(store, name)
     brought = [ModelVersionTag(key, value) for key, value in tags(store, name, first).items()]
     brought += [ModelVersionTag("fi.history", "[]"), ModelVersionTag("FI.verdict.x", "y")]
+    brought += [ModelVersionTag("fi.gate", "pass"), ModelVersionTag("FI.Run", "r")]
     brought += [ModelVersionTag("owner", "me")]
     copy = register(store, name, f"models:/{name}/{first}", tags=brought)
     assert tags(store, name, copy) == {"owner": "me"}
     assert "no signed verdict" in refusal(store.set_registered_model_alias, name, "champion", copy)
     model = store.create_registered_model(f"{name} 2", tags=brought)
-    assert model.tags == {"owner": "me"}
+    assert model.tags == {"fi.gate": "pass", "FI.Run": "r", "owner": "me"}
 
 
 def test_a_version_that_is_deleted_and_made_again_has_no_verdict(store: Any, name: str) -> None:

@@ -24,7 +24,7 @@ from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
 from forward_inf_mlflow.found_audit import fetch_artifact
 from forward_inf_mlflow.reviewing import apply_review
 from forward_inf_mlflow.sampling import COLUMNS, sample_review
-from forward_inf_mlflow.tracking import AUDIT_TAG
+from forward_inf_mlflow.verdicts.claims import AUDIT_TAG
 
 FEATURES = tuple(f"feature.{name}" for name in "abcd")
 HOSTILE = "<script>alert(1)</script>"

@@ -701,7 +701,8 @@ def test_history_tells_of_audits_that_did_not_finish_or_were_changed(
         (killed, "not finished", "its run is killed"),
         (leaky.run_id, "REFUSED, changed since", "leaked rows: abou"),
     ]
-    assert f"the audit in run {broken} is passed over" in said["notes"][0]
+    assert "was changed after the audit" in said["notes"][0]
+    assert f"the audit in run {broken} is passed over" in said["notes"][1]
 
 
 def test_a_copy_has_nothing_of_its_originals_history(
@@ -713,7 +714,12 @@ def test_a_copy_has_nothing_of_its_originals_history(
     assert any(key.startswith("fi.verdict.") for key in copy.tags)
     said = json.loads(run_here("history", "models:/copied/1", "--json").stdout)
     assert said["events"] == []
-    assert len(said["notes"]) == 2
+    copied, tags, *others = said["notes"]
+    assert copied.startswith("models:/copied/1 is a copy of models:/good/1: ")
+    assert "tags fi.gate, fi.run and fi.audit count for nothing: there is no finished" in tags
+    assert "its tags name that of models:/good/1, with which they may have been copied" in tags
+    assert len(others) == 2
+    assert "Data audit of models:/good/1: passed" in copy.description, "a copy's says whose it is"
 
 
 def test_only_the_newest_fifty_moves_are_kept(good: auditing.AuditResult) -> None:
