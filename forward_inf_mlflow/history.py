@@ -40,7 +40,7 @@ class Entry:
         at: Milliseconds since 1970; of a statement, as its signer says.
         kind: "audit", "verdict", "override", "moved" or "refused".
         outcome: The decision, the alias, or what became of the audit.
-        by: Whose key, and whether that was verified.
+        by: Whose key, and whether that was verified; of an audit, who answered its sample.
         detail: One sentence, or where to look.
         id: The run or the tag.
     """
@@ -93,7 +93,7 @@ def history(model_uri: str, *, ring: str | Path | None = None) -> History:
 def _copied(version: Version, tags: Mapping[str, str]) -> Iterator[str]:
     """Yield what to tell of a version that shows what is not its own."""
     if original := copied_from(version):
-        yield f"{version.uri} is a copy of {original}: what was found and signed there is not its"
+        yield f"{version.uri} is a copy of {original}: what is known of that does not count here"
     if RUN_TAG in tags:
         try:
             find_audit(version)
@@ -135,12 +135,15 @@ def _audit(version: Version, run: Run, tags: Mapping[str, str]) -> Entry | None:
     newest = run_id == tags.get(RUN_TAG)
     if newest and hashlib.sha256(content).hexdigest() != tags.get(AUDIT_TAG):
         outcome += ", changed since"
+    detail = str(reasons[0]) if isinstance(reasons, list) and reasons else ""
+    review = record.get("review")
+    by = str(review.get("by") or "a person") if isinstance(review, dict) else ""
     return Entry(
         at=at if type(at) is int and 0 <= at < 2**53 else began,
         kind="audit",
         outcome=outcome,
-        by="",
-        detail=str(reasons[0]) if isinstance(reasons, list) and reasons else "",
+        by=by,
+        detail=f"with the answers to a sample; {detail}" if by else detail,
         id=run_id,
     )
 

@@ -24,8 +24,9 @@ from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.verified import Verified, draw
 from forward_inf_mlflow.errors import DataError, TrackingError
 from forward_inf_mlflow.found_audit import FoundAudit, audit_of_file, require_sha256
+from forward_inf_mlflow.metrics import metrics_of
 from forward_inf_mlflow.mlflow_errors import translate_errors
-from forward_inf_mlflow.record import facts_of, measures_of, metrics_of, policy_of, write_record
+from forward_inf_mlflow.record import facts_of, measures_of, policy_of, write_record
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report import rebuild
 from forward_inf_mlflow.sampling import COLUMNS, scores_of, strata_of

@@ -23,7 +23,7 @@ from mlflow.utils.workspace_context import WorkspaceContext
 
 from forward_inf_mlflow.errors import VerdictError
 from forward_inf_mlflow.models.content import content_sha256
-from forward_inf_mlflow.plugins import gated_registry
+from forward_inf_mlflow.plugins import gated_registry, judging_store, refusals
 from forward_inf_mlflow.plugins.registry_store import build
 from forward_inf_mlflow.plugins.stored_files import stored_sha256
 from forward_inf_mlflow.policy import default_text
@@ -52,7 +52,7 @@ def database(
 def built(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
     folder = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(gated_registry.VARIABLE, str(folder / "gate.yaml"))
+        patch.setenv(judging_store.VARIABLE, str(folder / "gate.yaml"))
         store = build(f"forward-inf-gate:{database}")
     yield store, folder
     store._dispose_engine()
@@ -525,8 +525,8 @@ def test_what_nobody_foresaw_is_a_refusal_and_stands_in_the_log(
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("secret words")
 
-    monkeypatch.setattr(gated_registry, "admit", fail)
-    with caplog.at_level(logging.ERROR, gated_registry.__name__):
+    monkeypatch.setattr(judging_store, "admit", fail)
+    with caplog.at_level(logging.ERROR, refusals.__name__):
         said = refusal(store.set_registered_model_alias, name, "champion", version)
     assert said == "the gate failed, so it is closed: the server's log says why"
     assert "ZeroDivisionError" in caplog.text
@@ -541,7 +541,7 @@ def test_a_history_that_cannot_be_written_changes_no_decision(
     def fail(*_: Any) -> Any:
         raise ValueError("no")
 
-    monkeypatch.setattr(gated_registry, "with_event", fail)
+    monkeypatch.setattr(judging_store, "with_event", fail)
     store.set_registered_model_alias(name, "champion", good)
     refusal(store.set_registered_model_alias, name, "champion", bad)
     assert aliases(store, name) == {"champion": good}
@@ -565,13 +565,13 @@ def test_no_move_is_lost_among_refusals_of_the_same_moment(
     """All have read the version before anyone writes what was decided."""
     version, spellings = register(store, name), ("champion", "Champion", "CHAMPION", "champioN")
     together = threading.Barrier(len(spellings), timeout=30)
-    original = gated_registry.admit
+    original = judging_store.admit
 
     def admit(*arguments: Any, **more: Any) -> Any:
         together.wait()
         return original(*arguments, **more)
 
-    monkeypatch.setattr(gated_registry, "admit", admit)
+    monkeypatch.setattr(judging_store, "admit", admit)
     with ThreadPoolExecutor(len(spellings)) as pool:
         for asked in [
             pool.submit(store.set_registered_model_alias, name, alias, version)
@@ -607,12 +607,12 @@ def test_at_its_start_a_server_says_what_is_closed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     file = folder / "gate.yaml"
-    monkeypatch.setenv(gated_registry.VARIABLE, str(file))
-    with caplog.at_level(logging.WARNING, gated_registry.__name__):
+    monkeypatch.setenv(judging_store.VARIABLE, str(file))
+    with caplog.at_level(logging.WARNING, judging_store.__name__):
         build(f"forward-inf-gate:{database}")
         file.write_text("nonsense: 1")
         build(f"forward-inf-gate:{database}")
-    ours = [r for r in caplog.records if r.name == gated_registry.__name__]
+    ours = [r for r in caplog.records if r.name == judging_store.__name__]
     opened, closed = (record.getMessage() for record in ours)
     assert opened == (
         f"the gate {file}: 2 of 2 keys count, protected are champion, production, stage "
@@ -625,7 +625,7 @@ def test_workspaces_keep_their_models_apart(
     database: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
-    monkeypatch.setenv(gated_registry.VARIABLE, str(folder / "gate.yaml"))
+    monkeypatch.setenv(judging_store.VARIABLE, str(folder / "gate.yaml"))
     store = build(f"forward-inf-gate:{database}")
     assert store.supports_workspaces
     with WorkspaceContext("default"):

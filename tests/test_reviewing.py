@@ -66,6 +66,12 @@ def test_answers_count_in_record_report_metrics_and_gate(
     version = MlflowClient().get_model_version("points", "1")
     assert version.tags["fi.gate"] == "fail"
     assert "Data audit of models:/points/1: refused" in version.description
+    told = json.loads(run_here("history", uri, "--json").stdout)["events"]
+    assert [(e["id"], e["kind"], e["outcome"], e["by"]) for e in told] == [
+        (found.run_id, "audit", "REFUSED", "A. Owner"),
+        (audited.run_id, "audit", "PASS", ""),
+    ]
+    assert told[0]["detail"].startswith("with the answers to a sample; mislabeled rows: ")
     names = {f.path for f in MlflowClient().list_artifacts(found.run_id, "forward_inf")}
     before = {f.path for f in MlflowClient().list_artifacts(audited.run_id, "forward_inf")}
     assert names == before
