@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from forward_inf_mlflow.data.rows import as_table
 from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.influence import QueryGroups, Top
 from forward_inf_mlflow.planner import Plan
-from forward_inf_mlflow.portraits import as_table, picture, telling_columns
+from forward_inf_mlflow.portraits import picture, telling_columns
 from forward_inf_mlflow.posing import Posed
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.record import data_as_dict, tools

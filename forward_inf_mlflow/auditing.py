@@ -26,6 +26,7 @@ from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import Findings, examine, plan_influence
 from forward_inf_mlflow.half_models import halves_cost, trainings
 from forward_inf_mlflow.keeping import Kept, recall
+from forward_inf_mlflow.metrics import metrics_of
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.moved import moved_cost
 from forward_inf_mlflow.planner import Plan
@@ -34,7 +35,7 @@ from forward_inf_mlflow.portraits import portraits_of
 from forward_inf_mlflow.posing import pose
 from forward_inf_mlflow.preparation import Problem, choose_device
 from forward_inf_mlflow.progress import Progress, silent
-from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
+from forward_inf_mlflow.record import data_as_dict, facts_of, make_record
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report import rows_to_show
 from forward_inf_mlflow.sealed_tags import find_approvals, tags_of

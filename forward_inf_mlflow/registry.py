@@ -248,6 +248,11 @@ def model_id_of(client: Any, version: Any) -> str | None:
     return None
 
 
+def copied_from(version: Version) -> str | None:
+    """Return the address of the version that this one was copied from, None if it is no copy."""
+    return version.source if _NUMBERED.fullmatch(version.source) else None
+
+
 def _missing(client: MlflowClient, model_uri: str, name: str) -> ModelError:
     """Say what does exist instead, at most five of them."""
     try:

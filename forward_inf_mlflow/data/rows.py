@@ -66,3 +66,10 @@ class Rows:
             sources=None if self.sources is None else self.sources[index],
             texts=None if self.texts is None else self.texts.iloc[index].reset_index(drop=True),
         )
+
+
+def as_table(features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
+    """Return stored features ``(n, d)`` as a table; one without columns for any other shape."""
+    if isinstance(features, pd.DataFrame):
+        return features
+    return pd.DataFrame(features if features.ndim == 2 else np.empty((len(features), 0)))
