@@ -113,6 +113,29 @@ def fixed_pyfunc(loaded: Any) -> AuditedModel:
     )
 
 
+def require_doubt(model: AuditedModel, outputs: Tensor, labels: np.ndarray, wanted: str) -> None:
+    """Refuse a model whose answers may be the classes themselves, with no word of how sure it is.
+
+    Args:
+        model: What answered.
+        outputs: Its answers, ``(n,)`` or ``(n, ...)``.
+        labels: ``(n,)`` the rows' own.
+        wanted: The task that the user named; "regression" says that numbers are meant.
+
+    Raises:
+        ModelError: Both are whole numbers, one a row.
+    """
+    if not model.fixed or model.task is not None or wanted == "regression":
+        return
+    one = outputs.ndim == 1 or outputs.shape[1] == 1
+    whole = labels.dtype.kind in "biu" and bool((outputs == outputs.round()).all())
+    if one and whole:
+        raise ModelError(
+            "the model answers whole numbers, as classes are, and not how sure it is: log one "
+            "whose predict gives probabilities, or say --task regression if numbers are meant"
+        )
+
+
 def _wrapped(loaded: Any) -> Any:
     """Return the estimator inside (xgboost's, lightgbm's ...), or None: predict gives labels."""
     try:
