@@ -14,6 +14,9 @@ from forward_inf_mlflow.settings import Settings
 from forward_inf_mlflow.training_function import Trained, load_trainer, skill
 from forward_inf_mlflow.work import Work
 
+#: Added to an audit's seed, for trainings on all rows.
+RECEIPT_SEED = 9_000
+
 
 def halves_cost(model: AuditedModel, problem: Problem, settings: Settings) -> int:
     """Return the forward-equivalents of training and reading the half-models, about."""
@@ -37,6 +40,24 @@ def trainings(model: AuditedModel, settings: Settings) -> int:
     if settings.trainer is not None:
         return halves + 3 * settings.receipt_seeds
     return 0 if model.estimator is None else halves
+
+
+def timed(problem: Problem, settings: Settings, more: int, work: Work) -> float | None:
+    """Return how many seconds a trainer's fits will take at most, from one on all rows.
+
+    A half-model takes half of that. None without a trainer, or where it has nothing to do.
+
+    Args:
+        problem: The rows.
+        settings: Who trains, and how often.
+        more: Fits on all rows beside those of half-models and receipt.
+        work: Where the fit is kept: it will be asked for again.
+    """
+    if settings.trainer is None:
+        return None
+    trained = Trained(load_trainer(settings.trainer), problem, work)
+    one = trained.seconds(settings.seed + RECEIPT_SEED)
+    return one * (settings.repeats + 3 * settings.receipt_seeds + more)
 
 
 def read_held_out(
@@ -132,5 +153,5 @@ def train_receipt(
         _strata(problem),
         metric="accuracy" if classes else "mean squared error",
         seeds=settings.receipt_seeds,
-        seed=settings.seed + 9_000,
+        seed=settings.seed + RECEIPT_SEED,
     )

@@ -53,10 +53,12 @@ def pose(
     seed: int = 0,
     max_rows: int | None = None,
     allow_pickle: bool = False,
+    fixed: bool = False,
 ) -> Posed:
     """Find the version, read its rows, load its model and bring them together.
 
-    The arguments are those of `auditing.audit`.
+    The arguments are those of `auditing.audit`; ``fixed`` says whether a model that no query can
+    move will do.
 
     Raises:
         ForwardInfError: That cannot be done; the message says what to do.
@@ -67,7 +69,7 @@ def pose(
     train_set = _read("train", train, version, columns)
     query_set = _read("queries", queries, version, replace(columns, lenient=True))
     train_set, partial = _at_most(train_set, max_rows, seed)
-    model = load(version, allow_pickle=allow_pickle)
+    model = load(version, allow_pickle=allow_pickle, fixed=fixed)
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
     check_parity(model, train_rows.features)
     problem = prepare(model, train_rows, query_rows, task=task, device=on, batch_size=batch_size)

@@ -14,6 +14,7 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.memory import batches_that_fit, first_that_fits, is_out_of_memory
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.fixed import require_doubt
 from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
 from forward_inf_mlflow.models.parity import check_probabilities
 from forward_inf_mlflow.models.placing import place
@@ -97,6 +98,7 @@ def prepare(
     # On the host, as the registered model is asked: a GPU rounds in its own way.
     sample = torch.as_tensor(x_train[:_SAMPLE])
     shape = _outputs(model.module, sample, batch_size)
+    require_doubt(model, shape, train.labels, task)
     kind, module, notes = _task(model, shape, train.labels, task)
     if isinstance(module, Wrapped):
         check_probabilities(model, module, train.features)

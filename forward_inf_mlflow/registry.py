@@ -103,13 +103,14 @@ def resolve(model_uri: str) -> Version:
         )
 
 
-def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
+def load(version: Version, *, allow_pickle: bool = False, fixed: bool = False) -> AuditedModel:
     """Load a version as a module that can be moved, running none of its own code.
 
     Args:
         version: From `resolve`.
         allow_pickle: Permit pickled models and models that bring code: both run code on this
             machine with your rights.
+        fixed: Whether one that cannot be moved will do, because somebody can train it anew.
 
     Raises:
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
@@ -119,7 +120,8 @@ def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
     with ExitStack() as stack:
         files = stack.enter_context(_downloaded(version))
         digest = content_sha256(files)  # before any code of the model's could change them
-        model = replace(load_folder(files, allow_pickle=allow_pickle), sha256=digest)
+        loaded = load_folder(files, allow_pickle=allow_pickle, fixed=fixed)
+        model = replace(loaded, sha256=digest)
         if allow_pickle:  # code that came with the model may import more of itself later
             atexit.register(stack.pop_all().close)
         return model
@@ -173,17 +175,18 @@ def _downloaded(version: Version) -> Iterator[Path]:
         yield Path(files)
 
 
-def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
+def load_folder(folder: Path, *, allow_pickle: bool = False, fixed: bool = False) -> AuditedModel:
     """Load a downloaded model folder; see `load`.
 
     Raises:
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
         ModelError: The files are missing, damaged, or of a kind that is not supported.
     """
-    flavor = read_flavor(folder, allow_pickle=allow_pickle)
+    flavor = read_flavor(folder, allow_pickle=allow_pickle, fixed=fixed)
     # Imported here: asking the registry about a version should not cost an import of torch.
     from forward_inf_mlflow.models.archive import check_archive
     from forward_inf_mlflow.models.estimator import audited_estimator
+    from forward_inf_mlflow.models.fixed import fixed_pyfunc
     from forward_inf_mlflow.models.torch_module import audited_module
 
     if flavor.kind == "transformers":
@@ -208,13 +211,17 @@ def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
             ) from error
         raise ModelError(f"The model's files cannot be loaded here: {reason}") from error
     if flavor.kind == "sklearn":
-        return audited_estimator(loaded)
+        return audited_estimator(loaded, fixed=fixed)
+    if flavor.kind == "pyfunc":
+        return fixed_pyfunc(loaded)
     return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
 
 
 def _read(flavor: Flavor, *, trust_all: bool) -> Any:
     from forward_inf_mlflow.models.estimator import read_skops
 
+    if flavor.kind == "pyfunc":  # permitted, or `read_flavor` would have refused
+        return mlflow.pyfunc.load_model(str(flavor.folder))
     if flavor.kind == "pt2":
         return mlflow.pytorch.load_model(str(flavor.folder))
     if flavor.kind == "pickle":

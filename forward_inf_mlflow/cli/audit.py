@@ -132,7 +132,19 @@ def _trainings(planned: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     if not planned["trainings"]:
         return ""
     whose = "trainings by your trainer" if options.get("trainer") else "fits of the estimator"
-    return f", and up to {planned['trainings']} {whose}, on half of the rows and more"
+    said = f", and up to {planned['trainings']} {whose}, on half of the rows and more"
+    seconds = planned["training_seconds"]
+    return (
+        said if seconds is None else f"{said}: about {_duration(seconds)} by a fit that was timed"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that fits."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1g} s"
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

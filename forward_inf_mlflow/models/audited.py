@@ -23,7 +23,7 @@ class AuditedModel:
         module: In evaluation mode, without randomness; a row's output does not depend on its
             batch. Logits ``(B, K)`` for classification, ``(B,)`` or ``(B, 1)`` for regression.
         prepare: From stored features to the module's input.
-        kind: Where it came from: ``pt2``, ``pickle`` or ``sklearn``.
+        kind: Where it came from: ``pt2``, ``pickle``, ``sklearn`` or ``pyfunc``.
         task: ``classification`` or ``regression``; None where the model does not say.
         classes: ``(K,)`` the label that each output stands for; None if labels are 0 .. K-1.
         features: Inputs ``(B, ...)`` to the penultimate features ``(B, h)``, what the model's last
@@ -39,6 +39,7 @@ class AuditedModel:
         estimator: The fitted scikit-learn estimator (or pipeline), if it came from one.
         max_batch: The largest batch the module takes; None if any.
         notes: What to tell the reader of the model, such as "was logged in train mode".
+        fixed: Whether no query can move it, so that only a training function fits it anew.
     """
 
     module: nn.Module
@@ -55,3 +56,4 @@ class AuditedModel:
     probabilities: bool = False
     half: torch.dtype | None = None
     sha256: str | None = None
+    fixed: bool = False

@@ -23,7 +23,7 @@ def outputs(module: nn.Module, inputs: np.ndarray, *, batch: int) -> np.ndarray:
     """
     if not len(inputs):
         raise DataError("There are no rows: give at least one.")
-    parameter = next(module.parameters())
+    parameter = next(module.parameters(), torch.empty(0))  # one without is on the host
     parts: list[np.ndarray] = []
     with torch.no_grad():
         for start in range(0, len(inputs), batch):
