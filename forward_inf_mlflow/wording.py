@@ -49,6 +49,22 @@ def joined(prompt: str, completion: str) -> str:
     return prompt + ("" if apart or not completion[:1].isalnum() else " ") + completion
 
 
+def word_texts(
+    model: Transformer,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    *,
+    device: torch.device,
+    batch_size: int | None,
+) -> Worded:
+    """Return prompts and texts as tokens; what is too long loses its end.
+
+    Raises:
+        DataError: No text has a token that could be learned, or a token is none of the model's.
+    """
+    return _worded(model, prompts, texts, device=device, batch_size=batch_size)
+
+
 def word_training(
     model: Transformer, rows: Rows, *, device: torch.device, batch_size: int | None
 ) -> Worded:

@@ -28,6 +28,7 @@ from forward_inf_mlflow.cli.history import history_command
 from forward_inf_mlflow.cli.influence import influence_command
 from forward_inf_mlflow.cli.keys import keys_group
 from forward_inf_mlflow.cli.policy import policy_group
+from forward_inf_mlflow.cli.recite import canaries_command, recite_command
 from forward_inf_mlflow.cli.report import report_command
 from forward_inf_mlflow.cli.review import review_group
 from forward_inf_mlflow.cli.sign import sign_command
@@ -62,6 +63,8 @@ for command in (
     audit_command,
     influence_command,
     trace_command,
+    recite_command,
+    canaries_command,
     gate_command,
     sign_command,
     promote_command,
