@@ -125,7 +125,7 @@ class JudgingStore(SqlAlchemyStore):  # type: ignore[misc]  # MLflow has no type
 
         admission = ask(None)
         if admission.model_sha256 is not None and gate.hash_up_to is not None:
-            place = self.get_model_version_downloaduri_of(found.name, found.version)
+            place = self.get_model_version_download_uri(found.name, found.version)
             try:
                 admission = ask(stored_sha256(place, gate.hash_up_to))
             except VerdictError as error:
