@@ -356,7 +356,7 @@ def _contamination(
                 "train_text": texts[row][:_MOST_TEXT],
             }
         )
-    table = pd.DataFrame(lines)
+    table, found = pd.DataFrame(lines), [line["found"] for line in lines]
     order = table["found"].map({way: i for i, way in enumerate(WAYS)}).fillna(len(WAYS))
     table = table.assign(order=order).sort_values(
         ["order", "share", "influence"], ascending=[True, False, False], kind="stable"
@@ -366,7 +366,6 @@ def _contamination(
         contamination.way(o, least, 0.0 if bad else None, most)
         for o, bad in zip(words[len(mine) :], accused.tolist(), strict=True)
     ]
-    found = table["found"].tolist()
     shown = table[table["found"].notna()].head(top)
     return {
         "ngram": ngram,

@@ -119,6 +119,9 @@ def test_items_of_the_training_texts_are_found_and_strangers_are_not(recited: Re
     strangers = table.loc[[str(i) for i in range(3, len(ITEMS))]]
     assert not strangers["found"].isin(["exact", "ngram"]).any()
     assert told["ways"]["exact"]["unseen"]["count"] == 0
+    by_influence = int((strangers["found"] == "influence").sum())
+    assert told["count"] == 3 + by_influence < 6
+    assert told["total"] == len(ITEMS)
     assert told["unseen"]["total"] == 40
     assert told["unseen"]["rate"] <= 0.2
 

@@ -180,7 +180,7 @@ def canaries_command(
 
     \b
     Example:
-      forward-inf canaries c.jsonl --format "the pin of dan is {}" --texts rows.jsonl
+      forward-inf canaries c.jsonl --format "pin of dan: {}" --texts rows.jsonl
     """
     import json
 
