@@ -59,4 +59,4 @@ def _columns(stored: Any) -> Columns:
     )
     features = given.get("features")
     named = tuple(map(str, features)) if isinstance(features, list) and features else None
-    return Columns(label, id_, named, source)
+    return Columns(label, id_, named, source, labelled=given.get("labelled") is not False)

@@ -279,7 +279,13 @@ def audit(
             resumed=sum(work.found.values()) if earlier else 0,
             reused=None if earlier else work.reused(),
             kept=looked_at,
-            columns={"label": label, "id": id, "features": features, "group_by": group_by},
+            columns={
+                "label": label,
+                "id": id,
+                "features": features,
+                "group_by": group_by,
+                "labelled": problem.task.labelled,
+            },
             policy=bounds,
             decision=decision,
         )

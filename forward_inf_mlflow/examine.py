@@ -48,7 +48,7 @@ class Findings:
         leaked: The verdict on the queries.
         margin_change: ``(m,)`` how the margin of a leaked query changes without the training row;
             NaN where that was not asked.
-        labels: The verdicts on the training rows' labels.
+        labels: The verdicts on the training rows, and on their labels if they have any.
         duplicates: Copies inside the training set.
         receipt: What training without the mislabeled rows changes; None where nobody trained.
         forward_passes: Rows passed forward without training on them.
@@ -170,13 +170,15 @@ def examine(
     together = scores.values[0]
     single = InfluenceScores(scores.values[1:], scores.query_ids[1:], ids, scores.provenance)
 
+    rows, others = problem.compared
+    # What a model of texts makes of them first are the words that their n-grams are made of: a
+    # second search for the same would show less of what is usual.
+    encodings = None if problem.texts else seen.encodings
     leaks = leaked(
-        problem.queries.inputs.numpy(),
-        problem.train.inputs.numpy(),
+        others,
+        rows,
         None if seen.features is None else ModelView(suspects, asked, single.values),
-        encodings=None
-        if seen.encodings is None
-        else (seen.encodings.queries, seen.encodings.train),
+        encodings=None if encodings is None else (encodings.queries, encodings.train),
         encode=encoder(model, problem, seen),
         work=work,
     )
@@ -188,11 +190,7 @@ def examine(
     margin_change = mirror.margin_changes(leaks)
 
     # Half-models: what is said of a row by models that never saw it, or a copy.
-    copies = duplicates(
-        problem.train.inputs.numpy(),
-        labels_of(problem),
-        None if seen.encodings is None else seen.encodings.train,
-    )
+    copies = duplicates(rows, labels_of(problem), None if encodings is None else encodings.train)
     groups = copies.groups
     held_out = read_held_out(model, problem, settings, groups, progress, work)
     labels = judge_labels(

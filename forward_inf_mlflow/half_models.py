@@ -6,6 +6,7 @@ import numpy as np
 
 from forward_inf_mlflow import halves, trainers
 from forward_inf_mlflow.detect.receipt import Receipt, receipt
+from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.trees import Forest
 from forward_inf_mlflow.preparation import Problem
@@ -92,6 +93,10 @@ def read_held_out(
 
 def _fit(model: AuditedModel, problem: Problem, settings: Settings, work: Work) -> halves.Fit:
     if settings.trainer is not None:
+        if not problem.task.labelled:
+            raise DataError(
+                "a trainer trains on rows and labels, and these rows have none: leave --trainer out"
+            )
         return Trained(load_trainer(settings.trainer), problem, work)
     if model.estimator is not None:
         targets, module = problem.train.targets.numpy(), model.module
@@ -111,7 +116,9 @@ def _fit(model: AuditedModel, problem: Problem, settings: Settings, work: Work) 
 
 
 def _strata(problem: Problem) -> np.ndarray:
-    """Return what both halves should hold alike: the classes, or tenths of the target."""
+    """Return what both halves should hold alike: the classes, or tenths of the target, if any."""
+    if not problem.task.labelled:
+        return np.zeros(len(problem.train), dtype=np.int64)
     targets = problem.train.targets.numpy()
     if problem.classes is not None:
         return targets
@@ -136,7 +143,7 @@ def train_receipt(
         progress: Told of every training.
         work: Where finished trainings are kept.
     """
-    if settings.trainer is None:
+    if settings.trainer is None or not problem.task.labelled:
         return None
     trained = Trained(load_trainer(settings.trainer), problem, work)
     truth, classes = problem.queries.targets.numpy()[~leaked], problem.classes is not None

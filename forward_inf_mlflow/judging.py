@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from forward_inf_mlflow import halves
 from forward_inf_mlflow.detect.experts import Expert
 from forward_inf_mlflow.detect.gross_errors import half_models, mislabeled_targets, near_medians
 from forward_inf_mlflow.detect.leakage import Leaked
+from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.membership import Membership, membership
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
+from forward_inf_mlflow.detect.memorized_rows import memorized_rows
 from forward_inf_mlflow.detect.mislabeled import (
     MIN_QUERIES,
     Mislabeled,
@@ -31,6 +33,8 @@ MIN_CLASS = 10
 ABSENT = 1e-3
 #: Queries of a class below which who was taught by queries alone does not know it.
 MIN_TAUGHT = 5
+#: Why nobody looks for wrong ones.
+NO_LABELS = "these rows have no labels that could be wrong"
 _NO_HALVES = "no half-models were trained (take the effort 'standard')"
 
 
@@ -80,6 +84,8 @@ def judge_labels(
         query_loss: ``(m,)`` the queries'.
         fdr, right: See `mislabeled_classes`.
     """
+    if not problem.task.labelled:
+        return _without_labels(problem, held_out, leaks, loss, query_loss, fdr)
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     vouched = vouched_for(leaks, labels, truth, groups)
     right = vouched if right is None else right | vouched
@@ -145,6 +151,27 @@ def judge_labels(
     )
 
 
+def _without_labels(
+    problem: Problem,
+    held_out: halves.HeldOut | None,
+    leaks: Leaked,
+    loss: np.ndarray,
+    query_loss: np.ndarray,
+    fdr: float,
+) -> Labels:
+    """Judge what rows have that have no labels: whether they are memorized."""
+    n, lost = len(problem.train), worth(None, query_loss, leaks.flags)
+    none = Measure.none(len(query_loss), "without labels is no accuracy", applies=False)
+    return Labels(
+        given_probability=np.full(n, np.nan),
+        mislabeled=undecided(n, NO_LABELS, applies=False),
+        memorized=memorized_rows(held_out, loss, query_loss, ~leaks.flags, fdr),
+        leak_worth=replace(lost, measure=none),
+        membership=membership(loss, query_loss, held_out, None, None, leaks.flags),
+        passes=0,
+    )
+
+
 def vouched_for(
     leaks: Leaked, labels: np.ndarray, truth: np.ndarray, groups: np.ndarray
 ) -> np.ndarray:
@@ -177,7 +204,7 @@ def comparable(
     for the other: it is left out of the comparison on both sides. Of queries that are alike one
     counts. Left out are rows of classes that the queries lack, where chance does not explain that.
     """
-    rows, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
+    rows, queries = problem.compared
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     classes = int(max(labels.max(), truth.max())) + 1
     few = np.bincount(labels, minlength=classes) < MIN_CLASS
@@ -256,7 +283,9 @@ def _wrong_targets(
 
 
 def labels_of(problem: Problem) -> np.ndarray:
-    """Return the training rows' class indices, or their targets, ``(n,)``."""
+    """Return the training rows' class indices, or their targets, ``(n,)``; zeros without labels."""
+    if not problem.task.labelled:
+        return np.zeros(len(problem.train), dtype=np.int64)
     return np.asarray(problem.train.targets.numpy())
 
 

@@ -65,13 +65,16 @@ def pose(
     """
     on = choose_device(device)
     version = resolve(model_uri)
-    columns = Columns(label, id, tuple(features) if features else None, group_by)
+    model = load(version, allow_pickle=allow_pickle, fixed=fixed)
+    columns = Columns(
+        label, id, tuple(features) if features else None, group_by, labelled=model.loss is None
+    )
     train_set = _read("train", train, version, columns)
     query_set = _read("queries", queries, version, replace(columns, lenient=True))
     train_set, partial = _at_most(train_set, max_rows, seed)
-    model = load(version, allow_pickle=allow_pickle, fixed=fixed)
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
-    check_parity(model, train_rows.features)
+    if model.loss is None:  # else nobody but the module itself says what it answers
+        check_parity(model, train_rows.features)
     problem = prepare(model, train_rows, query_rows, task=task, device=on, batch_size=batch_size)
     lost = [
         (kind, data.rows.ids[~np.isin(data.rows.ids, rows.ids)])
@@ -81,7 +84,8 @@ def pose(
         )
         if len(rows) < len(data.rows)
     ]
-    notes = tuple(_left_out(kind, ids) for kind, ids in lost)
+    why = "a value is missing" if model.readable is None else "the text is empty"
+    notes = tuple(_left_out(kind, ids, why) for kind, ids in lost)
     problem = replace(problem, notes=(*problem.notes, *notes))
     return Posed(version, model, train_set, query_set, problem, partial or bool(lost))
 
@@ -89,9 +93,16 @@ def pose(
 def _without_gaps(model: AuditedModel, rows: Rows) -> Rows:
     """Leave out the rows with missing values, unless the model's own steps fill them.
 
+    Of texts those that are empty.
+
     Raises:
         DataError: Every row has one, or the model cannot read the rows for another reason.
     """
+    if model.readable is not None:
+        fine = model.readable(rows.features)
+        if not fine.any():
+            raise DataError(f"{rows.uri}: every text is empty; name another column (--features)")
+        return rows.take(fine)
     gaps = has_gap(rows.features)
     if not gaps.any():
         return rows
@@ -105,13 +116,13 @@ def _without_gaps(model: AuditedModel, rows: Rows) -> Rows:
     return rows
 
 
-def _left_out(kind: str, ids: np.ndarray) -> str:
+def _left_out(kind: str, ids: np.ndarray, why: str) -> str:
     """Return the sentence that names rows that could not be read."""
     named = ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
     rows = f"{len(ids):,} {kind} row{'s' if len(ids) > 1 else ''}"
     return (
-        f"{rows} {'were' if len(ids) > 1 else 'was'} left out, because a value is missing or the "
-        f"model's answer is no number ({named}): fill or drop them"
+        f"{rows} {'were' if len(ids) > 1 else 'was'} left out, because {why} or the model's answer "
+        f"is no number ({named}): fill or drop them"
     )
 
 

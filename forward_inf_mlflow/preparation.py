@@ -23,8 +23,6 @@ from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import Classification, Regression
 from forward_inf_mlflow.tensors import Tensors
 
-#: Numbers in a batch that is chosen automatically.
-_BATCH_NUMBERS = 2**22
 #: Rows whose answers show what kind they are.
 _SAMPLE = 1024
 
@@ -41,6 +39,8 @@ class Problem:
         train_rows, query_rows: The same rows as stored; those whose loss is no number are in none
             of these.
         notes: Sentences for the reader.
+        texts: The training rows and the queries as texts, ``(n,)`` and ``(m,)``, where the model
+            reads these; else None.
     """
 
     module: nn.Module
@@ -51,6 +51,12 @@ class Problem:
     train_rows: Rows
     query_rows: Rows
     notes: tuple[str, ...]
+    texts: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def compared(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return training rows and queries as copies are looked for: as texts, or as inputs."""
+        return self.texts or (self.train.inputs.numpy(), self.queries.inputs.numpy())
 
 
 def choose_device(name: str) -> torch.device:
@@ -92,9 +98,81 @@ def prepare(
     _same_columns(train, queries)
     x_train, x_queries = model.prepare(train.features), model.prepare(queries.features)
     if batch_size is None:
-        batch_size = min(1024, max(1, _BATCH_NUMBERS // max(1, int(np.prod(x_train.shape[1:])))))
+        row = max(1, int(np.prod(x_train.shape[1:])))
+        batch_size = min(1024, max(1, model.batch_numbers // row))
     batch_size = min(batch_size, model.max_batch or batch_size)
 
+    posed = (
+        _without_labels(model, train, queries, device, task)
+        if model.loss is not None
+        else _with_labels(model, train, queries, x_train, task, device, batch_size)
+    )
+    module, loss = posed.module, posed.task
+
+    def tensors(x: np.ndarray, y: np.ndarray) -> Tensors:
+        return Tensors(torch.as_tensor(x), torch.as_tensor(y), device, batch_size)
+
+    (train_tensors, train), (query_tensors, queries) = (
+        _readable(module, loss, tensors(x, y), rows, what)
+        for x, y, rows, what in (
+            (x_train, posed.train, train, "training"),
+            (x_queries, posed.queries, queries, "query"),
+        )
+    )
+    return Problem(
+        module=module,
+        task=loss,
+        train=train_tensors,
+        queries=query_tensors,
+        classes=posed.classes,
+        train_rows=train,
+        query_rows=queries,
+        notes=(
+            *(f"the model {note}" for note in model.notes),
+            *posed.notes,
+            *_cut(model, train, queries),
+        ),
+        texts=None
+        if model.texts is None
+        else (model.texts(train.features), model.texts(queries.features)),
+    )
+
+
+@dataclass(frozen=True)
+class _Posed:
+    """What is asked of a model: its task, and the targets of training rows and queries."""
+
+    module: nn.Module
+    task: Task
+    classes: np.ndarray | None
+    train: np.ndarray
+    queries: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def _without_labels(
+    model: AuditedModel, train: Rows, queries: Rows, device: torch.device, task: str
+) -> _Posed:
+    """Ask a model whose rows have no labels by its own task."""
+    assert model.loss is not None
+    assert model.targets is not None, "a task of its own has targets"
+    if task != "auto":
+        raise DataError(f"the model's rows have no labels ({model.loss.name}): leave --task out")
+    module = place(model.module, device)
+    y_train, y_queries = (model.targets(rows.features) for rows in (train, queries))
+    return _Posed(module, model.loss, None, y_train, y_queries)
+
+
+def _with_labels(
+    model: AuditedModel,
+    train: Rows,
+    queries: Rows,
+    x_train: np.ndarray,
+    task: str,
+    device: torch.device,
+    batch_size: int,
+) -> _Posed:
+    """Find out whether rows have classes or numbers."""
     # On the host, as the registered model is asked: a GPU rounds in its own way.
     sample = torch.as_tensor(x_train[:_SAMPLE])
     shape = _outputs(model.module, sample, batch_size)
@@ -107,42 +185,18 @@ def prepare(
         first = Tensors(sample, sample, device, batch_size)
         with torch.no_grad():
             first_that_fits(first, lambda batch: _output(module, batch.inputs))
-    if kind == "classification":
-        classes = model.classes if model.classes is not None else np.arange(max(2, _width(shape)))
-        y_train = _class_indices(train, classes, "training")
-        y_queries = _class_indices(queries, classes, "query")
-        if len(np.unique(y_train)) < 2:
-            raise DataError(
-                "every training row has the same label: a model of one class cannot be audited"
-            )
-        loss: Task = Classification()
-    else:
-        classes, loss = None, Regression()
-        y_train, y_queries = _numbers(train, "training"), _numbers(queries, "query")
-
-    def tensors(x: np.ndarray, y: np.ndarray) -> Tensors:
-        targets = torch.as_tensor(y)
-        if kind == "regression":
-            targets = targets.to(shape.dtype)
-        return Tensors(torch.as_tensor(x), targets, device, batch_size)
-
-    (train_tensors, train), (query_tensors, queries) = (
-        _readable(module, loss, tensors(x, y), rows, what)
-        for x, y, rows, what in (
-            (x_train, y_train, train, "training"),
-            (x_queries, y_queries, queries, "query"),
+    if kind == "regression":
+        numbers = (_numbers(train, "training"), _numbers(queries, "query"))
+        y_train, y_queries = (torch.as_tensor(y).to(shape.dtype).numpy() for y in numbers)
+        return _Posed(module, Regression(), None, y_train, y_queries, tuple(notes))
+    classes = _classes(model, _width(shape), train.labels)
+    y_train = _class_indices(train, classes, "training")
+    y_queries = _class_indices(queries, classes, "query")
+    if len(np.unique(y_train)) < 2:
+        raise DataError(
+            "every training row has the same label: a model of one class cannot be audited"
         )
-    )
-    return Problem(
-        module=module,
-        task=loss,
-        train=train_tensors,
-        queries=query_tensors,
-        classes=classes,
-        train_rows=train,
-        query_rows=queries,
-        notes=(*(f"the model {note}" for note in model.notes), *notes),
-    )
+    return _Posed(module, Classification(), classes, y_train, y_queries, tuple(notes))
 
 
 def _readable(
@@ -247,6 +301,33 @@ def _task(
         note = "the model answers probabilities; their logarithms were used as logits"
         return kind, Probabilities(module), [note]
     return kind, module, []
+
+
+def _classes(model: AuditedModel, width: int, labels: np.ndarray) -> np.ndarray:
+    """Return the label of each output: as the model calls them, or their positions ``(K,)``.
+
+    Names that a transformer has for its outputs count where labels are such names.
+    """
+    if model.classes is None:
+        return np.arange(max(2, width))
+    if model.kind == "transformers" and not np.isin(labels.astype(str), model.classes).any():
+        numbers = pd.to_numeric(pd.Series(labels), errors="coerce")
+        if numbers.notna().all():
+            return np.arange(len(model.classes))
+    return model.classes
+
+
+def _cut(model: AuditedModel, train: Rows, queries: Rows) -> list[str]:
+    """Return how many texts were longer than what the model reads, one sentence; none for none."""
+    if model.cut is None:
+        return []
+    cut = [
+        f"{count:,} {what} texts"
+        for what, rows in (("training", train), ("query", queries))
+        if (count := model.cut(rows.features))
+    ]
+    limit = f"{model.limit:,} tokens that the model reads"
+    return [f"{' and '.join(cut)} were cut at the {limit}"] if cut else []
 
 
 def _class_indices(rows: Rows, classes: np.ndarray, what: str) -> np.ndarray:

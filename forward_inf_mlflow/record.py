@@ -188,6 +188,8 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, Measure]:
             threshold=threshold if isinstance(threshold, float) else None,
             note=str(stored.get("note", "")),
             abstained=None if abstained is None else str(abstained),
+            # What gives a verdict applies, whatever is written.
+            applies=abstained is None or stored.get("applies") is not False,
         )
     return measures
 

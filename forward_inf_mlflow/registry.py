@@ -190,10 +190,15 @@ def load_folder(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
     from forward_inf_mlflow.models.torch_module import audited_module
 
     if flavor.kind == "transformers":
-        raise ModelError(
-            "This is a model of mlflow.transformers: ask a language model which texts made it say "
-            "something with forward-inf trace; audits of them are not here yet."
-        )
+        from forward_inf_mlflow.models.text_model import audited_classifier
+        from forward_inf_mlflow.models.transformer import read_transformer
+
+        found = read_transformer(flavor, allow_pickle=allow_pickle)
+        if found.task == "causal_lm":
+            from forward_inf_mlflow.language import audited_language_model
+
+            return audited_language_model(found)
+        return audited_classifier(found)
     if flavor.kind == "pt2" and not allow_pickle:
         check_archive(flavor.data / "model.pt2")
     permission = environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION=str(allow_pickle).lower())

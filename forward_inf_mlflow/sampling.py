@@ -21,6 +21,7 @@ from forward_inf_mlflow.decisions import FEATURE, harmless
 from forward_inf_mlflow.detect.verified import draw, strata
 from forward_inf_mlflow.errors import ForwardInfError, TrackingError
 from forward_inf_mlflow.found_audit import FoundAudit, find_audit, require_sha256
+from forward_inf_mlflow.record import measures_of
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.report.sample import render_sample
 from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
@@ -184,8 +185,11 @@ def scores_of(audit: FoundAudit) -> pd.DataFrame:
     """Return one row per training row, as the audit wrote it.
 
     Raises:
+        ForwardInfError: The rows have no labels.
         TrackingError: The table is gone, was changed, or lacks a column.
     """
+    if not measures_of(audit.record)["mislabeled"].applies:
+        raise ForwardInfError("these rows have no labels, so there is nothing to review of them")
     content = audit.fetch("scores.parquet")
     if content is None:
         raise TrackingError(f"run {audit.run_id} has lost its scores.parquet: audit again")

@@ -48,16 +48,15 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     label; features_digest and row_digest (with the label), by which a row is known in any version.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
-    likelier = found.labels.mislabeled.likelier
     return pd.DataFrame(
         {
             "id": rows.ids,
-            "label": rows.labels,
+            "label": rows.labels if problem.task.labelled else np.full(n, ""),
             "source": rows.sources if rows.sources is not None else np.full(n, ""),
             "loss": found.loss,
             "given_probability": found.labels.given_probability,
             "held_out_probability": found.labels.mislabeled.held_out_probability,
-            "likelier_label": likelier if problem.classes is None else problem.classes[likelier],
+            "likelier_label": _likelier(problem, found),
             "likelier_probability": found.labels.mislabeled.likelier_probability,
             "mislabeled_score": found.labels.mislabeled.score,
             "mislabeled_suspicion": found.labels.mislabeled.suspicion,
@@ -80,6 +79,14 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     )
 
 
+def _likelier(problem: Problem, found: Findings) -> np.ndarray:
+    """Return the labels, or targets, that others expect; none without labels, ``(n,)``."""
+    likelier = found.labels.mislabeled.likelier
+    if not problem.task.labelled:
+        return np.full(len(likelier), "")
+    return likelier if problem.classes is None else problem.classes[likelier]
+
+
 def flagged_table(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
     """Return one row per verdict, the surest of each kind first: ``flagged.csv``.
 
@@ -89,7 +96,7 @@ def flagged_table(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd
     parts = [
         _mislabeled(problem, scores),
         _leaked(problem, found, scores),
-        _memorized(scores),
+        _memorized(scores, labelled=problem.task.labelled),
     ]
     filled = [part.reindex(columns=FLAGGED) for part in parts if len(part)]
     table = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(FLAGGED))
@@ -210,11 +217,14 @@ def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataF
     table["p_value"] = leaks.p_value[queries]
     table["margin_change"] = found.margin_change[queries]
     table["kind"] = leaks.kind[queries]
-    table["likelier_label"] = problem.query_rows.labels[queries]
-    table["same_label"] = (
-        problem.train.targets.numpy()[leaks.train_index[queries]]
-        == problem.queries.targets.numpy()[queries]
-    )
+    if problem.task.labelled:
+        table["likelier_label"] = problem.query_rows.labels[queries]
+        table["same_label"] = (
+            problem.train.targets.numpy()[leaks.train_index[queries]]
+            == problem.queries.targets.numpy()[queries]
+        )
+    else:  # two rows that have none do not differ in it
+        table["same_label"] = True
     table["evidence"] = [
         f"{what}; without the training row the query's margin changes by {change:+.2g}"
         if np.isfinite(change)
@@ -224,12 +234,19 @@ def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataF
     return table
 
 
-def _memorized(scores: pd.DataFrame) -> pd.DataFrame:
+def _memorized(scores: pd.DataFrame, *, labelled: bool) -> pd.DataFrame:
     rows = scores[scores["memorized"]].sort_values(
         ["memorized_score", "id"], ascending=[False, True]
     )
     table = _common(rows, "memorized", "memorized_score")
     table["kind"] = np.where(rows["mislabeled"], "mislabeled", "rare")
+    if not labelled:
+        table["evidence"] = [
+            f"the model saves {row.memorized_fall:.0%} of the loss that models have on it which "
+            "did not see it"
+            for row in rows.itertuples()
+        ]
+        return table
     table["evidence"] = [
         (
             f"models that saw the row give its label oftener by {row.memorized_fall:.2f} "

@@ -10,6 +10,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from forward_inf_mlflow.data.logging_data import log_training_data
+
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install -e '.[dev]'"
 )
@@ -101,15 +103,25 @@ def taught(
     return model.eval()
 
 
-def register(model: Any, name: str, *, words: Any = None, data: Any = None) -> str:
+def register(
+    model: Any,
+    name: str,
+    *,
+    words: Any = None,
+    data: Any = None,
+    rows: dict[str, Any] | None = None,
+    task: str = "text-generation",
+) -> str:
     """Log and register a model with its tokenizer, and return the address of the version."""
     with mlflow.start_run():
         if data is not None:
             mlflow.log_input(data, context="training")
+        if rows is not None:
+            log_training_data(**rows)
         mlflow.transformers.log_model(
             {"model": model, "tokenizer": words or tokenizer()},
             name=name,
-            task="text-generation",
+            task=task,
             pip_requirements=["torch"],  # else MLflow asks for packages that nothing here needs
             registered_model_name=name,
         )

@@ -239,7 +239,9 @@ def _say_rest(console: Console, record: Any) -> None:
     measures = []
     for name, rows in (("mislabeled", "training"), ("leaked", "query"), ("memorized", "training")):
         measure = record["measures"][name]
-        if measure["abstained"]:
+        if not measure["applies"]:
+            measures.append((name, f"does not apply, because {measure['abstained']}"))
+        elif measure["abstained"]:
             measures.append((name, f"no verdict, because {measure['abstained']}"))
         else:
             low, high = measure["rate_low"], measure["rate_high"]

@@ -23,7 +23,7 @@ from forward_inf_mlflow.data.fetch import download, public_uri
 from forward_inf_mlflow.data.mlflow_digest import Digest, check_digest
 from forward_inf_mlflow.data.reading import Columns, listing, read_rows
 from forward_inf_mlflow.data.rows import Rows
-from forward_inf_mlflow.data.texts import JSON_LINES, TextColumns, read_texts
+from forward_inf_mlflow.data.texts import TextColumns, read_texts
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_errors
 
@@ -107,7 +107,12 @@ def logged_original(version: Version, role: Role, columns: Columns) -> Iterator[
     """Yield what `logged_data` reads with the file itself, which may be gone after the block."""
     what, found, tags, uri, shown = _logged(version, role)
     logged = Columns(
-        tags.get("fi.label"), tags.get("fi.id"), None, tags.get("fi.source"), columns.lenient
+        tags.get("fi.label"),
+        tags.get("fi.id"),
+        None,
+        tags.get("fi.source"),
+        columns.lenient,
+        labelled=columns.labelled,
     )
     if logged.label and columns.label not in {None, logged.label}:
         raise DataError(
@@ -120,6 +125,7 @@ def logged_original(version: Version, role: Role, columns: Columns) -> Iterator[
         features=columns.features,
         source=columns.source or logged.source,
         lenient=columns.lenient,
+        labelled=columns.labelled,
     )
     with _local(uri, role, what) as path:
         rows = read_rows(path, uri=shown, columns=wanted)
@@ -172,8 +178,6 @@ def logged_texts(version: Version, columns: TextColumns) -> tuple[DataSet, int]:
             same = read_rows(path, uri=shown, columns=logged).sha256 == sha256.lower()
             digest = "verified" if same else "mismatch"
             why = None if same else "no longer holds the rows that were logged"
-        elif path.suffix.lower() in JSON_LINES:
-            digest, why = "unverified", "is of a kind whose digest is not computed here"
         else:
             digest, why = check_digest(found.dataset, path, rows, label=None)
     problem = why and f"{what}: {shown} {why}; {_go_on('train')}"

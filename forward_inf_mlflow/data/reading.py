@@ -1,7 +1,8 @@
-"""From files to rows: csv, parquet and npz."""
+"""From files to rows: csv, parquet, npz and JSON lines."""
 
 from __future__ import annotations
 
+import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,14 @@ from forward_inf_mlflow.errors import DataError
 
 #: What a label column is called where nobody names it.
 LABEL_NAMES = frozenset({"label", "target", "y", "class"})
-_FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet", ".npz": "npz"}
+_FORMATS = {
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".npz": "npz",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 _FIRST_BYTES = {"parquet": b"PAR1", "npz": b"PK"}
 #: What the readers raise for a file that is damaged, encrypted, or larger than memory.
 _UNREADABLE = (
@@ -45,6 +53,8 @@ class Columns:
         features: Default: all columns but label, id and source; in an npz file the array ``x``.
         source: Default: none; in an npz file the array ``sources``, if there is one.
         lenient: Do without an id or source column that is not there; query rows need none.
+        labelled: Whether rows have labels. Where not, no column is taken for one unless it is
+            named, and all labels are 0.
     """
 
     label: str | None = None
@@ -52,6 +62,12 @@ class Columns:
     features: tuple[str, ...] | None = None
     source: str | None = None
     lenient: bool = False
+    labelled: bool = True
+
+    @property
+    def unlabelled(self) -> bool:
+        """Return whether no column is the label."""
+        return not self.labelled and self.label is None
 
     def among(self, names: list[str]) -> Columns:
         """Return the columns with those that ``lenient`` allows to be missing left out."""
@@ -66,7 +82,7 @@ class Columns:
 
 
 def read_rows(path: Path, *, uri: str, columns: Columns) -> Rows:
-    """Read a csv, parquet or npz file, or a folder of parquet files in sorted order.
+    """Read a csv, parquet, npz or JSON-lines file, or a folder of parquet files in sorted order.
 
     Args:
         path: The local file or folder; its name's ending says the format.
@@ -84,7 +100,7 @@ def read_rows(path: Path, *, uri: str, columns: Columns) -> Rows:
 
 
 def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> pd.DataFrame:
-    """Read a csv or parquet file, or a folder of parquet files, as a frame ``(n, d)``.
+    """Read a csv, parquet or JSON-lines file, or a folder of parquet files, as a frame ``(n, d)``.
 
     Args:
         path: The local file or folder.
@@ -94,8 +110,12 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     Raises:
         DataError: The file cannot be read.
     """
-    if data_format(path, uri) == "parquet":
+    kind = data_format(path, uri)
+    if kind == "parquet":
         return _parquet(path, uri)
+    if kind == "jsonl":
+        with readable(uri, "JSON lines"), path.open(encoding="utf-8-sig") as file:
+            return pd.DataFrame([_json_object(line) for line in file if line.strip()])
     with readable(uri, "csv"):
         frame = pd.read_csv(
             path,
@@ -107,8 +127,17 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     return frame
 
 
+def _json_object(line: str) -> dict[str, object]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"a line holds no object: {line.strip()[:40]}")
+    if "\\ud" in line.lower():  # half a character, which no other format holds
+        json.dumps(row, ensure_ascii=False).encode()
+    return row
+
+
 def data_format(path: Path, uri: str) -> str:
-    """Return csv, parquet or npz, by the name's ending and the first bytes.
+    """Return csv, parquet, npz or jsonl, by the name's ending and the first bytes.
 
     Raises:
         DataError: It is none of them, or not there.
@@ -121,7 +150,8 @@ def data_format(path: Path, uri: str) -> str:
         found = _FORMATS.get(path.suffix.lower())
         if found is None:
             raise DataError(
-                f"{uri}: its name does not end in a known format; save it as .csv, .parquet or .npz"
+                f"{uri}: its name does not end in a known format; save it as .csv, .parquet, .npz "
+                "or .jsonl (a JSON object a line)"
             )
         with path.open("rb") as file:
             start = file.read(4096)
@@ -159,7 +189,7 @@ def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
     names = [str(name) for name in frame.columns]
     check_named_once(names, uri)
     frame, columns = frame.set_axis(names, axis="columns"), columns.among(names)
-    label = label_column(names, uri, columns.label)
+    label = None if columns.unlabelled else label_column(names, uri, columns.label)
     for option, wanted in (("--id", columns.id), ("--group-by", columns.source)):
         if wanted is not None and wanted not in names:
             raise _missing(wanted, names, uri, option)
@@ -173,7 +203,7 @@ def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
         raise DataError(f"{uri}: --features names the label {label!r}; leave it out")
     rows = accept(
         frame[list(features)],
-        frame[label],
+        np.zeros(len(frame), np.int64) if label is None else frame[label],
         ids=None if columns.id is None else frame[columns.id],
         sources=None if columns.source is None else frame[columns.source],
         uri=uri,
@@ -189,7 +219,7 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
     with readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
         names = list(arrays.files)
         columns = columns.among(names)
-        label = label_column(names, uri, columns.label)
+        label = None if columns.unlabelled else label_column(names, uri, columns.label)
         wanted = {
             "--features": features[0],
             "--label": label,
@@ -205,6 +235,8 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
         texts = {name: arrays[name] for name in others if _is_text(arrays, name)}
     x, y = read["--features"], read["--label"]
     assert x is not None
+    if y is None:
+        y = np.zeros(len(x), np.int64)
     rows = accept(x, y, ids=read["--id"], sources=read["--group-by"], uri=uri)
     whole = {name: text for name, text in texts.items() if text.shape == (len(rows),)}
     return replace(rows, texts=_texts(pd.DataFrame(whole)))

@@ -321,8 +321,8 @@ def _told_from_random(said: np.ndarray, truth: np.ndarray) -> float:
     return float((ranks.sum() - k * (k + 1) / 2) / (k * others))
 
 
-def undecided(rows: int, why: str) -> Mislabeled:
-    """Return the verdict where nothing can be said of so many rows."""
+def undecided(rows: int, why: str, *, applies: bool = True) -> Mislabeled:
+    """Return the verdict where nothing can be said of so many rows, or nothing is to be said."""
     nobody, unknown = np.zeros(rows, dtype=bool), np.full(rows, np.nan)
     return Mislabeled(
         suspicion=unknown,
@@ -333,7 +333,7 @@ def undecided(rows: int, why: str) -> Mislabeled:
         likelier=np.zeros(rows, dtype=np.int64),
         likelier_probability=unknown,
         held_out_probability=unknown,
-        measure=Measure.none(rows, why),
+        measure=Measure.none(rows, why, applies=applies),
     )
 
 

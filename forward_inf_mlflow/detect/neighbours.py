@@ -34,8 +34,15 @@ class Nearest:
     distance: np.ndarray
 
 
+def are_texts(rows: np.ndarray) -> bool:
+    """Return whether rows are texts ``(n,)``; else they are numbers ``(n, ...)``."""
+    return rows.ndim == 1 and rows.dtype.kind in "OU"
+
+
 def row_keys(rows: np.ndarray) -> np.ndarray:
     """Return ``(n,)`` integers, the same for two rows only if all their values are the same."""
+    if are_texts(rows):
+        return np.unique(rows, return_inverse=True)[1].reshape(-1)
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1)) + 0  # -0.0 becomes 0.0
     void = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1]))).ravel()
     keys: np.ndarray = np.unique(void, return_inverse=True)[1].reshape(-1)
@@ -52,13 +59,19 @@ def exact_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
     return found
 
 
-def chance_copies(row: np.ndarray, train: np.ndarray, *, sample: int = 5000) -> float:
+def chance_copies(row: np.ndarray | str, train: np.ndarray, *, sample: int = 5000) -> float:
     """Return how many copies of ``row`` to expect in ``train`` if columns were independent.
 
-    Tables of few, coarse columns hold the same values by chance; images never do.
+    Tables of few, coarse columns hold the same values by chance; images never do. Of a text, the
+    words are taken to be independent.
     """
+    if are_texts(train):
+        held = [set(text.split()) for text in train[:: max(1, len(train) // sample)]]
+        words = set(str(row).split())
+        shares = [max(sum(word in one for one in held), 1) / len(held) for word in words]
+        return float(len(train) * np.exp(np.log(shares).sum()))
     some = train.reshape(len(train), -1)[:: max(1, len(train) // sample)]
-    share = np.maximum((some == row.reshape(1, -1)).mean(0), 1 / len(some))
+    share = np.maximum((some == np.reshape(row, (1, -1))).mean(0), 1 / len(some))
     return float(len(train) * np.exp(np.log(share).sum()))
 
 
@@ -145,7 +158,7 @@ def nearest_by_index(rows: np.ndarray) -> Nearest | None:
         part = slice(start, start + _ASKED)
         found, distance = index.nearest(rows[part], RANK, own=np.arange(n)[part])
         near[part], first[part], fifth[part] = found[:, 0], distance[:, 0], distance[:, -1]
-    return _told(near, np.sqrt(first), np.sqrt(fifth))
+    return told(near, np.sqrt(first), np.sqrt(fifth))
 
 
 def shifts(radius: int) -> Iterator[tuple[int, int]]:
@@ -174,7 +187,6 @@ def best_view(query: np.ndarray, row: np.ndarray, *, radius: int) -> tuple[bool,
 def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None) -> Nearest:
     """Take the smallest mean squared difference over the pairs of views, then the gap."""
     m, n = len(pairs[0][0]), len(pairs[0][1])
-    rank = min(RANK, n)
     squares = [np.einsum("ij,ij->i", b, b) for _, b in pairs]
     step = max(1, _BLOCK // n)
     index, first, fifth = np.empty(m, dtype=np.int64), np.empty(m), np.empty(m)
@@ -188,14 +200,25 @@ def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None)
         assert best is not None, "there is at least one view"
         if own is not None:
             best[np.arange(len(best)), own[rows]] = np.inf
-        near = np.argpartition(best, rank - 1, axis=1)[:, :rank]
-        near = np.take_along_axis(near, np.argsort(np.take_along_axis(best, near, 1), 1), 1)
-        distance = np.sqrt(np.maximum(np.take_along_axis(best, near, 1), 0))
-        index[rows], first[rows], fifth[rows] = near[:, 0], distance[:, 0], distance[:, -1]
-    return _told(index, first, fifth)
+        index[rows], one, last = first_and_fifth(best)
+        first[rows], fifth[rows] = (np.sqrt(np.maximum(x, 0)) for x in (one, last))
+    return told(index, first, fifth)
 
 
-def _told(index: np.ndarray, first: np.ndarray, fifth: np.ndarray) -> Nearest:
+def first_and_fifth(distance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where the nearest lies, and how far it and the fifth are, each ``(k,)``.
+
+    Args:
+        distance: ``(k, n)``.
+    """
+    rank = min(RANK, distance.shape[1])
+    near = np.argpartition(distance, rank - 1, axis=1)[:, :rank]
+    near = np.take_along_axis(near, np.argsort(np.take_along_axis(distance, near, 1), 1), 1)
+    found = np.take_along_axis(distance, near, 1)
+    return near[:, 0], found[:, 0], found[:, -1]
+
+
+def told(index: np.ndarray, first: np.ndarray, fifth: np.ndarray) -> Nearest:
     """Return what two distances say."""
     tiny = 1e-4 * float(np.median(fifth)) + np.finfo(np.float32).tiny
     logs = np.log(np.maximum(first, tiny))

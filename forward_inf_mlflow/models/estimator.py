@@ -150,6 +150,7 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
         features=_features(module),
         estimator=estimator,
         probabilities=classifier,
+        texts=transform.texts if transform.reads_texts else None,
     )
 
 

@@ -57,6 +57,15 @@ class Transform:
             require_finite(dense, values)
         return dense
 
+    @property
+    def reads_texts(self) -> bool:
+        """Return whether the first step takes one column of texts."""
+        return bool(self.steps) and _first(self.estimator, "n_features_in_") is None
+
+    def texts(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
+        """Return the texts that the first step takes, ``(n,)``."""
+        return np.array([str(text) for text in self.aligned(features)], dtype=object)
+
     def predict(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
         """Return the estimator's own predictions, ``(n,)``."""
         return np.asarray(self.estimator.predict(self.aligned(features)))
@@ -113,11 +122,9 @@ class Transform:
 
     def _explain(self, aligned: Any) -> None:
         """Name the stored row and column to blame, where text cannot be meant by the model."""
-        texts = self.steps and (
-            isinstance(self.steps[0], ColumnTransformer)
-            or _first(self.estimator, "n_features_in_") is None
-        )
-        if not texts:
+        if not self.reads_texts and not (
+            self.steps and isinstance(self.steps[0], ColumnTransformer)
+        ):
             require_finite(numeric_array(aligned), aligned)
 
 

@@ -62,6 +62,7 @@ class Denoising(Task):
     conditional: bool = False
 
     name = "denoising"
+    labelled = False
 
     def __post_init__(self) -> None:
         """Check the settings.
