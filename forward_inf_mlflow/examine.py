@@ -74,7 +74,9 @@ class Findings:
             "mislabeled": self.labels.mislabeled.measure,
             "leaked": self.leaked.measure,
             "inflated": (
-                Measure.none(self.leaked.measure.total, "regression has no accuracy")
+                Measure.none(
+                    self.leaked.measure.total, "targets and several labels have no accuracy"
+                )
                 if value is None
                 else value.measure
             ),

@@ -18,9 +18,10 @@ from forward_inf_mlflow.models.fixed import require_doubt
 from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
 from forward_inf_mlflow.models.parity import check_probabilities
 from forward_inf_mlflow.models.placing import place
+from forward_inf_mlflow.several_outputs import several_task
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.task import Task
-from forward_inf_mlflow.tasks import Classification, Regression
+from forward_inf_mlflow.tasks import Classification, MultiLabel, Regression
 from forward_inf_mlflow.tensors import Tensors
 
 #: Numbers in a batch that is chosen automatically.
@@ -36,8 +37,8 @@ class Problem:
     Attributes:
         module: Logits ``(B, K)`` or predictions; on the device.
         task: Its loss.
-        train, queries: Inputs and targets (class indices, or numbers).
-        classes: ``(K,)`` the label of each class index; None for regression.
+        train, queries: Inputs and targets (class indices, or numbers; ``(n, k)`` of several).
+        classes: ``(K,)`` the label of each class index; None for regression and several labels.
         train_rows, query_rows: The same rows as stored; those whose loss is no number are in none
             of these.
         notes: Sentences for the reader.
@@ -99,8 +100,11 @@ def prepare(
     sample = torch.as_tensor(x_train[:_SAMPLE])
     shape = _outputs(model.module, sample, batch_size)
     require_doubt(model, shape, train.labels, task)
-    kind, module, notes = _task(model, shape, train.labels, task)
-    if isinstance(module, Wrapped):
+    if train.targets is not None or queries.targets is not None or model.task == "multilabel":
+        kind, module, notes = several_task(model, shape, train, queries, task)
+    else:
+        kind, module, notes = _task(model, shape, train.labels, task)
+    if isinstance(module, Wrapped) and kind != "multilabel":
         check_probabilities(model, module, train.features)
     module = place(module, device)
     if device.type != "cpu":  # not everything that runs on the host runs there
@@ -116,13 +120,16 @@ def prepare(
                 "every training row has the same label: a model of one class cannot be audited"
             )
         loss: Task = Classification()
+    elif train.targets is not None and queries.targets is not None:
+        classes, loss = None, MultiLabel() if kind == "multilabel" else Regression()
+        y_train, y_queries = train.targets, queries.targets
     else:
         classes, loss = None, Regression()
         y_train, y_queries = _numbers(train, "training"), _numbers(queries, "query")
 
     def tensors(x: np.ndarray, y: np.ndarray) -> Tensors:
         targets = torch.as_tensor(y)
-        if kind == "regression":
+        if kind != "classification":
             targets = targets.to(shape.dtype)
         return Tensors(torch.as_tensor(x), targets, device, batch_size)
 
@@ -231,8 +238,8 @@ def _task(
     if kind == "regression":
         if width != 1:
             raise ModelError(
-                f"the model answers {width} numbers a row; a regression model with one can be "
-                "audited"
+                f"the model answers {width} numbers a row and the data have one target: give as "
+                "many target columns (--label A,B), or name the output that is meant (--output)"
             )
         return kind, module, []
     if model.task is not None:
