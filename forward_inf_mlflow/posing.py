@@ -54,6 +54,8 @@ def pose(
     max_rows: int | None = None,
     allow_pickle: bool = False,
     fixed: bool = False,
+    class_weight: str | None = None,
+    chosen_output: str | None = None,
 ) -> Posed:
     """Find the version, read its rows, load its model and bring them together.
 
@@ -69,10 +71,18 @@ def pose(
     train_set = _read("train", train, version, columns)
     query_set = _read("queries", queries, version, replace(columns, lenient=True))
     train_set, partial = _at_most(train_set, max_rows, seed)
-    model = load(version, allow_pickle=allow_pickle, fixed=fixed)
+    model = load(version, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output)
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
     check_parity(model, train_rows.features)
-    problem = prepare(model, train_rows, query_rows, task=task, device=on, batch_size=batch_size)
+    problem = prepare(
+        model,
+        train_rows,
+        query_rows,
+        task=task,
+        device=on,
+        batch_size=batch_size,
+        class_weight=class_weight,
+    )
     lost = [
         (kind, data.rows.ids[~np.isin(data.rows.ids, rows.ids)])
         for kind, data, rows in (

@@ -14,6 +14,7 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.memory import batches_that_fit, first_that_fits, is_out_of_memory
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.class_weights import class_weights
 from forward_inf_mlflow.models.fixed import require_doubt
 from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
 from forward_inf_mlflow.models.parity import check_probabilities
@@ -21,7 +22,7 @@ from forward_inf_mlflow.models.placing import place
 from forward_inf_mlflow.several_outputs import several_task
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.task import Task
-from forward_inf_mlflow.tasks import Classification, MultiLabel, Regression
+from forward_inf_mlflow.tasks import Classification, MultiLabel, Regression, Weighted
 from forward_inf_mlflow.tensors import Tensors
 
 #: Numbers in a batch that is chosen automatically.
@@ -83,8 +84,9 @@ def prepare(
     task: Literal["auto", "classification", "regression"],
     device: torch.device,
     batch_size: int | None,
+    class_weight: str | None = None,
 ) -> Problem:
-    """Bring model and rows together.
+    """Bring model and rows together; the arguments are those of `auditing.audit`.
 
     Raises:
         DataError: The rows cannot be asked of this model; the message names row and column.
@@ -104,6 +106,8 @@ def prepare(
         kind, module, notes = several_task(model, shape, train, queries, task)
     else:
         kind, module, notes = _task(model, shape, train.labels, task)
+    if class_weight is not None and kind != "classification":
+        raise ForwardInfError("--class-weight is for one label of some classes: leave it out")
     if isinstance(module, Wrapped) and kind != "multilabel":
         check_probabilities(model, module, train.features)
     module = place(module, device)
@@ -119,7 +123,8 @@ def prepare(
             raise DataError(
                 "every training row has the same label: a model of one class cannot be audited"
             )
-        loss: Task = Classification()
+        weights = class_weights(model.estimator, class_weight, classes, y_train)
+        loss: Task = Classification() if weights is None else Weighted(weights)
     elif train.targets is not None and queries.targets is not None:
         classes, loss = None, MultiLabel() if kind == "multilabel" else Regression()
         y_train, y_queries = train.targets, queries.targets
