@@ -54,6 +54,8 @@ def pose(
     max_rows: int | None = None,
     allow_pickle: bool = False,
     fixed: bool = False,
+    class_weight: str | None = None,
+    chosen_output: str | None = None,
 ) -> Posed:
     """Find the version, read its rows, load its model and bring them together.
 
@@ -75,7 +77,15 @@ def pose(
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
     if model.loss is None:  # else nobody but the module itself says what it answers
         check_parity(model, train_rows.features)
-    problem = prepare(model, train_rows, query_rows, task=task, device=on, batch_size=batch_size)
+    problem = prepare(
+        model,
+        train_rows,
+        query_rows,
+        task=task,
+        device=on,
+        batch_size=batch_size,
+        class_weight=class_weight,
+    )
     lost = [
         (kind, data.rows.ids[~np.isin(data.rows.ids, rows.ids)])
         for kind, data, rows in (

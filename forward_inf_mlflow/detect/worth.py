@@ -115,7 +115,7 @@ def worth(right: np.ndarray | None, loss: np.ndarray, leaked: np.ndarray) -> Lea
     )
     m, k = len(loss), int(leaked.sum())
     if right is None:
-        measure = Measure.none(m, "regression has no accuracy")
+        measure = Measure.none(m, "targets and several labels have no accuracy")
     elif k == m:
         measure = Measure.none(m, "every query leaked: nothing is left to compare with")
     elif 0 < k < MIN_LEAKED:

@@ -22,6 +22,7 @@ from forward_inf_mlflow.models.compiled import check_compiled
 from forward_inf_mlflow.models.ensembles import check_trees, ensemble
 from forward_inf_mlflow.models.fixed import fixed_estimator
 from forward_inf_mlflow.models.mlmodel import FIXED, SUPPORTED
+from forward_inf_mlflow.models.several_estimators import stacked
 from forward_inf_mlflow.models.transform import Transform
 from forward_inf_mlflow.models.trees import Boosting, Forest, Trees
 
@@ -75,6 +76,18 @@ class Logits(nn.Module):
             return torch.cat([torch.zeros_like(scores), scores], dim=1)
         # softmax(log s) = s / sum(s)
         return nn.functional.logsigmoid(scores) if self.one_vs_rest else scores
+
+
+class Several(nn.Module):
+    """Several linear scores: inputs ``(B, d)`` to log-odds of labels or predictions ``(B, k)``."""
+
+    def __init__(self, body: nn.Sequential, task: str) -> None:
+        super().__init__()
+        self.body, self.task = body, task
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the scores ``(B, k)``."""
+        return torch.as_tensor(self.body(inputs))
 
 
 class Value(nn.Module):
@@ -139,6 +152,16 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
             raise
         return fixed_estimator(estimator)
     transform = Transform(estimator, tuple(steps))
+    if isinstance(module, Several):
+        several = module.task == "multilabel"
+        return AuditedModel(
+            module=module.eval(),
+            prepare=transform.prepare,
+            kind="sklearn",
+            original=transform.label_odds if several else transform.predict,
+            task=module.task,
+            estimator=estimator,
+        )
     classifier = module.classes if isinstance(module, Trees) else isinstance(module, Logits)
     return AuditedModel(
         module=module.eval(),
@@ -162,10 +185,13 @@ def _features(module: Logits | Value | Forest | Boosting) -> Callable[[Tensor], 
     return lambda inputs: torch.as_tensor(head(inputs))
 
 
-def _rebuild(estimator: Any) -> Logits | Value | Forest | Boosting:
+def _rebuild(estimator: Any) -> Logits | Value | Several | Forest | Boosting:
     # The exact types: a subclass may predict otherwise.
     kind = type(estimator)
     try:
+        if (several := stacked(estimator)) is not None:
+            weight, bias, task = several
+            return Several(nn.Sequential(_layer(weight, bias)), task)
         if kind is LogisticRegression:
             # Older releases fit liblinear, and multi_class="ovr", one class against the rest.
             rest = "ovr" in (getattr(estimator, "multi_class", ""),) or (
