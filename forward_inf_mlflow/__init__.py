@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from forward_inf_mlflow.version import __version__
 
 if TYPE_CHECKING:
+    from forward_inf_mlflow.attributing import Attribution, attribute
     from forward_inf_mlflow.auditing import AuditResult, audit
     from forward_inf_mlflow.cleaning import Cleaned, apply_decisions
     from forward_inf_mlflow.comparing import Comparison, compare
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from forward_inf_mlflow.influence import ForwardInfluence
     from forward_inf_mlflow.policy import Policy, load_policy
     from forward_inf_mlflow.promotion import GateResult, PromotionResult, gate, promote
+    from forward_inf_mlflow.reciting import Recitation, recite
     from forward_inf_mlflow.scores import InfluenceScores
     from forward_inf_mlflow.task import Task
     from forward_inf_mlflow.tracing import Trace, trace
 
 _HOME = {
+    "Attribution": "attributing",
     "AuditResult": "auditing",
     "Cleaned": "cleaning",
     "Comparison": "comparing",
@@ -38,9 +41,11 @@ _HOME = {
     "InfluenceScores": "scores",
     "Policy": "policy",
     "PromotionResult": "promotion",
+    "Recitation": "reciting",
     "Task": "task",
     "Trace": "tracing",
     "apply_decisions": "cleaning",
+    "attribute": "attributing",
     "audit": "auditing",
     "compare": "comparing",
     "explain": "explaining",
@@ -48,10 +53,12 @@ _HOME = {
     "load_policy": "policy",
     "log_training_data": "data.logging_data",
     "promote": "promotion",
+    "recite": "reciting",
     "trace": "tracing",
 }
 
 __all__ = [
+    "Attribution",
     "AuditResult",
     "Cleaned",
     "Comparison",
@@ -63,10 +70,12 @@ __all__ = [
     "InfluenceScores",
     "Policy",
     "PromotionResult",
+    "Recitation",
     "Task",
     "Trace",
     "__version__",
     "apply_decisions",
+    "attribute",
     "audit",
     "compare",
     "explain",
@@ -74,6 +83,7 @@ __all__ = [
     "load_policy",
     "log_training_data",
     "promote",
+    "recite",
     "trace",
 ]
 

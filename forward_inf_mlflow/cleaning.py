@@ -25,8 +25,8 @@ from forward_inf_mlflow.data.rewriting import rewrite
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.decisions import Choice, choices, read_filled
 from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
+from forward_inf_mlflow.found_audit import FoundAudit, audit_of_file, require_sha256
 from forward_inf_mlflow.mlflow_errors import translate_errors
-from forward_inf_mlflow.promotion import FoundAudit, audit_of_file, fetch_artifact
 from forward_inf_mlflow.registry import Version
 
 #: What was decided and changed, among the review run's artifacts.
@@ -93,6 +93,7 @@ def apply_decisions(
     train: str | None = None,
     by: str | None = None,
     dry_run: bool = False,
+    audit_sha256: str | None = None,
 ) -> Cleaned:
     """Carry out what a person wrote into ``flagged.csv``; log it to a run of its own.
 
@@ -103,15 +104,19 @@ def apply_decisions(
         train: Where the original is, if not where the audit found it.
         by: Who decided; it stands in the review.
         dry_run: Say what would change, and write nothing.
+        audit_sha256: SHA-256 of ``audit.json`` as the audit gave it, past the server; of another
+            content nothing is believed. None believes what the server has.
 
     Raises:
         DataError: A row or decision is not valid, or the data set is no longer what was audited.
-        TrackingError: The file is not of the newest audit of its version.
+        TrackingError: The file is not of the newest audit of its version, or that was changed.
         ForwardInfError: The cleaned data set exists already, or cannot be written.
     """
+    require_sha256(audit_sha256)
     path = Path(file)
     table = read_filled(path)
     version, audit = audit_of_file(table, path)
+    audit.require_pinned(version, audit_sha256)
     decided = choices(table, _flagged(audit), file=path)
     kept = [(one.verdict, one.digest, one.row_id) for one in decided if one.decision == "keep"]
     with audited_data(version, audit.record, train) as original:
@@ -142,7 +147,7 @@ def apply_decisions(
 
 
 def _flagged(audit: FoundAudit) -> pd.DataFrame:
-    content = fetch_artifact(audit.run_id, "flagged.csv")
+    content = audit.fetch("flagged.csv")
     if content is None:
         raise TrackingError(f"run {audit.run_id} has lost its flagged.csv: audit again")
     with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
@@ -165,6 +170,11 @@ def _changes(
     labels: dict[int, Any] = {}
     drop = np.zeros(len(rows), dtype=bool)
     changes = {}
+    if rows.targets is not None and any(one.decision != "keep" for one in decided):
+        raise DataError(
+            f"the rows of {rows.uri} have several labels each, and such files are not rewritten "
+            "here: mend or drop the rows in the file yourself, and write keep beside the others"
+        )
     for one in decided:
         position = at.get(one.row_id)
         if position is None or rows.digests[position] != one.digest:

@@ -26,7 +26,8 @@ from scipy import stats
 
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.errors import TrackingError
-from forward_inf_mlflow.record import measures_of, metrics_of
+from forward_inf_mlflow.metrics import metrics_of
+from forward_inf_mlflow.record import measures_of
 
 VERDICTS = ("mislabeled", "leaked", "memorized")
 #: What the rates are rates of.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.data.rows import Rows, as_table
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.report import Portraits
 from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
@@ -78,13 +78,6 @@ def picture(rows: Tensors, position: int) -> bytes | None:
     if not image_shape(rows.inputs.shape[1:]):
         return None
     return thumbnail(rows.inputs[position].numpy())
-
-
-def as_table(features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
-    """Return stored features ``(n, d)`` as a table; one without columns for any other shape."""
-    if isinstance(features, pd.DataFrame):
-        return features
-    return pd.DataFrame(features if features.ndim == 2 else np.empty((len(features), 0)))
 
 
 def telling_columns(train: pd.DataFrame, queries: pd.DataFrame, most: int = _VALUES) -> list[str]:

@@ -53,17 +53,21 @@ def pose(
     seed: int = 0,
     max_rows: int | None = None,
     allow_pickle: bool = False,
+    fixed: bool = False,
+    class_weight: str | None = None,
+    chosen_output: str | None = None,
 ) -> Posed:
     """Find the version, read its rows, load its model and bring them together.
 
-    The arguments are those of `auditing.audit`.
+    The arguments are those of `auditing.audit`; ``fixed`` says whether a model that no query can
+    move will do.
 
     Raises:
         ForwardInfError: That cannot be done; the message says what to do.
     """
     on = choose_device(device)
     version = resolve(model_uri)
-    model = load(version, allow_pickle=allow_pickle)
+    model = load(version, allow_pickle=allow_pickle, fixed=fixed)
     columns = Columns(
         label, id, tuple(features) if features else None, group_by, labelled=model.loss is None
     )
@@ -73,7 +77,15 @@ def pose(
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
     if model.loss is None:  # else nobody but the module itself says what it answers
         check_parity(model, train_rows.features)
-    problem = prepare(model, train_rows, query_rows, task=task, device=on, batch_size=batch_size)
+    problem = prepare(
+        model,
+        train_rows,
+        query_rows,
+        task=task,
+        device=on,
+        batch_size=batch_size,
+        class_weight=class_weight,
+    )
     lost = [
         (kind, data.rows.ids[~np.isin(data.rows.ids, rows.ids)])
         for kind, data, rows in (

@@ -29,6 +29,7 @@ from forward_inf_mlflow.verdicts.names import is_text
 
 if TYPE_CHECKING:
     from forward_inf_mlflow.models.audited import AuditedModel
+    from forward_inf_mlflow.models.denoiser import Denoiser
     from forward_inf_mlflow.models.transformer import Transformer
 
 _NUMBERED = re.compile(r"models:/([^/]+)/0*([1-9][0-9]{0,17})")
@@ -103,13 +104,21 @@ def resolve(model_uri: str) -> Version:
         )
 
 
-def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
+def load(
+    version: Version,
+    *,
+    allow_pickle: bool = False,
+    fixed: bool = False,
+    chosen_output: str | None = None,
+) -> AuditedModel:
     """Load a version as a module that can be moved, running none of its own code.
 
     Args:
         version: From `resolve`.
         allow_pickle: Permit pickled models and models that bring code: both run code on this
             machine with your rights.
+        fixed: Whether one that cannot be moved will do, because somebody can train it anew.
+        chosen_output: Which output of a module is meant that returns several: its key or position.
 
     Raises:
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
@@ -119,7 +128,10 @@ def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
     with ExitStack() as stack:
         files = stack.enter_context(_downloaded(version))
         digest = content_sha256(files)  # before any code of the model's could change them
-        model = replace(load_folder(files, allow_pickle=allow_pickle), sha256=digest)
+        loaded = load_folder(
+            files, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output
+        )
+        model = replace(loaded, sha256=digest)
         if allow_pickle:  # code that came with the model may import more of itself later
             atexit.register(stack.pop_all().close)
         return model
@@ -153,6 +165,40 @@ def load_language_model(version: Version, *, allow_pickle: bool = False) -> Tran
     return model
 
 
+def load_denoiser(version: Version, *, allow_pickle: bool = False) -> Denoiser:
+    """Load a version as a diffusion model, running none of its own code.
+
+    Args:
+        version: From `resolve`.
+        allow_pickle: Permit pickled models and models that bring code.
+
+    Raises:
+        UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
+        ModelError: It is no diffusion model of a kind that can be asked, or its files are missing
+            or damaged.
+        TrackingError: The server cannot be reached or refuses.
+    """
+    from forward_inf_mlflow.models import denoiser
+
+    with ExitStack() as stack:
+        files = stack.enter_context(_downloaded(version))
+        if denoiser.is_diffusers(files):
+            return denoiser.read_diffusers(files)
+        flavor = read_flavor(files, allow_pickle=allow_pickle)
+        if flavor.kind not in ("pt2", "pickle"):
+            raise ModelError(
+                "This is no diffusion model: log it with mlflow.pytorch, or register the folder "
+                "that save_pretrained of diffusers writes; ask this one with forward-inf influence."
+            )
+        loaded = _loaded(flavor, allow_pickle=allow_pickle)
+        found = denoiser.audited_denoiser(
+            loaded, kind=flavor.kind, schedule=denoiser.said_schedule(flavor.metadata)
+        )
+        if allow_pickle:  # code that came with the model may import more of itself later
+            atexit.register(stack.pop_all().close)
+        return found
+
+
 def content_of(version: Version) -> str:
     """Download a version's files and return their digest, `models.content.content_sha256`.
 
@@ -173,19 +219,28 @@ def _downloaded(version: Version) -> Iterator[Path]:
         yield Path(files)
 
 
-def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
+def load_folder(
+    folder: Path,
+    *,
+    allow_pickle: bool = False,
+    fixed: bool = False,
+    chosen_output: str | None = None,
+) -> AuditedModel:
     """Load a downloaded model folder; see `load`.
 
     Raises:
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
         ModelError: The files are missing, damaged, or of a kind that is not supported.
     """
-    flavor = read_flavor(folder, allow_pickle=allow_pickle)
+    flavor = read_flavor(folder, allow_pickle=allow_pickle, fixed=fixed)
     # Imported here: asking the registry about a version should not cost an import of torch.
-    from forward_inf_mlflow.models.archive import check_archive
+    from forward_inf_mlflow.models.chosen import one_of
     from forward_inf_mlflow.models.estimator import audited_estimator
+    from forward_inf_mlflow.models.fixed import fixed_pyfunc
     from forward_inf_mlflow.models.torch_module import audited_module
 
+    if chosen_output is not None and flavor.kind not in ("pt2", "pickle"):
+        raise ModelError("This model has one output: leave --output out.")
     if flavor.kind == "transformers":
         from forward_inf_mlflow.models.text_model import audited_classifier
         from forward_inf_mlflow.models.transformer import read_transformer
@@ -196,12 +251,26 @@ def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
 
             return audited_language_model(found)
         return audited_classifier(found)
+    loaded = _loaded(flavor, allow_pickle=allow_pickle)
+    if flavor.kind == "sklearn":
+        return audited_estimator(loaded, fixed=fixed)
+    if flavor.kind == "pyfunc":
+        return fixed_pyfunc(loaded)
+    if chosen_output is not None:
+        loaded = one_of(loaded, chosen_output)
+    return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
+
+
+def _loaded(flavor: Flavor, *, allow_pickle: bool) -> Any:
+    """Return what the library that wrote a model's files makes of them."""
+    from forward_inf_mlflow.models.archive import check_archive
+
     if flavor.kind == "pt2" and not allow_pickle:
         check_archive(flavor.data / "model.pt2")
     permission = environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION=str(allow_pickle).lower())
     try:
         with permission:
-            loaded = _read(flavor, trust_all=allow_pickle)
+            return _read(flavor, trust_all=allow_pickle)
     except ForwardInfError:
         raise
     except Exception as error:  # other people's files fail in any way they like
@@ -212,14 +281,13 @@ def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
                 "or permit it with --allow-pickle if you trust who made it."
             ) from error
         raise ModelError(f"The model's files cannot be loaded here: {reason}") from error
-    if flavor.kind == "sklearn":
-        return audited_estimator(loaded)
-    return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
 
 
 def _read(flavor: Flavor, *, trust_all: bool) -> Any:
     from forward_inf_mlflow.models.estimator import read_skops
 
+    if flavor.kind == "pyfunc":  # permitted, or `read_flavor` would have refused
+        return mlflow.pyfunc.load_model(str(flavor.folder))
     if flavor.kind == "pt2":
         return mlflow.pytorch.load_model(str(flavor.folder))
     if flavor.kind == "pickle":
@@ -251,6 +319,11 @@ def model_id_of(client: Any, version: Any) -> str | None:
                 return None
             raise
     return None
+
+
+def copied_from(version: Version) -> str | None:
+    """Return the address of the version that this one was copied from, None if it is no copy."""
+    return version.source if _NUMBERED.fullmatch(version.source) else None
 
 
 def _missing(client: MlflowClient, model_uri: str, name: str) -> ModelError:

@@ -13,7 +13,7 @@ the answers to all its tokens are added up (late interaction: Khattab and Zahari
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -120,20 +120,68 @@ def scores(
     Raises:
         ModelError: The model has no last linear layer that answers for its rows.
     """
+    parts = _read_parts(module, task, queries, train, cosine=cosine, progress=progress)
+    return torch.cat([scored for scored, _ in parts], 1)
+
+
+def nearest(
+    module: nn.Module,
+    task: Task,
+    queries: Tensors,
+    train: Stream,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return each query's best row, and how near its tokens come to the query's.
+
+    As `scores` ranks them, but the ``(m, n)`` matrix is never held. Cost: two forward passes of
+    all rows for every ``queries.batch_size`` queries.
+
+    Returns:
+        ``(m,)`` cosines, the mean over the query's tokens that ask, and ``(m,)`` positions.
+
+    Raises:
+        ModelError: As `scores`.
+    """
+    found = []
+    for start in range(0, len(queries), queries.batch_size):
+        some = queries.part(start, min(start + queries.batch_size, len(queries)))
+        parts = _read_parts(module, task, some, train, progress=progress)
+        best, rows, before = torch.full((len(some),), -torch.inf), torch.zeros(len(some)).long(), 0
+        for scored, tokens in parts:
+            value, row = scored.max(1)
+            mean = value / tokens.clamp(min=1)
+            rows = torch.where(mean > best, row + before, rows)
+            best, before = torch.maximum(best, mean), before + scored.shape[1]
+        found.append((best, rows))
+    return torch.cat([best for best, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def _read_parts(
+    module: nn.Module,
+    task: Task,
+    queries: Tensors,
+    train: Stream,
+    *,
+    cosine: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the scores ``(m, b)`` of one part of the rows after another, and the ``(m,)`` numbers
+    of tokens that ask.
+    """
     device = train.part(0, 1).device
     asked = _prepared(
         _tokens(*last_layer(module, task, queries, queries=True)), device, cosine=cosine
     )
-    asking = (asked.residuals != 0).any(2).any(0)  # a prompt's tokens ask nothing
+    asks = (asked.residuals != 0).any(2)
+    asking = asks.any(0)  # a prompt's tokens ask nothing
     asked = _Rows(asked.features[:, asking], asked.residuals[:, asking])
-    found = []
     for start in range(0, len(train), train.batch_size):
         part = train.part(start, min(start + train.batch_size, len(train)))
         rows = _prepared(_tokens(*last_layer(module, task, part)), device, cosine=cosine)
-        found.append(_scores(asked, rows).cpu())
+        yield _scores(asked, rows).cpu(), asks.sum(1).cpu()
         if progress is not None:
             progress(len(part))
-    return torch.cat(found, 1)
 
 
 def recall(found: Tensor, exact_top: Tensor) -> float:

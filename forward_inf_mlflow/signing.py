@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,8 +11,9 @@ from typing import Any
 from forward_inf_mlflow.clock import now
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.errors import TrackingError, VerdictError
+from forward_inf_mlflow.found_audit import fetch_artifact, find_audit, require_sha256
 from forward_inf_mlflow.policy import Policy, load_policy
-from forward_inf_mlflow.promotion import fetch_artifact, find_audit, require_same_content
+from forward_inf_mlflow.promotion import require_same_content
 from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import attach, subject_of
@@ -22,8 +22,6 @@ from forward_inf_mlflow.verdicts.keys import PrivateKey
 from forward_inf_mlflow.verdicts.names import fits, is_text
 from forward_inf_mlflow.verdicts.seal import Sealed
 from forward_inf_mlflow.verdicts.statement import Verdict
-
-_SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,7 @@ def sign(
     """
     given = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
     asked = None if gate is None else load_gate(Path(gate))
-    if audit_sha256 is not None and not _SHA256.fullmatch(audit_sha256):
-        raise VerdictError(
-            "the SHA-256 of audit.json has 64 hexadecimal digits: give what 'forward-inf audit' "
-            "says"
-        )
+    require_sha256(audit_sha256)
     if not is_text(audit):
         raise VerdictError("the run or the model's address is not UTF-8 text")
     by_address = audit.startswith("models:")
@@ -112,12 +106,7 @@ def sign(
             f"run {audit} is not the newest audit of {version.uri}, that is {found.run_id}: sign "
             "that one"
         )
-    if audit_sha256 is not None and audit_sha256.lower() != found.sha256:
-        raise TrackingError(
-            f"audit.json of run {found.run_id} has the SHA-256 {found.sha256[:12]}, not "
-            f"{audit_sha256[:12].lower()}: it is another audit, or was changed since; find out by "
-            f"whom, and run 'forward-inf audit {version.uri}'"
-        )
+    found.require_pinned(version, audit_sha256)
     record, kept = found.record, _kept_in(found.record)
     if kept is not None and on_kept is not None:
         on_kept(kept)

@@ -71,7 +71,11 @@ def word_texts(
     device: torch.device,
     batch_size: int | None,
 ) -> Worded:
-    """Return texts ``(n,)`` behind their prompts as tokens; otherwise as `word_training`."""
+    """Return texts ``(n,)`` behind their prompts as tokens; what is too long loses its end.
+
+    Raises:
+        DataError: No text has a token that could be learned, or a token is none of the model's.
+    """
     return _worded(model, list(prompts), list(texts), device=device, batch_size=batch_size)
 
 

@@ -80,9 +80,16 @@ def llama(words: int = len(WORDS)) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def taught(model: Any, sentences: list[str], *, steps: int = 150, rate: float = 3e-3) -> Any:
+def taught(
+    model: Any,
+    sentences: list[str],
+    *,
+    steps: int = 150,
+    rate: float = 3e-3,
+    words: tuple[str, ...] = WORDS,
+) -> Any:
     """Return the model after it was taught some sentences."""
-    asked = tokenizer()(sentences, padding=True, return_tensors="pt")
+    asked = tokenizer(words)(sentences, padding=True, return_tensors="pt")
     ids, labels = (
         asked["input_ids"],
         asked["input_ids"].masked_fill(asked["attention_mask"] == 0, -100),

@@ -18,6 +18,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from forward_inf_mlflow.cli.approve import approve_command
+from forward_inf_mlflow.cli.attribute import attribute_command
 from forward_inf_mlflow.cli.audit import audit_command
 from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.compare import compare_command
@@ -28,6 +29,7 @@ from forward_inf_mlflow.cli.history import history_command
 from forward_inf_mlflow.cli.influence import influence_command
 from forward_inf_mlflow.cli.keys import keys_group
 from forward_inf_mlflow.cli.policy import policy_group
+from forward_inf_mlflow.cli.recite import canaries_command, recite_command
 from forward_inf_mlflow.cli.report import report_command
 from forward_inf_mlflow.cli.review import review_group
 from forward_inf_mlflow.cli.sign import sign_command
@@ -62,6 +64,9 @@ for command in (
     audit_command,
     influence_command,
     trace_command,
+    recite_command,
+    canaries_command,
+    attribute_command,
     gate_command,
     sign_command,
     promote_command,
@@ -95,7 +100,7 @@ def run(arguments: list[str]) -> int:
         code = cli.main(arguments, prog_name="forward-inf", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         kept = "; finished pieces are kept, so the same command goes on"
-        long = {"audit", "influence", "trace"} & set(arguments)
+        long = {"audit", "influence", "trace", "attribute"} & set(arguments)
         return fail("interrupted" + (kept if long else ""), code=INTERRUPTED)
     except NoArgsIsHelpError as error:  # a stranger's first step
         click.echo(error.format_message(), err=True)

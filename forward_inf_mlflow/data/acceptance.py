@@ -10,6 +10,7 @@ import pandas as pd
 
 from forward_inf_mlflow.data.fingerprint import fingerprint
 from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.data.several import are_flags, several_labels, written
 from forward_inf_mlflow.errors import DataError
 
 #: Longest label, id or source: numpy gives every row of a text array the room of the longest.
@@ -29,6 +30,7 @@ def accept(
     ids: Any = None,
     sources: Any = None,
     uri: str,
+    least: int = 2,
 ) -> Rows:
     """Check stored rows and bring them into one plain form, the same from any file format.
 
@@ -39,16 +41,17 @@ def accept(
 
     Args:
         features: ``(n, d)`` frame, or ``(n, ...)`` array with at least two dimensions.
-        labels: ``(n,)`` or ``(n, 1)`` numbers or text.
+        labels: ``(n,)`` or ``(n, 1)`` numbers or text; ``(n, k)`` numbers are several labels a row.
         ids: ``(n,)``, unique; None numbers the rows from "0".
         sources: ``(n,)``, or None.
         uri: Where the rows come from, without credentials; every message begins with it.
+        least: How many rows are needed.
 
     Raises:
-        DataError: Fewer than two rows, lengths that differ, a label or id that is missing, a
+        DataError: Fewer rows, lengths that differ, a label or id that is missing, a
             type that is neither number nor text, or an id that occurs twice.
     """
-    _check_lengths(features, labels, ids, sources, uri)
+    _check_lengths(features, labels, ids, sources, uri, least)
     plain_features: pd.DataFrame | np.ndarray
     if isinstance(features, pd.DataFrame):
         features = features.set_axis([str(name) for name in features.columns], axis="columns")
@@ -64,7 +67,13 @@ def accept(
                 f"{uri}: features have shape {features.shape}; give them as (rows, features)"
             )
         plain_features = _native(features, "features", uri)
-    plain_labels = _plain_labels(labels, uri)
+    several = several_labels(labels, uri)
+    targets, names = (None, ()) if several is None else several
+    plain_labels = (
+        _plain_labels(labels, uri)
+        if targets is None
+        else written(targets, names, flags=are_flags(targets))
+    )
     plain_ids = np.arange(len(plain_labels)).astype(str) if ids is None else _texts(ids, "id", uri)
     _check_unique(plain_ids, uri)
     plain_sources = None if sources is None else _sources(sources, uri)
@@ -74,7 +83,14 @@ def accept(
         ids=plain_ids,
         sources=plain_sources,
         uri=uri,
-        sha256=fingerprint(plain_features, plain_labels, plain_ids, plain_sources),
+        sha256=fingerprint(
+            plain_features,
+            plain_labels if targets is None else targets,
+            plain_ids,
+            plain_sources,
+        ),
+        targets=targets,
+        label_names=names,
     )
 
 
@@ -105,16 +121,19 @@ def check_named_once(names: Iterable[str], what: str) -> None:
         seen.add(name)
 
 
-def _check_lengths(features: Any, labels: Any, ids: Any, sources: Any, uri: str) -> None:
+def _check_lengths(
+    features: Any, labels: Any, ids: Any, sources: Any, uri: str, least: int
+) -> None:
     rows = len(features)
     for name, values in (("labels", labels), ("ids", ids), ("sources", sources)):
         if values is not None and np.ndim(values) == 0:
             raise DataError(f"{uri}: {name} are a single value; give one for each row")
         if values is not None and len(values) != rows:
             raise DataError(f"{uri}: {rows} rows of features but {len(values)} {name}")
-    if rows < 2:
+    if rows < least:
         found = "one row only" if rows else "no rows"
-        raise DataError(f"{uri} holds {found}; an audit needs at least two")
+        wanted = "an audit needs at least two" if least > 1 else "give at least one"
+        raise DataError(f"{uri} holds {found}; {wanted}")
 
 
 def _plain_labels(labels: Any, uri: str) -> np.ndarray:

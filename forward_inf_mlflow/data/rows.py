@@ -24,6 +24,8 @@ class Rows:
         sha256: Digest of every feature, label, id and source, in order.
         texts: ``(n, t)`` columns of text that the model does not read, for whoever looks at rows;
             None where there are none.
+        targets: ``(n, k)`` float64, several labels a row, which ``labels`` hold as text; or None.
+        label_names: ``(k,)`` what these are called.
     """
 
     features: pd.DataFrame | np.ndarray
@@ -33,13 +35,15 @@ class Rows:
     uri: str
     sha256: str
     texts: pd.DataFrame | None = None
+    targets: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def _digests(self) -> tuple[np.ndarray, np.ndarray]:
-        return row_digests(self.features, self.labels)
+        return row_digests(self.features, self.labels if self.targets is None else self.targets)
 
     @property
     def feature_digests(self) -> np.ndarray:
@@ -65,4 +69,12 @@ class Rows:
             ids=self.ids[index],
             sources=None if self.sources is None else self.sources[index],
             texts=None if self.texts is None else self.texts.iloc[index].reset_index(drop=True),
+            targets=None if self.targets is None else self.targets[index],
         )
+
+
+def as_table(features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
+    """Return stored features ``(n, d)`` as a table; one without columns for any other shape."""
+    if isinstance(features, pd.DataFrame):
+        return features
+    return pd.DataFrame(features if features.ndim == 2 else np.empty((len(features), 0)))

@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from forward_inf_mlflow.detect import neighbours as nb
+from forward_inf_mlflow.detect.index import LARGE
 from forward_inf_mlflow.detect.ngrams import Grams
 
 #: Robust standard deviations beyond the median from which two rows are the same example.
@@ -23,9 +24,8 @@ LEAST = 6.0
 #: Encodings of fewer columns than this say too little: their directions lie close by chance. And a
 #: copy lies within this share of the fifth row's distance.
 _WIDE, _GAP = 32, 0.5
-#: Numbers in all of a distance matrix's sums from which an index is asked, and the most there are
-#: without one.
-_BY_INDEX, _BUDGET = 2e12, 2e13
+#: Numbers in all of a distance matrix's sums, at most, where there is no index.
+_BUDGET = 2e13
 #: The same in sums over the n-grams that texts share: minutes.
 _BUDGET_OF_TEXTS = 2e11
 _LARGE = " (pip install 'forward-inf-mlflow[large]')"
@@ -143,7 +143,7 @@ def _labels_differ(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _nearest(encodings: np.ndarray) -> nb.Nearest | None:
     """Return each row's nearest other row; None where there are too many for what is installed."""
     work = float(len(encodings)) ** 2 * encodings.shape[1]
-    if work > _BY_INDEX and (found := nb.nearest_by_index(encodings)) is not None:
+    if work > LARGE and (found := nb.nearest_by_index(encodings)) is not None:
         return found
     own = np.arange(len(encodings))
     return None if work > _BUDGET else nb.nearest_rows(encodings, encodings, own=own)

@@ -202,7 +202,8 @@ def leaked(
             abstained=(
                 f"of copies with small changes, planted among the query rows, only "
                 f"{reliability:.0%} are found (below {RELIABLE:.0%}): rows of so few or so coarse "
-                "columns lie near each other without being copies"
+                "columns lie near each other without being copies; give columns that tell rows "
+                "apart, or bound no leaks (max_leakage_rate: null in the policy)"
                 if reliability is not None and reliability < RELIABLE
                 else None
             ),

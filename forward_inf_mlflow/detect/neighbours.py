@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forward_inf_mlflow.detect.index import Index
+
 #: Which neighbour stands for "usually near": the distance to the first is compared with it.
 RANK = 5
 #: Largest distance matrix held at once, in numbers.
 _BLOCK = 32_000_000
-#: The index: links of a row, candidates that are looked at, and rows asked at once.
-_LINKS, _WIDTH, _ASKED = 12, 32, 100_000
+#: Rows of which an index is asked at once.
+_ASKED = 100_000
 #: Multiplications beyond which shifts are not searched (minutes on two cores).
 _SHIFT_BUDGET = 4e13
 
@@ -142,32 +144,19 @@ def nearest_rows(
 
 
 def nearest_by_index(rows: np.ndarray) -> Nearest | None:
-    """Find the nearest other row of each of very many, by a graph that skips most pairs (HNSW).
-
-    A few neighbours in ten thousand are missed (benchmarks/RESULTS.md). Malkov and Yashunin, IEEE
-    TPAMI 2020; voyager's implementation. None where that is not installed.
+    """Find the nearest other row of each of very many; None where there is no index (`index`).
 
     Args:
         rows: ``(n, d)`` float32.
     """
-    try:
-        import voyager
-    except ImportError:
+    index = Index.of(rows)
+    if index is None:
         return None
-    n, d = rows.shape
-    index = voyager.Index(voyager.Space.Euclidean, d, M=_LINKS, random_seed=0, max_elements=n)
-    names = np.array(index.add_items(rows))
-    place = np.empty(int(names.max()) + 1, dtype=np.int64)
-    place[names] = np.arange(n)
+    n = len(rows)
     near, first, fifth = np.empty(n, dtype=np.int64), np.empty(n), np.empty(n)
     for start in range(0, n, _ASKED):
         part = slice(start, start + _ASKED)
-        found, distance = index.query(rows[part], k=RANK + 1, query_ef=_WIDTH)
-        found, own = place[found], np.arange(n)[part]
-        # The row itself is one of them, if not by index then as the nearest.
-        mine = found == own[:, None]
-        mine[~mine.any(1), 0] = True
-        found, distance = (x[~mine].reshape(len(own), RANK) for x in (found, distance))
+        found, distance = index.nearest(rows[part], RANK, own=np.arange(n)[part])
         near[part], first[part], fifth[part] = found[:, 0], distance[:, 0], distance[:, -1]
     return told(near, np.sqrt(first), np.sqrt(fifth))
 
@@ -237,12 +226,27 @@ def told(index: np.ndarray, first: np.ndarray, fifth: np.ndarray) -> Nearest:
 
 
 def nearest_ranks(
-    queries: np.ndarray, train: np.ndarray, ranks: int, *, own: np.ndarray | None = None
+    queries: np.ndarray,
+    train: np.ndarray,
+    ranks: int,
+    *,
+    own: np.ndarray | None = None,
+    index: Index | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the positions of the nearest rows, nearest first, ``(rows, ranks)``, block by block.
 
-    ``own``: ``(m,)`` a training row that does not count for each query, -1 for none.
+    Args:
+        queries: ``(m, d)`` float32.
+        train: ``(n, d)`` float32.
+        ranks: How many.
+        own: ``(m,)`` a training row that does not count for each query, -1 for none.
+        index: That of ``train``, to ask instead of comparing each query with each row.
     """
+    if index is not None:
+        for start in range(0, len(queries), _ASKED):
+            part = slice(start, start + _ASKED)
+            yield index.nearest(queries[part], ranks, own=None if own is None else own[part])[0]
+        return
     squares = np.einsum("ij,ij->i", train, train)
     step = max(1, _BLOCK // len(train))
     for start in range(0, len(queries), step):

@@ -25,7 +25,7 @@ class AuditedModel:
         module: In evaluation mode, without randomness; a row's output does not depend on its
             batch. Logits ``(B, K)`` for classification, ``(B,)`` or ``(B, 1)`` for regression.
         prepare: From stored features to the module's input.
-        kind: Where it came from: ``pt2``, ``pickle``, ``sklearn`` or ``transformers``.
+        kind: Where it came from: ``pt2``, ``pickle``, ``sklearn``, ``pyfunc`` or ``transformers``.
         task: ``classification`` or ``regression``, or that of ``loss``; None where the model does
             not say.
         classes: ``(K,)`` the label that each output stands for; None if labels are 0 .. K-1.
@@ -42,6 +42,7 @@ class AuditedModel:
         estimator: The fitted scikit-learn estimator (or pipeline), if it came from one.
         max_batch: The largest batch the module takes; None if any.
         notes: What to tell the reader of the model, such as "was logged in train mode".
+        fixed: Whether no query can move it, so that only a training function fits it anew.
         texts: From stored features to the texts that it reads ``(n,)``; None if it reads none.
         readable: From stored features to which rows it can read, ``(n,)`` bool; None for all that
             have no gap.
@@ -66,6 +67,7 @@ class AuditedModel:
     probabilities: bool = False
     half: torch.dtype | None = None
     sha256: str | None = None
+    fixed: bool = False
     texts: Callable[[pd.DataFrame | np.ndarray], np.ndarray] | None = None
     readable: Callable[[pd.DataFrame | np.ndarray], np.ndarray] | None = None
     cut: Callable[[pd.DataFrame | np.ndarray], int] | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ SUPPORTED = (
     "DecisionTree, RandomForest, ExtraTrees, GradientBoosting and HistGradientBoosting, alone or "
     "last in a Pipeline"
 )
+#: How any other model is audited.
+FIXED = "any other with training code of yours (forward-inf audit --trainer module:function)"
 _PERMIT = "if you trust who made it, permit that with --allow-pickle"
 
 
@@ -26,7 +29,7 @@ class Flavor:
     """How a model was saved.
 
     Attributes:
-        kind: ``pt2``, ``pickle`` (torch), ``sklearn`` or ``transformers``.
+        kind: ``pt2``, ``pickle`` (torch), ``sklearn``, ``transformers`` or ``pyfunc``.
         folder: The model's own folder, the one with MLmodel in it.
         data: The file or folder inside it that holds the weights.
         serialization: For scikit-learn: ``skops``, ``pickle`` or ``cloudpickle``.
@@ -34,6 +37,7 @@ class Flavor:
         shape: The shape of its input ``(-1, ...)`` as its signature says; None if it does not.
         tokenizer: For transformers: the folder of its tokenizer; None if it was logged without.
         adapter: For transformers: the folder of its adapter (``peft``); None if it has none.
+        metadata: What whoever logged the model wrote into it.
     """
 
     kind: str
@@ -44,17 +48,19 @@ class Flavor:
     shape: tuple[int, ...] | None
     tokenizer: Path | None = None
     adapter: Path | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 _FORMATS = ("skops", "pickle", "cloudpickle")
 
 
-def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
+def read_flavor(folder: Path, *, allow_pickle: bool = False, fixed: bool = False) -> Flavor:
     """Read a model folder without loading anything from it.
 
     Args:
         folder: A downloaded model.
         allow_pickle: Permit formats that run code when they are loaded.
+        fixed: Whether a model that cannot be moved will do: any ``pyfunc``.
 
     Raises:
         UnsafeModelError: Loading would run the model's own code, and that is not permitted.
@@ -63,11 +69,12 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
     content = _read(folder / "MLmodel")
     flavors = _mapping(content.get("flavors"), "flavors")
     settings = {name: _mapping(flavors[name], f"flavors.{name}") for name in flavors}
-    if any(conf.get("model_code_path") for conf in settings.values()):
+    script = any(conf.get("model_code_path") for conf in settings.values())
+    if script and not (fixed and allow_pickle and "python_function" in settings):
         raise UnsafeModelError(
             "The model is a script that runs when it is loaded (models from code), which is not "
             "supported: log the trained model with the flavor of its library, such as "
-            "mlflow.pytorch."
+            "mlflow.pytorch, or permit it with --allow-pickle and name a --trainer."
         )
     code = any(conf.get("code") for conf in settings.values())
     if code and not allow_pickle:
@@ -87,17 +94,30 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
         kind, pickled = "sklearn", serialization != "skops"
     elif "transformers" in settings:
         return _transformers(folder, settings["transformers"], code=code, pickle=allow_pickle)
+    elif "diffusers" in settings:
+        raise ModelError(
+            "This is an adapter of mlflow.diffusers, whose base model is not among its files, so "
+            "that it cannot be asked: register the whole model, as save_pretrained of diffusers "
+            "writes it."
+        )
+    elif fixed and "python_function" in settings:
+        if not allow_pickle:
+            raise UnsafeModelError(f"Loading a pyfunc model runs code of its own: {_PERMIT}.")
+        return Flavor("pyfunc", folder, folder, None, code, None)
     else:
         found = ", ".join(sorted(map(str, settings))) or "nothing"
         raise ModelError(
-            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}."
+            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}, and {FIXED}."
         )
     if pickled and not allow_pickle:
         raise UnsafeModelError(
             f"The model is pickled, and loading a pickle runs code: save it as pt2 or skops (the "
             f"defaults of MLflow 3), or {_PERMIT}."
         )
-    return Flavor(kind, folder, data, serialization, code, _shape(content.get("signature")))
+    said = content.get("metadata")
+    metadata: dict[str, Any] = said if isinstance(said, dict) else {}
+    shape = _shape(content.get("signature"))
+    return Flavor(kind, folder, data, serialization, code, shape, metadata=metadata)
 
 
 def _transformers(folder: Path, settings: dict[str, Any], *, code: bool, pickle: bool) -> Flavor:
