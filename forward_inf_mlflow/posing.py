@@ -67,7 +67,7 @@ def pose(
     """
     on = choose_device(device)
     version = resolve(model_uri)
-    model = load(version, allow_pickle=allow_pickle, fixed=fixed)
+    model = load(version, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output)
     columns = Columns(
         label, id, tuple(features) if features else None, group_by, labelled=model.loss is None
     )
