@@ -93,7 +93,7 @@ def judge_labels(
         fdr, right: See `mislabeled_classes`.
     """
     if not problem.task.labelled:
-        return _without_labels(problem, held_out, leaks, loss, query_loss, fdr)
+        return _without_labels(problem, held_out, leaks, loss, query_loss)
     labels, truth = coded(problem.train.targets, problem.queries.targets)
     vouched = vouched_for(leaks, labels, truth, groups)
     right = vouched if right is None else right | vouched
@@ -167,7 +167,6 @@ def _without_labels(
     leaks: Leaked,
     loss: np.ndarray,
     query_loss: np.ndarray,
-    fdr: float,
 ) -> Labels:
     """Judge what rows have that have no labels: whether they are memorized."""
     n, lost = len(problem.train), worth(None, query_loss, leaks.flags)
@@ -175,7 +174,7 @@ def _without_labels(
     return Labels(
         given_probability=np.full(n, np.nan),
         mislabeled=undecided(n, NO_LABELS, applies=False),
-        memorized=memorized_rows(held_out, loss, query_loss, ~leaks.flags, fdr),
+        memorized=memorized_rows(held_out, loss, query_loss, ~leaks.flags),
         leak_worth=replace(lost, measure=none),
         membership=membership(loss, query_loss, held_out, None, None, leaks.flags),
         passes=0,
