@@ -261,6 +261,10 @@ def audit(
         right = kept.of("mislabeled", digests)
         found = examine(model, problem, planned, settings, progress or silent, work, right)
         found = _without_kept(found, kept, digests)
+        if found.facts.get("refused"):
+            problem = replace(
+                problem, notes=(*problem.notes, f"influence: {found.facts['read_why']}")
+            )
         scores = tables.scores_table(problem, found).assign(kept=kept.any_of(digests))
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
