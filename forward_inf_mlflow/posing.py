@@ -95,6 +95,8 @@ def pose(
         if len(rows) < len(data.rows)
     ]
     why = "a value is missing" if model.readable is None else "the text is empty"
+    if model.loss is not None and model.texts is not None:
+        why += ", has no token to learn,"
     notes = tuple(_left_out(kind, ids, why) for kind, ids in lost)
     problem = replace(problem, notes=(*problem.notes, *notes))
     return Posed(version, model, train_set, query_set, problem, partial or bool(lost))

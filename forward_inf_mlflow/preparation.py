@@ -106,7 +106,7 @@ def prepare(
     batch_size = min(batch_size, model.max_batch or batch_size)
 
     posed = (
-        _without_labels(model, train, queries, device, task)
+        _without_labels(model, train, queries, device, task, class_weight)
         if model.loss is not None
         else _with_labels(model, train, queries, x_train, task, class_weight, device, batch_size)
     )
@@ -154,13 +154,19 @@ class _Posed:
 
 
 def _without_labels(
-    model: AuditedModel, train: Rows, queries: Rows, device: torch.device, task: str
+    model: AuditedModel,
+    train: Rows,
+    queries: Rows,
+    device: torch.device,
+    task: str,
+    class_weight: str | None,
 ) -> _Posed:
     """Ask a model whose rows have no labels by its own task."""
     assert model.loss is not None
     assert model.targets is not None, "a task of its own has targets"
-    if task != "auto":
-        raise DataError(f"the model's rows have no labels ({model.loss.name}): leave --task out")
+    if task != "auto" or class_weight is not None:
+        option = "--task" if task != "auto" else "--class-weight"
+        raise DataError(f"the model's rows have no labels ({model.loss.name}): leave {option} out")
     module = place(model.module, device)
     y_train, y_queries = (model.targets(rows.features) for rows in (train, queries))
     return _Posed(module, model.loss, None, y_train, y_queries)
