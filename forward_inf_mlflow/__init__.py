@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from forward_inf_mlflow.version import __version__
 
 if TYPE_CHECKING:
+    from forward_inf_mlflow.attributing import Attribution, attribute
     from forward_inf_mlflow.auditing import AuditResult, audit
     from forward_inf_mlflow.cleaning import Cleaned, apply_decisions
     from forward_inf_mlflow.comparing import Comparison, compare
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from forward_inf_mlflow.tracing import Trace, trace
 
 _HOME = {
+    "Attribution": "attributing",
     "AuditResult": "auditing",
     "Cleaned": "cleaning",
     "Comparison": "comparing",
@@ -43,6 +45,7 @@ _HOME = {
     "Task": "task",
     "Trace": "tracing",
     "apply_decisions": "cleaning",
+    "attribute": "attributing",
     "audit": "auditing",
     "compare": "comparing",
     "explain": "explaining",
@@ -55,6 +58,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Attribution",
     "AuditResult",
     "Cleaned",
     "Comparison",
@@ -71,6 +75,7 @@ __all__ = [
     "Trace",
     "__version__",
     "apply_decisions",
+    "attribute",
     "audit",
     "compare",
     "explain",

@@ -29,6 +29,7 @@ from forward_inf_mlflow.verdicts.names import is_text
 
 if TYPE_CHECKING:
     from forward_inf_mlflow.models.audited import AuditedModel
+    from forward_inf_mlflow.models.denoiser import Denoiser
     from forward_inf_mlflow.models.transformer import Transformer
 
 _NUMBERED = re.compile(r"models:/([^/]+)/0*([1-9][0-9]{0,17})")
@@ -155,6 +156,40 @@ def load_language_model(version: Version, *, allow_pickle: bool = False) -> Tran
     return model
 
 
+def load_denoiser(version: Version, *, allow_pickle: bool = False) -> Denoiser:
+    """Load a version as a diffusion model, running none of its own code.
+
+    Args:
+        version: From `resolve`.
+        allow_pickle: Permit pickled models and models that bring code.
+
+    Raises:
+        UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
+        ModelError: It is no diffusion model of a kind that can be asked, or its files are missing
+            or damaged.
+        TrackingError: The server cannot be reached or refuses.
+    """
+    from forward_inf_mlflow.models import denoiser
+
+    with ExitStack() as stack:
+        files = stack.enter_context(_downloaded(version))
+        if denoiser.is_diffusers(files):
+            return denoiser.read_diffusers(files)
+        flavor = read_flavor(files, allow_pickle=allow_pickle)
+        if flavor.kind not in ("pt2", "pickle"):
+            raise ModelError(
+                "This is no diffusion model: log it with mlflow.pytorch, or register the folder "
+                "that save_pretrained of diffusers writes; ask this one with forward-inf influence."
+            )
+        loaded = _loaded(flavor, allow_pickle=allow_pickle)
+        found = denoiser.audited_denoiser(
+            loaded, kind=flavor.kind, schedule=denoiser.said_schedule(flavor.metadata)
+        )
+        if allow_pickle:  # code that came with the model may import more of itself later
+            atexit.register(stack.pop_all().close)
+        return found
+
+
 def content_of(version: Version) -> str:
     """Download a version's files and return their digest, `models.content.content_sha256`.
 
@@ -184,7 +219,6 @@ def load_folder(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
     """
     flavor = read_flavor(folder, allow_pickle=allow_pickle, fixed=fixed)
     # Imported here: asking the registry about a version should not cost an import of torch.
-    from forward_inf_mlflow.models.archive import check_archive
     from forward_inf_mlflow.models.estimator import audited_estimator
     from forward_inf_mlflow.models.fixed import fixed_pyfunc
     from forward_inf_mlflow.models.torch_module import audited_module
@@ -199,12 +233,24 @@ def load_folder(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
 
             return audited_language_model(found)
         return audited_classifier(found)
+    loaded = _loaded(flavor, allow_pickle=allow_pickle)
+    if flavor.kind == "sklearn":
+        return audited_estimator(loaded, fixed=fixed)
+    if flavor.kind == "pyfunc":
+        return fixed_pyfunc(loaded)
+    return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
+
+
+def _loaded(flavor: Flavor, *, allow_pickle: bool) -> Any:
+    """Return what the library that wrote a model's files makes of them."""
+    from forward_inf_mlflow.models.archive import check_archive
+
     if flavor.kind == "pt2" and not allow_pickle:
         check_archive(flavor.data / "model.pt2")
     permission = environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION=str(allow_pickle).lower())
     try:
         with permission:
-            loaded = _read(flavor, trust_all=allow_pickle)
+            return _read(flavor, trust_all=allow_pickle)
     except ForwardInfError:
         raise
     except Exception as error:  # other people's files fail in any way they like
@@ -215,11 +261,6 @@ def load_folder(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
                 "or permit it with --allow-pickle if you trust who made it."
             ) from error
         raise ModelError(f"The model's files cannot be loaded here: {reason}") from error
-    if flavor.kind == "sklearn":
-        return audited_estimator(loaded, fixed=fixed)
-    if flavor.kind == "pyfunc":
-        return fixed_pyfunc(loaded)
-    return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
 
 
 def _read(flavor: Flavor, *, trust_all: bool) -> Any:

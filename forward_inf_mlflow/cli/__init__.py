@@ -18,6 +18,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from forward_inf_mlflow.cli.approve import approve_command
+from forward_inf_mlflow.cli.attribute import attribute_command
 from forward_inf_mlflow.cli.audit import audit_command
 from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.compare import compare_command
@@ -63,6 +64,7 @@ for command in (
     audit_command,
     influence_command,
     trace_command,
+    attribute_command,
     recite_command,
     canaries_command,
     gate_command,
@@ -98,7 +100,7 @@ def run(arguments: list[str]) -> int:
         code = cli.main(arguments, prog_name="forward-inf", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         kept = "; finished pieces are kept, so the same command goes on"
-        long = {"audit", "influence", "trace"} & set(arguments)
+        long = {"audit", "influence", "trace", "attribute"} & set(arguments)
         return fail("interrupted" + (kept if long else ""), code=INTERRUPTED)
     except NoArgsIsHelpError as error:  # a stranger's first step
         click.echo(error.format_message(), err=True)

@@ -29,6 +29,7 @@ def accept(
     ids: Any = None,
     sources: Any = None,
     uri: str,
+    least: int = 2,
 ) -> Rows:
     """Check stored rows and bring them into one plain form, the same from any file format.
 
@@ -43,12 +44,13 @@ def accept(
         ids: ``(n,)``, unique; None numbers the rows from "0".
         sources: ``(n,)``, or None.
         uri: Where the rows come from, without credentials; every message begins with it.
+        least: How many rows are needed.
 
     Raises:
-        DataError: Fewer than two rows, lengths that differ, a label or id that is missing, a
+        DataError: Fewer rows, lengths that differ, a label or id that is missing, a
             type that is neither number nor text, or an id that occurs twice.
     """
-    _check_lengths(features, labels, ids, sources, uri)
+    _check_lengths(features, labels, ids, sources, uri, least)
     plain_features: pd.DataFrame | np.ndarray
     if isinstance(features, pd.DataFrame):
         features = features.set_axis([str(name) for name in features.columns], axis="columns")
@@ -105,16 +107,19 @@ def check_named_once(names: Iterable[str], what: str) -> None:
         seen.add(name)
 
 
-def _check_lengths(features: Any, labels: Any, ids: Any, sources: Any, uri: str) -> None:
+def _check_lengths(
+    features: Any, labels: Any, ids: Any, sources: Any, uri: str, least: int
+) -> None:
     rows = len(features)
     for name, values in (("labels", labels), ("ids", ids), ("sources", sources)):
         if values is not None and np.ndim(values) == 0:
             raise DataError(f"{uri}: {name} are a single value; give one for each row")
         if values is not None and len(values) != rows:
             raise DataError(f"{uri}: {rows} rows of features but {len(values)} {name}")
-    if rows < 2:
+    if rows < least:
         found = "one row only" if rows else "no rows"
-        raise DataError(f"{uri} holds {found}; an audit needs at least two")
+        wanted = "an audit needs at least two" if least > 1 else "give at least one"
+        raise DataError(f"{uri} holds {found}; {wanted}")
 
 
 def _plain_labels(labels: Any, uri: str) -> np.ndarray:

@@ -20,6 +20,7 @@ from mlflow.entities import DatasetInput, Run
 from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow.data.fetch import download, public_uri
+from forward_inf_mlflow.data.images import ImageColumns, Images, read_images
 from forward_inf_mlflow.data.mlflow_digest import Digest, check_digest
 from forward_inf_mlflow.data.reading import Columns, listing, read_rows
 from forward_inf_mlflow.data.rows import Rows
@@ -195,6 +196,64 @@ def declared_texts(uri: str, columns: TextColumns) -> tuple[DataSet, int]:
         path = download(uri, into=Path(folder))
         rows, empty = read_texts(path, uri=public_uri(uri), columns=columns)
     return _declared(rows, "train"), empty
+
+
+def logged_images(
+    version: Version, columns: ImageColumns, channels: int | None
+) -> tuple[DataSet, Images]:
+    """Read the training images that were logged to the run which made a version.
+
+    Args:
+        version: The registered version.
+        columns: Which array is what; a label, id or source that was logged counts where this
+            does not say.
+        channels: Of pictures in a folder, as the model takes them.
+
+    Raises:
+        DataError, TrackingError: As `logged_data`.
+    """
+    what, found, tags, uri, shown = _logged(version, "train")
+    columns = replace(
+        columns,
+        label=columns.label or tags.get("fi.label"),
+        id=columns.id or tags.get("fi.id"),
+        source=columns.source or tags.get("fi.source"),
+    )
+    with _local(uri, "train", what) as path:
+        images = read_images(path, uri=shown, columns=columns, channels=channels, strict=False)
+        digest: Digest
+        if sha256 := tags.get("fi.sha256"):
+            same = images.rows.sha256 == sha256.lower()
+            digest = "verified" if same else "mismatch"
+            why = None if same else "no longer holds the rows that were logged"
+        elif path.is_dir():
+            digest, why = "unverified", "is a folder, whose digest is not computed here"
+        else:
+            digest, why = check_digest(found.dataset, path, images.rows, label=None)
+    problem = why and f"{what}: {shown} {why}; {_go_on('train')}"
+    rows = _shaped(images.rows, tags.get("fi.shape"))
+    data = DataSet(rows, "logged", digest, problem, found.dataset.name, found.dataset.digest)
+    return data, replace(images, rows=rows)
+
+
+def declared_images(
+    uri: str, role: Role, columns: ImageColumns, channels: int | None
+) -> tuple[DataSet, Images]:
+    """Read images that the user names; of generated ones (``queries``) each must decode.
+
+    Raises:
+        DataError: They cannot be found or read.
+    """
+    with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
+        path = download(uri, into=Path(folder))
+        images = read_images(
+            path,
+            uri=public_uri(uri),
+            columns=columns,
+            channels=channels,
+            strict=role == "queries",
+        )
+    return _declared(images.rows, role), images
 
 
 def declared_data(uri: str, role: Role, columns: Columns) -> DataSet:

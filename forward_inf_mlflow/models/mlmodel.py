@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Flavor:
         shape: The shape of its input ``(-1, ...)`` as its signature says; None if it does not.
         tokenizer: For transformers: the folder of its tokenizer; None if it was logged without.
         adapter: For transformers: the folder of its adapter (``peft``); None if it has none.
+        metadata: What whoever logged the model wrote into it.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Flavor:
     shape: tuple[int, ...] | None
     tokenizer: Path | None = None
     adapter: Path | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 _FORMATS = ("skops", "pickle", "cloudpickle")
@@ -95,6 +98,12 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
         if not allow_pickle:
             raise UnsafeModelError(f"Loading a pyfunc model runs code of its own: {_PERMIT}.")
         return Flavor("pyfunc", folder, folder, None, code, None)
+    elif "diffusers" in settings:
+        raise ModelError(
+            "This is an adapter of mlflow.diffusers, whose base model is not among its files, so "
+            "that it cannot be asked: register the whole model, as save_pretrained of diffusers "
+            "writes it."
+        )
     else:
         found = ", ".join(sorted(map(str, settings))) or "nothing"
         raise ModelError(
@@ -105,7 +114,10 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
             f"The model is pickled, and loading a pickle runs code: save it as pt2 or skops (the "
             f"defaults of MLflow 3), or {_PERMIT}."
         )
-    return Flavor(kind, folder, data, serialization, code, _shape(content.get("signature")))
+    said = content.get("metadata")
+    metadata: dict[str, Any] = said if isinstance(said, dict) else {}
+    shape = _shape(content.get("signature"))
+    return Flavor(kind, folder, data, serialization, code, shape, metadata=metadata)
 
 
 def _transformers(folder: Path, settings: dict[str, Any], *, code: bool, pickle: bool) -> Flavor:

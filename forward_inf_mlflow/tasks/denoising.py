@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from forward_inf_mlflow.errors import DataError, ModelError
 from forward_inf_mlflow.task import Batch, Forward, Task
+
+#: What a denoiser answers: the noise, the clean image, or ``sqrt(abar) noise - sqrt(1 - abar) x``.
+Prediction = Literal["noise", "image", "velocity"]
 
 
 def cosine_schedule(steps: int) -> tuple[float, ...]:
@@ -35,9 +39,9 @@ class Denoising(Task):
     """One image, or anything else that is noised, per row. Inputs: ``(B, ...)``, not noised.
 
     The model is asked ``module(x_t, t)``, or ``module(x_t, t, y)`` with the targets as y, for the
-    noise in ``x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise``, t int64 ``(B,)``. Outputs: what it
-    answers for every draw of noise at every time, ``(B, draws * times, ...)``. Targets: labels
-    ``(B,)``, which a model without conditions never sees.
+    noise in ``x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise``, t int64 ``(B,)``. Outputs: the noise
+    that it answers, or that its answer implies, for every draw of noise at every time, ``(B, draws
+    * times, ...)``. Targets: labels ``(B,)``, which a model without conditions never sees.
 
     Loss: the mean over draws, times and numbers of the weighted squared error of the noise. The
     noise depends on the seed, the draw and the row's shape alone: all rows, and a row under
@@ -52,6 +56,7 @@ class Denoising(Task):
             clean image that the prediction implies. Without it (None) the gradients at low noise
             are mostly noise themselves, and more draws are needed.
         conditional: Whether the model takes y.
+        predicts: What it answers; an image or a velocity is turned into the noise that it implies.
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -60,6 +65,7 @@ class Denoising(Task):
     seed: int = 0
     clean_weight: float | None = 5.0
     conditional: bool = False
+    predicts: Prediction = "noise"
 
     name = "denoising"
     labelled = False
@@ -82,6 +88,8 @@ class Denoising(Task):
             raise DataError("draws must be at least 1 and the seed at least 0")
         if self.clean_weight is not None and not self.clean_weight > 0:
             raise DataError(f"clean_weight must be above 0 or None, not {self.clean_weight}")
+        if self.predicts not in get_args(Prediction):
+            raise DataError(f"predicts must be one of {', '.join(get_args(Prediction))}")
 
     @property
     def chosen_times(self) -> tuple[int, ...]:
@@ -121,7 +129,8 @@ class Denoising(Task):
                 noised = math.sqrt(kept) * clean + math.sqrt(1 - kept) * noise
                 time = torch.full((len(clean),), t, device=clean.device)
                 answer: object = forward(noised.contiguous(), time, *asked)
-                answers.append(_like(getattr(answer, "sample", answer), clean))
+                given = _like(getattr(answer, "sample", answer), clean)
+                answers.append(self._as_noise(given, noised, kept))
         return torch.stack(answers, 1).to(torch.float64)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -142,6 +151,14 @@ class Denoising(Task):
         """Return the explained share of the noise: 0 is to answer that there is none, 1 perfect."""
         error = float(self.loss(outputs, targets).mean())
         return 1 - error / float(self.loss(torch.zeros_like(outputs[:1]), targets).mean())
+
+    def _as_noise(self, answer: Tensor, noised: Tensor, kept: float) -> Tensor:
+        """Return the noise that an answer implies."""
+        if self.predicts == "image":
+            return (noised - math.sqrt(kept) * answer) / math.sqrt(1 - kept)
+        if self.predicts == "velocity":
+            return math.sqrt(kept) * answer + math.sqrt(1 - kept) * noised
+        return answer
 
     def _noise(self, like: Tensor) -> Tensor:
         """Return the noise of every draw for rows like ``(B, ...)``, ``(draws, ...)``.

@@ -1,0 +1,360 @@
+"""Attribute: which training images made a diffusion model generate this? From a version to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from forward_inf_mlflow import asked_run, output, tracking
+from forward_inf_mlflow.asking import DirectionName
+from forward_inf_mlflow.attributed import Attributed, attribute_images
+from forward_inf_mlflow.attribution import (
+    Asked,
+    Pixels,
+    attribution_key,
+    images_table,
+    pictures,
+    planned,
+    pose_images,
+    said,
+)
+from forward_inf_mlflow.auditing import require_positive
+from forward_inf_mlflow.command_line import command_line
+from forward_inf_mlflow.data.fetch import public_uri
+from forward_inf_mlflow.data.images import ImageColumns, Images, damaged_note
+from forward_inf_mlflow.data.lineage import DataSet, declared_images, logged_images
+from forward_inf_mlflow.directions import GradientStep
+from forward_inf_mlflow.errors import ModelError
+from forward_inf_mlflow.influence import ForwardInfluence
+from forward_inf_mlflow.models.checkpoint import settings
+from forward_inf_mlflow.models.denoiser import Denoiser
+from forward_inf_mlflow.models.noise_schedule import (
+    NAMES,
+    Schedule,
+    missing,
+    named_schedule,
+    read_schedule,
+)
+from forward_inf_mlflow.preparation import choose_device
+from forward_inf_mlflow.progress import Progress, silent, stage
+from forward_inf_mlflow.record import data_as_dict, tools, write_record
+from forward_inf_mlflow.registry import Version, load_denoiser, resolve
+from forward_inf_mlflow.report.attribution import MAX_ANSWERS, SIDES, render_attribution
+from forward_inf_mlflow.workplace import earlier_runs, named_direction, open_work
+
+#: Raised when ``attribution.json`` changes its shape.
+FORMAT = 1
+#: Folder of the artifacts in the run.
+FOLDER = "forward_inf_attribution"
+#: The page, the table, and what both were made of; the latter is written last.
+PAGE, TABLE, RECORD = "attribution.html", "attribution.parquet", "attribution.json"
+#: Times of noise that every image is read at.
+TIMES = 10
+_KEYS = ("answers", "attribution", "unit", "per", "costs", "data", "partial", "notes", "repeat")
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The training images behind some generated ones.
+
+    Attributes:
+        version: The version that was asked.
+        run_id: The MLflow run that keeps the attribution.
+        page: Its address inside the MLflow UI.
+        record: The content of ``attribution.json``.
+        influence: One line per generated image and training image: query_id, kind ("proponent" or
+            "opponent"), rank (from 1), train_id, label, influence (per added copy), likeness (the
+            cosine of what the model's last layer sees), source.
+    """
+
+    version: Version
+    run_id: str
+    page: str
+    record: Mapping[str, Any]
+    influence: pd.DataFrame
+
+    @property
+    def artifact(self) -> str:
+        """Return the page's path among the run's artifacts."""
+        return f"{FOLDER}/{PAGE}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for ``--json``."""
+        return {
+            "model": self.version.uri,
+            "run_id": self.run_id,
+            "page": self.page,
+            **{key: self.record[key] for key in _KEYS},
+        }
+
+
+def attribute(
+    model_uri: str,
+    *,
+    generated: str,
+    train: str | None = None,
+    images: str | None = None,
+    label: str | None = None,
+    id: str | None = None,
+    group_by: str | None = None,
+    schedule: str | None = None,
+    steps: int | None = None,
+    pixels: Pixels = "auto",
+    parameters: str | None = None,
+    times: int = TIMES,
+    top: int = 10,
+    direction: DirectionName = "auto",
+    weight_decay: float | None = None,
+    max_rows: int | None = None,
+    work_dir: str | Path | None = None,
+    fresh: bool = False,
+    device: str = "auto",
+    batch_size: int | None = None,
+    seed: int = 0,
+    allow_pickle: bool = False,
+    experiment: str | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Attribution:
+    """Ask a registered diffusion model which training images made it generate some; log it.
+
+    Args:
+        model_uri: ``models:/name/3`` or ``models:/name@alias``.
+        generated: Path or URI of the generated images: npz, or a folder of pictures.
+        train: Path or URI of the training images; None for the version's own logged data.
+        images: Array of the images in npz files; None for a usual name.
+        label: Array of the labels; None for a usual name. A model without conditions needs none.
+        id: Array of the ids; None for ``ids``, or the position.
+        group_by: Array that says where an image came from.
+        schedule: "cosine", "linear" or a JSON file; None for what the version says.
+        steps: Of a named schedule.
+        pixels: How numbers become what the model takes; see `attribution.pose_images`.
+        parameters: Let only the parameters move whose names match; patterns as of file names.
+        times: Times of noise that every image is read at, spread over the schedule.
+        top: Proponents and opponents of each generated image.
+        direction: How a generated image moves the model; "auto" leaves it to the planner.
+        weight_decay: The training objective's penalty per row; None for none.
+        max_rows: Look at so many training images only, drawn at random.
+        work_dir, fresh, device, batch_size, seed, experiment, out, progress: As
+            `explaining.explain`.
+        allow_pickle: Permit models whose loading runs code of their own.
+
+    Raises:
+        ForwardInfError: There is no answer; the message says what to do.
+    """
+    began = time.monotonic()
+    require_positive(top=top, times=times, max_rows=max_rows, batch_size=batch_size, steps=steps)
+    if out is not None:
+        output.require_writable(Path(out))
+    on = choose_device(device)
+    version = resolve(model_uri)
+    model = load_denoiser(version, allow_pickle=allow_pickle)
+    under = _schedule(model, schedule, steps)
+    columns = ImageColumns(images, label, id, group_by)
+    channels = model.shape[0] if model.shape is not None and len(model.shape) == 3 else None
+    made, queries = declared_images(
+        generated, "queries", replace(columns, source=None, id=None), channels
+    )
+    data, rows = (
+        declared_images(train, "train", columns, channels)
+        if train
+        else logged_images(version, columns, channels)
+    )
+    data, rows, partial = _at_most(data, rows, max_rows, seed)
+    question = pose_images(
+        model,
+        under,
+        rows,
+        queries,
+        pixels=pixels,
+        parameters=parameters,
+        times=times,
+        device=on,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    plan = planned(
+        question,
+        direction=named_direction(direction, weight_decay, seed),
+        weight_decay=weight_decay,
+        seed=seed,
+    )
+    labelled = rows.labelled and model.conditional
+
+    with asked_run.begun(version, experiment, "attribution") as run:
+        work = open_work(work_dir, attribution_key(version, question, plan), fresh=fresh)
+        earlier = earlier_runs(work, run.run_id)
+        tracking.end_killed(earlier)
+        engine = ForwardInfluence(task=question.task, direction=plan.direction)
+        found = attribute_images(
+            engine,
+            question.module,
+            question.features,
+            question.groups,
+            question.train,
+            question.train_rows.ids,
+            work=work,
+            progress=stage(
+                progress or silent, "reading the training images", plan.costs["sweep"] // times
+            ),
+        )
+        table = images_table(question, found, top, labelled=labelled)
+        passes = len(question.task.chosen_times) * question.task.draws
+        record = {
+            "format": FORMAT,
+            "kind": "attribution",
+            "finished_at": int(time.time() * 1000),
+            "tool": tools(str(on)),
+            "model": {**asdict(version), "uri": version.uri, "kind": model.kind},
+            "notes": _notes(question, rows, under),
+            "run": asdict(run),
+            "data": {"train": data_as_dict(data), "generated": data_as_dict(made)},
+            "partial": partial or len(question.train) < len(data.rows),
+            "task": question.task.name,
+            "unit": "units of weighted squared error",
+            # A plain step adds no copy of anything.
+            "per": "unit of step" if isinstance(plan.direction, GradientStep) else "added copy",
+            "settings": {
+                "seed": seed,
+                "top": top,
+                "max_rows": max_rows,
+                "batch_size": question.train.batch_size,
+                "schedule": under.said,
+                "predicts": under.predicts,
+                "times": list(question.task.chosen_times),
+                "pixels": pixels,
+                "parameters": parameters,
+                "moved": question.moved,
+            },
+            "attribution": {
+                **plan.as_dict(),
+                **found.facts,
+                "order": _order(found),
+                "read_by": found.choice.method,
+                "read_why": found.choice.note,
+            },
+            "resumed_pieces": work.done - len(earlier),
+            "costs": {
+                "rows": len(question.train),
+                "generated": len(question.query_rows),
+                "seconds": round(time.monotonic() - began, 3),
+                "forward_passes": found.forward_passes * passes,
+            },
+            "repeat": command_line(
+                "attribute",
+                version.uri,
+                {
+                    "generated": public_uri(generated),  # a signed URL is a password
+                    "train": public_uri(train) if train else None,
+                    "images": images,
+                    "label": label,
+                    "id": id,
+                    "group_by": group_by,
+                    "schedule": schedule,
+                    "steps": steps,
+                    "pixels": _unusual(pixels),
+                    "parameters": parameters,
+                    "times": times,
+                    "top": top,
+                    "direction": _unusual(direction),
+                    "weight_decay": weight_decay,
+                    "max_rows": max_rows,
+                    "device": _unusual(device),
+                    "batch_size": batch_size,
+                    "seed": seed,
+                    "allow_pickle": allow_pickle,
+                },
+            ),
+            "answers": _answers(question, table, labelled=labelled),
+        }
+        page = render_attribution(record, pictures(question, record, MAX_ANSWERS))
+        with asked_run.saved(run, FOLDER, out) as folder:
+            table.to_parquet(folder / TABLE, index=False)
+            (folder / PAGE).write_text(page, encoding="utf-8")
+            (folder / RECORD).write_bytes(write_record(record))
+            tracking.link_inputs(run, version, data, made)
+        work.remove()
+    return Attribution(
+        version=version,
+        run_id=run.run_id,
+        page=f"{run.link()}/artifacts/{FOLDER}/{PAGE}",
+        record=record,
+        influence=table,
+    )
+
+
+def _schedule(model: Denoiser, wanted: str | None, steps: int | None) -> Schedule:
+    """Return the schedule that the user names, else what the version says.
+
+    Raises:
+        ModelError: Nobody knows it, or what was named is none.
+    """
+    if wanted is None:
+        if steps is not None:
+            raise ModelError("--steps belong to a schedule: name it with --schedule too")
+        if model.schedule is None:
+            raise missing()
+        return model.schedule
+    if wanted in NAMES:
+        return named_schedule(wanted, steps)
+    if not Path(wanted).is_file():
+        raise ModelError(
+            f"--schedule {wanted[:80]!r} is neither {' nor '.join(NAMES)} nor a JSON file: check it"
+        )
+    return read_schedule(settings(Path(wanted)), f"the file {Path(wanted).name}")
+
+
+def _at_most(
+    data: DataSet, images: Images, most: int | None, seed: int
+) -> tuple[DataSet, Images, bool]:
+    """Draw images at random, in the data's order; say whether any were left out."""
+    if most is None or most >= len(data.rows):
+        return data, images, False
+    chosen = np.sort(np.random.default_rng(seed).choice(len(data.rows), most, replace=False))
+    rows = images.rows.take(chosen)
+    return replace(data, rows=rows), replace(images, rows=rows), True
+
+
+def _notes(question: Asked, rows: Images, schedule: Schedule) -> list[str]:
+    notes = [f"the model {n}" if n.startswith("was ") else n for n in question.notes]
+    notes.append(f"noise schedule: {schedule.said}")
+    if (damaged := damaged_note(rows)) is not None:
+        notes.append(damaged)
+    return notes
+
+
+def _answers(question: Asked, table: pd.DataFrame, *, labelled: bool) -> list[dict[str, Any]]:
+    columns = {name: name for name in ("train_id", "label", "influence", "likeness", "source")}
+    columns["train_id"] = "id"
+    answers = []
+    for query in said(question, labelled=labelled):
+        mine = table[table["query_id"] == query["id"]]
+        sides = {
+            side: mine[mine["kind"] == side.removesuffix("s")][list(columns)]
+            .rename(columns=columns)
+            .to_dict("records")
+            for side in SIDES
+        }
+        answers.append(
+            {"query_id": query["id"], "label": query["label"], "loss": query["loss"], **sides}
+        )
+    return answers
+
+
+def _order(found: Attributed) -> str:
+    if found.likeness is None:
+        return "in the order of their influence"
+    return (
+        "in the order of influence plus likeness (the cosine of what the model's last layer sees), "
+        "each in standard deviations over the training images"
+    )
+
+
+def _unusual(value: str) -> str | None:
+    return None if value == "auto" else value

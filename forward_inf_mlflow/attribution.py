@@ -1,0 +1,423 @@
+"""Attribution: what is asked of a diffusion model about images, and the answer as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from forward_inf_mlflow.attributed import Attributed, noisy_times
+from forward_inf_mlflow.data.images import Images
+from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.directions import Curvature, Direction
+from forward_inf_mlflow.directions.moves import at_rest, trainable
+from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
+from forward_inf_mlflow.influence import QueryGroups
+from forward_inf_mlflow.memory import first_that_fits, is_out_of_memory, room
+from forward_inf_mlflow.models.denoiser import Denoiser
+from forward_inf_mlflow.models.noise_schedule import Schedule
+from forward_inf_mlflow.models.placing import place
+from forward_inf_mlflow.planner import Job, Plan, plan
+from forward_inf_mlflow.registry import Version
+from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
+from forward_inf_mlflow.shards import digest_arrays, digest_module
+from forward_inf_mlflow.sweep import read
+from forward_inf_mlflow.task import Batch
+from forward_inf_mlflow.tasks import Denoising
+from forward_inf_mlflow.tensors import Tensors
+from forward_inf_mlflow.version import __version__
+
+#: How numbers become what the model was trained on; see `pose_images`.
+Pixels = Literal["auto", "signed", "unit"]
+#: Numbers in a batch that is chosen automatically: each image is passed forward many times.
+_BATCH_NUMBERS = 2**16
+#: Of the mean eigenvalue, what is added to the curvature; and gradients that it is drawn from.
+MULTIPLE, GRADIENTS = 10.0, 2000
+#: Floats below this are not from 0 to 1; parameters and images that a message names.
+_SIGNED, _NAMED = -0.25, 5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question: the model, its training images, and the generated ones.
+
+    Attributes:
+        module: On the device; parameters that may not move do not require gradients.
+        features: From its inputs to what its last layer sees.
+        task: Its loss at the noisiest times, weighted towards the clean image.
+        train, queries: Images as the model takes them, and labels (0 where it takes none).
+        train_rows, query_rows: The same as stored.
+        moved: How many numbers of the model may move.
+        notes: Sentences for the reader.
+    """
+
+    module: nn.Module
+    features: Callable[..., Tensor] | None
+    task: Denoising
+    train: Tensors
+    queries: Tensors
+    train_rows: Rows
+    query_rows: Rows
+    moved: int
+    notes: tuple[str, ...]
+
+    @property
+    def groups(self) -> QueryGroups:
+        """Return every generated image alone."""
+        return QueryGroups.each(self.queries, self.query_rows.ids)
+
+
+def pose_images(
+    model: Denoiser,
+    schedule: Schedule,
+    train: Images,
+    generated: Images,
+    *,
+    pixels: Pixels,
+    parameters: str | None,
+    times: int,
+    device: torch.device,
+    batch_size: int | None,
+    seed: int,
+) -> Asked:
+    """Bring model and images together.
+
+    Whole numbers are pixels from 0 to 255 and are scaled to -1 to 1, as diffusion models are
+    trained; "unit" scales them to 0 to 1. Other numbers are taken as they are, but "signed" takes
+    those from 0 to 1 for pixels that are still to be scaled to -1 to 1.
+
+    Raises:
+        DataError: Images do not fit the model, or each other; a label is missing or unknown.
+        ModelError: The model cannot answer for them.
+        ForwardInfError: No parameter has such a name.
+    """
+    notes = list(model.notes)
+    x_train, x_queries = (_shaped(images.rows, model.shape) for images in (train, generated))
+    if x_train.shape[1:] != x_queries.shape[1:]:
+        raise DataError(
+            f"a training image has the shape {x_train.shape[1:]}, a generated one "
+            f"{x_queries.shape[1:]}: give both alike"
+        )
+    x_train, x_queries, said = _scaled(x_train, x_queries, pixels, train.rows, generated.rows)
+    notes.append(said)
+    y_train, y_queries = _labels(model, train, generated)
+    if batch_size is None:
+        numbers = max(1, int(np.prod(x_train.shape[1:])))
+        batch_size = min(256, max(1, _BATCH_NUMBERS // numbers))
+    batch_size = min(batch_size, model.max_batch or batch_size)
+    module = place(model.module, device)
+    chosen = choose_parameters(module, parameters)
+    task = Denoising(
+        alphas_cumprod=schedule.alphas_cumprod,
+        times=noisy_times(schedule.alphas_cumprod, times),
+        seed=seed,
+        conditional=model.conditional,
+        predicts=schedule.predicts,
+    )
+    train_tensors, query_tensors = (
+        Tensors(torch.as_tensor(x), torch.as_tensor(y), device, batch_size)
+        for x, y in ((x_train, y_train), (x_queries, y_queries))
+    )
+    _try(module, task, train_tensors, y_train)
+    (train_tensors, train_rows), lost = _readable(module, task, train_tensors, train.rows)
+    if lost:
+        notes.append(f"{lost:,} training images were left out: the model's loss is no number there")
+    return Asked(
+        module=module,
+        features=model.features,
+        task=task,
+        train=train_tensors,
+        queries=query_tensors,
+        train_rows=train_rows,
+        query_rows=generated.rows,
+        moved=chosen,
+        notes=tuple(notes),
+    )
+
+
+def choose_parameters(module: nn.Module, pattern: str | None) -> int:
+    """Let only the parameters move whose names match a pattern; return how many numbers these are.
+
+    Args:
+        module: Is changed.
+        pattern: As file names are matched, ``*attn*to_[kv]*``; several are separated by commas.
+
+    Raises:
+        ForwardInfError: It matches none.
+    """
+    if pattern is not None:
+        wanted = [part.strip() for part in pattern.split(",") if part.strip()]
+        names = [name for name, p in module.named_parameters() if p.requires_grad]
+        kept = {name for name in names if any(fnmatchcase(name, part) for part in wanted)}
+        if not kept:
+            shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+            raise ForwardInfError(
+                f"no parameter is called like {pattern[:80]!r}: the model's {len(names):,} are "
+                f"called {shown}; name others with --parameters"
+            )
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in kept)
+    return sum(p.numel() for p in trainable(module).values())
+
+
+def planned(
+    question: Asked, *, direction: Direction | None, weight_decay: float | None, seed: int
+) -> Plan:
+    """Choose what nobody has chosen, and say what it costs in forward-equivalents of one row.
+
+    A row's loss is the mean over several times, each of which is a pass of its own.
+    """
+    groups, rows = len(question.query_rows), question.train
+    job = Job(
+        rows=len(rows),
+        groups=groups,
+        queries=groups,
+        parameters=question.moved,
+        saturates=False,
+        known=0.0,
+        penalty=weight_decay,
+        quadratic=False,
+        device=rows.device.type,
+        memory=room(rows.device),
+    )
+    found = plan(job, direction=direction, readout="loss", gradients=GRADIENTS, seed=seed)
+    if direction is None and isinstance(found.direction, Curvature):
+        found = replace(found, direction=replace(found.direction, multiple=MULTIPLE))
+    passes = len(question.task.chosen_times) * question.task.draws
+    costs = {name: count * passes for name, count in found.costs.items()}
+    why = f"{found.why}; each reading is the mean over {passes} times of noise"
+    return Plan(found.direction, found.readout, why, costs)
+
+
+def attribution_key(version: Version, question: Asked, chosen: Plan) -> dict[str, object]:
+    """Return all that the pieces of an attribution depend on."""
+    train, queries = question.train, question.queries
+    return {
+        "what": "attribution",
+        "model": [version.uri, version.creation_timestamp, digest_module(question.module)],
+        "moved": sorted(trainable(question.module)),
+        "train": digest_arrays(train.inputs, train.targets),
+        "queries": digest_arrays(queries.inputs, queries.targets),
+        "task": question.task.describe(),
+        "direction": chosen.direction.describe(),
+        "batch_size": train.batch_size,
+        "device": [str(train.device), room(train.device)],
+        "threads": torch.get_num_threads(),
+        "versions": [__version__, torch.__version__],
+    }
+
+
+def images_table(question: Asked, found: Attributed, top: int, *, labelled: bool) -> pd.DataFrame:
+    """Return the top proponents and opponents of each generated image; see `attributing`.
+
+    Proponents are among those with an influence above 0, opponents among those below.
+    """
+    rows = question.train_rows
+    parts = []
+    for i, name in enumerate(question.query_rows.ids.tolist()):
+        for kind, sign in (("proponent", 1), ("opponent", -1)):
+            order = np.argsort(-sign * found.score[i], kind="stable")
+            best = order[sign * found.influence[i, order] > 0][:top]
+            like = np.nan if found.likeness is None else found.likeness[i, best]
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "query_id": name,
+                        "kind": kind,
+                        "rank": np.arange(1, len(best) + 1),
+                        "train_id": rows.ids[best],
+                        "label": rows.labels[best] if labelled else "",
+                        "influence": found.influence[i, best].astype(np.float64),
+                        "likeness": np.asarray(like, np.float64),
+                        "source": "" if rows.sources is None else rows.sources[best],
+                    },
+                    index=range(len(best)),
+                )
+            )
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def said(question: Asked, *, labelled: bool) -> list[dict[str, Any]]:
+    """Return what the model makes of the generated images: its loss there, among the training's."""
+    own = read(question.module, question.task, question.queries).loss
+    found = []
+    for i, name in enumerate(question.query_rows.ids.tolist()):
+        label = question.query_rows.labels[i : i + 1].tolist()[0] if labelled else None
+        found.append({"id": name, "label": label, "loss": float(own[i])})
+    return found
+
+
+def pictures(question: Asked, record: Mapping[str, Any], most: int) -> dict[str, bytes]:
+    """Return PNG thumbnails by ``query:<id>`` and ``train:<id>`` of what a page shows."""
+    drawn: dict[str, bytes] = {}
+    if not image_shape(tuple(question.train.inputs.shape[1:])):
+        return drawn
+    low = float(question.train.inputs[:256].min()) < _SIGNED
+    train_ids, query_ids = (pd.Index(r.ids) for r in (question.train_rows, question.query_rows))
+    for answer in record["answers"][:most]:
+        named = [row["id"] for side in ("proponents", "opponents") for row in answer[side]]
+        for kind, rows, ids, wanted in (
+            ("query", question.queries, query_ids, [answer["query_id"]]),
+            ("train", question.train, train_ids, named),
+        ):
+            for name, position in zip(wanted, ids.get_indexer(wanted).tolist(), strict=True):
+                image = rows.inputs[position]
+                drawn[f"{kind}:{name}"] = thumbnail(_shown(image, signed=low))
+    return drawn
+
+
+def _shown(image: Tensor, *, signed: bool) -> np.ndarray:
+    """Return an image from 0 to 1, on one scale with all others."""
+    values = (image.float() + 1) / 2 if signed else image.float()
+    return np.asarray(values.clamp(0, 1).numpy())
+
+
+def _shaped(rows: Rows, shape: tuple[int | None, ...] | None) -> np.ndarray:
+    """Return images as the model takes them, ``(n, C, H, W)`` for a model of pictures."""
+    values = rows.features
+    assert isinstance(values, np.ndarray)  # read from an array, or from pictures
+    found = values.shape[1:]
+    if shape is None:
+        return values[:, None] if values.ndim == 3 else values
+    if _fits(found, shape):
+        return values
+    if len(shape) == 3:
+        if len(found) == 2 and _fits((1, *found), shape):
+            return values[:, None]
+        if len(found) == 3 and _fits((found[2], *found[:2]), shape):
+            return np.moveaxis(values, -1, 1)
+    known = [size for size in shape if size is not None]
+    flat = len(known) == len(shape) and 1 in (len(found), len(shape))  # on either side
+    if flat and np.prod(known) == np.prod(found):
+        return values.reshape(len(values), *known)
+    wanted = " x ".join("any" if size is None else str(size) for size in shape)
+    raise DataError(
+        f"{rows.uri} holds images of {' x '.join(map(str, found))}, and the model takes {wanted}: "
+        "give images of its own size, as (n, h, w), (n, h, w, c) or (n, c, h, w)"
+    )
+
+
+def _fits(found: Sequence[int], shape: tuple[int | None, ...]) -> bool:
+    return len(found) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(found, shape, strict=True)
+    )
+
+
+def _scaled(
+    train: np.ndarray, queries: np.ndarray, pixels: Pixels, train_rows: Rows, query_rows: Rows
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return both in float32 on the model's scale, and the sentence that says how."""
+    x, q = _pixels(train, pixels, train_rows), _pixels(queries, pixels, query_rows)
+    ranges = [(float(values.min()), float(values.max())) for values in (x, q)]
+    if (ranges[0][0] < _SIGNED) != (ranges[1][0] < _SIGNED):
+        train_range, query_range = (f"{low:.2g} to {high:.2g}" for low, high in ranges)
+        raise DataError(
+            f"the training images lie in {train_range} and the generated ones in {query_range}, "
+            "which looks like two scales: say which one the model takes with --pixels signed "
+            "(-1 to 1) or unit (0 to 1)"
+        )
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    return x, q, f"images are given to the model as numbers from {low:.2g} to {high:.2g}"
+
+
+def _pixels(values: np.ndarray, pixels: Pixels, rows: Rows) -> np.ndarray:
+    whole = values.dtype.kind in "iu"
+    found = values.astype(np.float32)
+    _require_numbers(found, rows)
+    low, high = found.min(), found.max()
+    if whole:
+        if low < 0 or high > 255:
+            raise DataError(
+                f"{rows.uri}: whole numbers from {low:.0f} to {high:.0f} are no pixels from 0 to "
+                "255: store what the model was trained on"
+            )
+        found /= 255
+    elif pixels == "unit" and low < _SIGNED:
+        raise DataError(
+            f"{rows.uri}: numbers from {low:.2g} to {high:.2g} do not lie in 0 to 1: leave "
+            "--pixels unit out"
+        )
+    if (pixels == "auto" and whole) or (pixels == "signed" and (whole or 0 <= low <= high <= 1)):
+        found = 2 * found - 1
+    return np.ascontiguousarray(found)
+
+
+def _require_numbers(values: np.ndarray, rows: Rows) -> None:
+    fine = np.isfinite(values).reshape(len(values), -1).all(1)
+    if not fine.all():
+        bad = rows.ids[np.argmin(fine)]
+        raise DataError(f"{rows.uri}: image {bad!r} holds a value that is no number: remove it")
+
+
+def _labels(model: Denoiser, train: Images, generated: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels as the model takes them, int64; all 0 where it takes none."""
+    if not model.conditional:
+        return np.zeros(len(train.rows), np.int64), np.zeros(len(generated.rows), np.int64)
+    for images, what in ((train, "training"), (generated, "generated")):
+        if not images.labelled:
+            raise DataError(
+                f"the model is told a label with each image, and the {what} images of "
+                f"{images.rows.uri} have none: add an array y, or name one with --label"
+            )
+    names = train.rows.labels
+    if names.dtype.kind in "biu" or (names.dtype.kind == "f" and (names % 1 == 0).all()):
+        known = {label: int(label) for label in np.unique(names).tolist()}
+        if model.classes is not None:
+            known = {label: label for label in range(model.classes)}
+    else:  # names, such as folders': numbered in their order, as image folders are
+        known = {label: i for i, label in enumerate(np.unique(names).tolist())}
+    found = []
+    for images, what in ((train, "training"), (generated, "generated")):
+        labels = images.rows.labels.tolist()
+        unknown = [i for i, label in enumerate(labels) if label not in known]
+        if unknown:
+            shown = ", ".join(map(str, list(known)[:_NAMED]))
+            raise DataError(
+                f"the label {labels[unknown[0]]!r} of {what} image "
+                f"{images.rows.ids[unknown[0]]!r} is not known to the model ({shown}, ...): "
+                f"{len(unknown):,} are like that"
+            )
+        found.append(np.array([known[label] for label in labels], np.int64))
+    return found[0], found[1]
+
+
+def _try(module: nn.Module, task: Denoising, rows: Tensors, labels: np.ndarray) -> None:
+    """Ask the model once, with the largest label, and say in one line why it cannot answer."""
+    hardest = rows.take(np.argsort(-labels, kind="stable")[: rows.batch_size])
+    base = at_rest(module)
+
+    @torch.no_grad()
+    def asked(batch: Batch) -> Tensor:
+        return task.outputs(base, batch)
+
+    try:
+        first_that_fits(hardest, asked)
+    except ForwardInfError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        told = ", labels" if task.conditional else ""
+        raise ModelError(
+            f"the model cannot answer for images of {tuple(rows.inputs.shape[1:])}, times up to "
+            f"{max(task.chosen_times)}{told}: {reason}"
+        ) from error
+
+
+def _readable(
+    module: nn.Module, task: Denoising, tensors: Tensors, rows: Rows
+) -> tuple[tuple[Tensors, Rows], int]:
+    """Leave out the training images whose loss is not a number; say how many these are."""
+    fine = torch.isfinite(read(module, task, tensors).loss).numpy()
+    if fine.all():
+        return (tensors, rows), 0
+    if not fine.any():
+        raise ModelError("the model's loss is not a number on any image: log one that is trained")
+    return (tensors.take(np.flatnonzero(fine)), rows.take(fine)), int((~fine).sum())
