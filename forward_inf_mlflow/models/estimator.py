@@ -21,6 +21,7 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.compiled import check_compiled
 from forward_inf_mlflow.models.ensembles import check_trees, ensemble
 from forward_inf_mlflow.models.fixed import fixed_estimator
+from forward_inf_mlflow.models.inputs import InputSpec
 from forward_inf_mlflow.models.mlmodel import FIXED, SUPPORTED
 from forward_inf_mlflow.models.transform import Transform
 from forward_inf_mlflow.models.trees import Boosting, Forest, Trees
@@ -139,6 +140,7 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
             raise
         return fixed_estimator(estimator)
     transform = Transform(estimator, tuple(steps))
+    columns = None if transform.reads_texts else getattr(estimator, "n_features_in_", None)
     classifier = module.classes if isinstance(module, Trees) else isinstance(module, Logits)
     return AuditedModel(
         module=module.eval(),
@@ -151,6 +153,7 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
         estimator=estimator,
         probabilities=classifier,
         texts=transform.texts if transform.reads_texts else None,
+        takes=None if columns is None else InputSpec(np.dtype(np.float64), (int(columns),)),
     )
 
 
