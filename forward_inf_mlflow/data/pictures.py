@@ -288,6 +288,8 @@ def form_of(stored: Any) -> PictureForm | None:
     """Return the form that `PictureForm.as_dict` described; None if it is none."""
     try:
         shape, ranges = stored["shape"], stored["ranges"]
+        if np.dtype(str(stored["dtype"])).kind not in "iuf":
+            return None
         return PictureForm(
             None if shape is None else tuple(None if d is None else int(d) for d in shape),
             np.dtype(str(stored["dtype"])).name,
