@@ -240,7 +240,9 @@ def picture_files(folder: Path, uri: str) -> list[Path]:
 
 
 def leads_out(file: Path, folder: Path) -> bool:
-    """Say whether a file is a link to something outside of a folder, or to nothing."""
+    """Say whether a file of `picture_files` is a link to something outside of a folder."""
+    if not file.is_symlink():
+        return False
     target = file.resolve()
     return not (target.is_relative_to(folder.resolve()) and target.is_file())
 
