@@ -101,6 +101,8 @@ def audit(
     features: Sequence[str] | None = None,
     group_by: str | None = None,
     task: Literal["auto", "classification", "regression"] = "auto",
+    class_weight: str | None = None,
+    chosen_output: str | None = None,
     policy: Policy | str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -132,11 +134,15 @@ def audit(
         model_uri: ``models:/name/3`` or ``models:/name@alias``.
         train: Path or URI of the training rows; None for the version's own logged data.
         queries: Path or URI of the query (test) rows, whose labels are trusted; None as above.
-        label: Column of the label; None for what was logged, or a usual name.
+        label: Column of the label, or ``A,B`` of several; None for what was logged, or a usual
+            name.
         id: Column of the row ids; None for what was logged, or the position.
         features: Columns that the model reads; None for all others.
         group_by: Column that says where a row came from.
         task: "auto" takes it from the model and the labels.
+        class_weight: How a module's training loss weighed the classes: ``balanced``, or a number
+            for each, ``1,5``; None for all alike (an estimator says it itself).
+        chosen_output: Which output is meant of a module that returns several: its key or position.
         policy: A policy or its file; None for the default policy.
         device: "auto", "cpu", "cuda" ...
         batch_size: Rows read at once; None chooses.
@@ -190,6 +196,8 @@ def audit(
         "features": features or None,
         "group-by": group_by,
         "task": task if task != "auto" else None,
+        "class-weight": class_weight,
+        "output": chosen_output,
         # Not the caller's file, which may change: the copy among the audit's artifacts.
         "policy": output.POLICY if bounds != load_policy(None) else None,
         "device": device if device != "auto" else None,
@@ -241,6 +249,8 @@ def audit(
         resize=resize,
         allow_pickle=allow_pickle,
         fixed=trainer is not None,
+        class_weight=class_weight,
+        chosen_output=chosen_output,
     )
     version, model, problem, partial = posed.version, posed.model, posed.problem, posed.partial
     train_set, query_set = posed.train, posed.queries
@@ -260,6 +270,10 @@ def audit(
         right = kept.of("mislabeled", digests)
         found = examine(model, problem, planned, settings, progress or silent, work, right)
         found = _without_kept(found, kept, digests)
+        if found.facts.get("refused"):
+            problem = replace(
+                problem, notes=(*problem.notes, f"influence: {found.facts['read_why']}")
+            )
         scores = tables.scores_table(problem, found).assign(kept=kept.any_of(digests))
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}

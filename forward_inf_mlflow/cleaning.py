@@ -172,6 +172,11 @@ def _changes(
     labels: dict[int, Any] = {}
     drop = np.zeros(len(rows), dtype=bool)
     changes = {}
+    if rows.targets is not None and any(one.decision != "keep" for one in decided):
+        raise DataError(
+            f"the rows of {rows.uri} have several labels each, and such files are not rewritten "
+            "here: mend or drop the rows in the file yourself, and write keep beside the others"
+        )
     for one in decided:
         position = at.get(one.row_id)
         if position is None or rows.digests[position] != one.digest:

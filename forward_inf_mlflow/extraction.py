@@ -119,7 +119,7 @@ def extract(
         longest = int(counted.sum(1).max()) + (0 if prompts else 1)
         raise DataError(
             f"no text has the {given:,} tokens that are given and {written:,} to be written; the "
-            f"longest has {longest:,}: take fewer (--given, --written)"
+            f"longest has {longest:,}: take fewer (--given, --written), or ask none (--sample 0)"
         )
     whole = [
         joined(p, t) if p else t

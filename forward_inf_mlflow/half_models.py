@@ -12,6 +12,8 @@ from forward_inf_mlflow.models.trees import Forest
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.progress import Progress, stage
 from forward_inf_mlflow.settings import Settings
+from forward_inf_mlflow.several_outputs import coded
+from forward_inf_mlflow.tasks import MultiLabel
 from forward_inf_mlflow.training_function import Trained, load_trainer, skill
 from forward_inf_mlflow.work import Work
 
@@ -99,20 +101,29 @@ def _fit(model: AuditedModel, problem: Problem, settings: Settings, work: Work) 
             )
         return Trained(load_trainer(settings.trainer), problem, work)
     if model.estimator is not None:
-        targets, module = problem.train.targets.numpy(), model.module
+        module = model.module
         return trainers.Refitted(
             model.estimator,
             problem.train_rows.features,
-            targets if problem.classes is None else problem.classes[targets],
+            _fitted_to(problem),
             problem.query_rows.features,
             problem.classes,
             work,
             # Where no tree has seen a class it has half a vote, not the probability zero.
             least=0.5 / module.count if isinstance(module, Forest) else None,
+            odds=isinstance(problem.task, MultiLabel),
         )
     return trainers.Continued(
         problem.module, problem.task, problem.train, problem.queries, settings.recipe, work
     )
+
+
+def _fitted_to(problem: Problem) -> np.ndarray:
+    """Return what an estimator is fitted to: classes, or numbers ``(n,)`` or ``(n, k)``."""
+    targets: np.ndarray = problem.train.targets.numpy()
+    if problem.classes is not None:
+        return np.asarray(problem.classes[targets])
+    return targets.astype(np.int64) if isinstance(problem.task, MultiLabel) else targets
 
 
 def _strata(problem: Problem) -> np.ndarray:
@@ -122,6 +133,10 @@ def _strata(problem: Problem) -> np.ndarray:
     targets = problem.train.targets.numpy()
     if problem.classes is not None:
         return targets
+    if isinstance(problem.task, MultiLabel):
+        return coded(problem.train.targets, problem.queries.targets)[0]
+    if targets.ndim == 2:  # what they have in common
+        targets = ((targets - targets.mean(0)) / (targets.std(0) + 1e-12)).sum(1)
     return np.searchsorted(np.quantile(targets, np.linspace(0, 1, 11)[1:-1]), targets)
 
 
@@ -149,16 +164,20 @@ def train_receipt(
     truth, classes = problem.queries.targets.numpy()[~leaked], problem.classes is not None
     advance = stage(progress, "trained with and without flagged rows", 3 * settings.receipt_seeds)
 
+    several = isinstance(problem.task, MultiLabel)
+
     def train(index: np.ndarray, seed: int) -> np.ndarray:
         answers = trained(index, seed)[1][~leaked]
         advance(1)
+        if several:
+            return np.asarray(((answers > 0) == (truth > 0.5)).mean(1))
         return skill(answers, truth, classes=classes)
 
     return receipt(
         train,
         flagged,
         _strata(problem),
-        metric="accuracy" if classes else "mean squared error",
+        metric="accuracy" if classes or several else "mean squared error",
         seeds=settings.receipt_seeds,
         seed=settings.seed + RECEIPT_SEED,
     )

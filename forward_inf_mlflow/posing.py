@@ -60,6 +60,8 @@ def pose(
     resize: bool = False,
     allow_pickle: bool = False,
     fixed: bool = False,
+    class_weight: str | None = None,
+    chosen_output: str | None = None,
 ) -> Posed:
     """Find the version, read its rows, load its model and bring them together.
 
@@ -71,7 +73,7 @@ def pose(
     """
     on = choose_device(device)
     version = resolve(model_uri)
-    model = load(version, allow_pickle=allow_pickle, fixed=fixed)
+    model = load(version, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output)
     form = _form(model, pixels, resize=resize)
     columns = Columns(
         label,
@@ -87,7 +89,15 @@ def pose(
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
     if model.loss is None:  # else nobody but the module itself says what it answers
         check_parity(model, train_rows.features)
-    problem = prepare(model, train_rows, query_rows, task=task, device=on, batch_size=batch_size)
+    problem = prepare(
+        model,
+        train_rows,
+        query_rows,
+        task=task,
+        device=on,
+        batch_size=batch_size,
+        class_weight=class_weight,
+    )
     lost = [
         (kind, data.rows.ids[~np.isin(data.rows.ids, rows.ids)])
         for kind, data, rows in (
@@ -97,6 +107,8 @@ def pose(
         if len(rows) < len(data.rows)
     ]
     why = "a value is missing" if model.readable is None else "the text is empty"
+    if model.loss is not None and model.texts is not None:
+        why += ", has no token to learn,"
     decoded = [data.rows.decoded for data in (train_set, query_set) if data.rows.decoded]
     partial |= any(len(one.positions) < one.whole for one in decoded)
     notes = (

@@ -14,13 +14,15 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.memory import batches_that_fit, first_that_fits, is_out_of_memory
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.class_weights import class_weights
 from forward_inf_mlflow.models.fixed import require_doubt
 from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
 from forward_inf_mlflow.models.parity import check_probabilities
 from forward_inf_mlflow.models.placing import place
+from forward_inf_mlflow.several_outputs import several_task
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.task import Task
-from forward_inf_mlflow.tasks import Classification, Regression
+from forward_inf_mlflow.tasks import Classification, MultiLabel, Regression, Weighted
 from forward_inf_mlflow.tensors import Tensors
 
 #: Rows whose answers show what kind they are.
@@ -34,8 +36,8 @@ class Problem:
     Attributes:
         module: Logits ``(B, K)`` or predictions; on the device.
         task: Its loss.
-        train, queries: Inputs and targets (class indices, or numbers).
-        classes: ``(K,)`` the label of each class index; None for regression.
+        train, queries: Inputs and targets (class indices, or numbers; ``(n, k)`` of several).
+        classes: ``(K,)`` the label of each class index; None for regression and several labels.
         train_rows, query_rows: The same rows as stored; those whose loss is no number are in none
             of these.
         notes: Sentences for the reader.
@@ -88,8 +90,9 @@ def prepare(
     task: Literal["auto", "classification", "regression"],
     device: torch.device,
     batch_size: int | None,
+    class_weight: str | None = None,
 ) -> Problem:
-    """Bring model and rows together.
+    """Bring model and rows together; the arguments are those of `auditing.audit`.
 
     Raises:
         DataError: The rows cannot be asked of this model; the message names row and column.
@@ -103,9 +106,9 @@ def prepare(
     batch_size = min(batch_size, model.max_batch or batch_size)
 
     posed = (
-        _without_labels(model, train, queries, device, task)
+        _without_labels(model, train, queries, device, task, class_weight)
         if model.loss is not None
-        else _with_labels(model, train, queries, x_train, task, device, batch_size)
+        else _with_labels(model, train, queries, x_train, task, class_weight, device, batch_size)
     )
     module, loss = posed.module, posed.task
 
@@ -151,13 +154,19 @@ class _Posed:
 
 
 def _without_labels(
-    model: AuditedModel, train: Rows, queries: Rows, device: torch.device, task: str
+    model: AuditedModel,
+    train: Rows,
+    queries: Rows,
+    device: torch.device,
+    task: str,
+    class_weight: str | None,
 ) -> _Posed:
     """Ask a model whose rows have no labels by its own task."""
     assert model.loss is not None
     assert model.targets is not None, "a task of its own has targets"
-    if task != "auto":
-        raise DataError(f"the model's rows have no labels ({model.loss.name}): leave --task out")
+    if task != "auto" or class_weight is not None:
+        option = "--task" if task != "auto" else "--class-weight"
+        raise DataError(f"the model's rows have no labels ({model.loss.name}): leave {option} out")
     module = place(model.module, device)
     y_train, y_queries = (model.targets(rows.features) for rows in (train, queries))
     return _Posed(module, model.loss, None, y_train, y_queries)
@@ -169,6 +178,7 @@ def _with_labels(
     queries: Rows,
     x_train: np.ndarray,
     task: str,
+    class_weight: str | None,
     device: torch.device,
     batch_size: int,
 ) -> _Posed:
@@ -177,26 +187,37 @@ def _with_labels(
     sample = torch.as_tensor(x_train[:_SAMPLE])
     shape = _outputs(model.module, sample, batch_size)
     require_doubt(model, shape, train.labels, task)
-    kind, module, notes = _task(model, shape, train.labels, task)
-    if isinstance(module, Wrapped):
+    if train.targets is not None or queries.targets is not None or model.task == "multilabel":
+        kind, module, notes = several_task(model, shape, train, queries, task)
+    else:
+        kind, module, notes = _task(model, shape, train.labels, task)
+    if class_weight is not None and kind != "classification":
+        raise ForwardInfError("--class-weight is for one label of some classes: leave it out")
+    if isinstance(module, Wrapped) and kind != "multilabel":
         check_probabilities(model, module, train.features)
     module = place(module, device)
     if device.type != "cpu":  # not everything that runs on the host runs there
         first = Tensors(sample, sample, device, batch_size)
         with torch.no_grad():
             first_that_fits(first, lambda batch: _output(module, batch.inputs))
-    if kind == "regression":
-        numbers = (_numbers(train, "training"), _numbers(queries, "query"))
-        y_train, y_queries = (torch.as_tensor(y).to(shape.dtype).numpy() for y in numbers)
-        return _Posed(module, Regression(), None, y_train, y_queries, tuple(notes))
-    classes, named = _classes(model, _width(shape), train)
-    y_train = _class_indices(train, classes, "training")
-    y_queries = _class_indices(queries, classes, "query")
-    if len(np.unique(y_train)) < 2:
-        raise DataError(
-            "every training row has the same label: a model of one class cannot be audited"
-        )
-    return _Posed(module, Classification(), classes, y_train, y_queries, (*notes, *named))
+    if kind == "classification":
+        classes, named = _classes(model, _width(shape), train)
+        y_train = _class_indices(train, classes, "training")
+        y_queries = _class_indices(queries, classes, "query")
+        if len(np.unique(y_train)) < 2:
+            raise DataError(
+                "every training row has the same label: a model of one class cannot be audited"
+            )
+        weights = class_weights(model.estimator, class_weight, classes, y_train)
+        loss: Task = Classification() if weights is None else Weighted(weights)
+        return _Posed(module, loss, classes, y_train, y_queries, (*notes, *named))
+    if train.targets is not None and queries.targets is not None:
+        loss = MultiLabel() if kind == "multilabel" else Regression()
+        numbers = train.targets, queries.targets
+    else:
+        loss, numbers = Regression(), (_numbers(train, "training"), _numbers(queries, "query"))
+    y_train, y_queries = (torch.as_tensor(y).to(shape.dtype).numpy() for y in numbers)
+    return _Posed(module, loss, None, y_train, y_queries, tuple(notes))
 
 
 def _readable(
@@ -285,8 +306,8 @@ def _task(
     if kind == "regression":
         if width != 1:
             raise ModelError(
-                f"the model answers {width} numbers a row; a regression model with one can be "
-                "audited"
+                f"the model answers {width} numbers a row and the data have one target: give as "
+                "many target columns (--label A,B), or name the output that is meant (--output)"
             )
         return kind, module, []
     if model.task is not None:

@@ -21,7 +21,7 @@ from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.scores import InfluenceScores
 from forward_inf_mlflow.singles import Asked, Rest
 from forward_inf_mlflow.sweep import read
-from forward_inf_mlflow.task import Readout
+from forward_inf_mlflow.task import Batch, Readout
 from forward_inf_mlflow.training_function import NEVER, Trained
 
 #: The least that a probability of zero is read as.
@@ -223,7 +223,7 @@ class ByRefits:
 
     def _read(self, answers: np.ndarray, targets: torch.Tensor) -> Readout:
         task, said = self._problem.task, torch.as_tensor(self._floored(answers))
-        return Readout(task.loss(said, targets), task.margin(said, targets))
+        return task.readout_of(said, Batch(said, targets))
 
     def _floored(self, answers: np.ndarray) -> np.ndarray:
         """Return answers in which a probability of zero is half of the least that was given.

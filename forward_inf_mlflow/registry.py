@@ -105,7 +105,13 @@ def resolve(model_uri: str) -> Version:
         )
 
 
-def load(version: Version, *, allow_pickle: bool = False, fixed: bool = False) -> AuditedModel:
+def load(
+    version: Version,
+    *,
+    allow_pickle: bool = False,
+    fixed: bool = False,
+    chosen_output: str | None = None,
+) -> AuditedModel:
     """Load a version as a module that can be moved, running none of its own code.
 
     Args:
@@ -113,6 +119,7 @@ def load(version: Version, *, allow_pickle: bool = False, fixed: bool = False) -
         allow_pickle: Permit pickled models and models that bring code: both run code on this
             machine with your rights.
         fixed: Whether one that cannot be moved will do, because somebody can train it anew.
+        chosen_output: Which output of a module is meant that returns several: its key or position.
 
     Raises:
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
@@ -122,7 +129,9 @@ def load(version: Version, *, allow_pickle: bool = False, fixed: bool = False) -
     with ExitStack() as stack:
         files = stack.enter_context(_downloaded(version))
         digest = content_sha256(files)  # before any code of the model's could change them
-        loaded = load_folder(files, allow_pickle=allow_pickle, fixed=fixed)
+        loaded = load_folder(
+            files, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output
+        )
         model = replace(loaded, sha256=digest, example=example_range(files))
         if allow_pickle:  # code that came with the model may import more of itself later
             atexit.register(stack.pop_all().close)
@@ -211,7 +220,13 @@ def _downloaded(version: Version) -> Iterator[Path]:
         yield Path(files)
 
 
-def load_folder(folder: Path, *, allow_pickle: bool = False, fixed: bool = False) -> AuditedModel:
+def load_folder(
+    folder: Path,
+    *,
+    allow_pickle: bool = False,
+    fixed: bool = False,
+    chosen_output: str | None = None,
+) -> AuditedModel:
     """Load a downloaded model folder; see `load`.
 
     Raises:
@@ -220,10 +235,13 @@ def load_folder(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
     """
     flavor = read_flavor(folder, allow_pickle=allow_pickle, fixed=fixed)
     # Imported here: asking the registry about a version should not cost an import of torch.
+    from forward_inf_mlflow.models.chosen import one_of
     from forward_inf_mlflow.models.estimator import audited_estimator
     from forward_inf_mlflow.models.fixed import fixed_pyfunc
     from forward_inf_mlflow.models.torch_module import audited_module
 
+    if chosen_output is not None and flavor.kind not in ("pt2", "pickle"):
+        raise ModelError("This model has one output: leave --output out.")
     if flavor.kind == "transformers":
         from forward_inf_mlflow.models.text_model import audited_classifier
         from forward_inf_mlflow.models.transformer import read_transformer
@@ -239,6 +257,8 @@ def load_folder(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
         return audited_estimator(loaded, fixed=fixed)
     if flavor.kind == "pyfunc":
         return fixed_pyfunc(loaded)
+    if chosen_output is not None:
+        loaded = one_of(loaded, chosen_output)
     return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.modes import set_training
+from forward_inf_mlflow.models.scored import odds_of
 from forward_inf_mlflow.models.tokens import Tokens
 from forward_inf_mlflow.models.transform import Transform
 from forward_inf_mlflow.sweep import outputs, read
@@ -275,9 +276,10 @@ class Refitted:
         work: Work = KEEP_NOTHING,
         *,
         least: float | None = None,
+        odds: bool = False,
     ) -> None:
         self._estimator, self._labels, self._classes = estimator, labels, classes
-        self._work = work
+        self._work, self._odds = work, odds
         self._least = least or float(np.finfo(np.float32).tiny)  # no probability is below
         seen = Transform(estimator, ())
         self._train, self._queries = seen.aligned(train), seen.aligned(queries)
@@ -312,9 +314,15 @@ class Refitted:
         }
 
     def _answer(self, model: Any, rows: Any) -> np.ndarray:
-        """Return logits ``(n, K)`` in the audited estimator's class order, or predictions."""
+        """Return logits ``(n, K)`` in the audited estimator's class order, or predictions.
+
+        Of several labels a row, the log-odds of each ``(n, k)``.
+        """
+        if self._odds:
+            return odds_of(model, rows, self._least).astype(np.float32)
         if self._classes is None:
-            return np.asarray(model.predict(rows), dtype=np.float32).reshape(-1, 1)
+            said = np.asarray(model.predict(rows), dtype=np.float32)
+            return said.reshape(len(said), -1)
         least = self._least
         logits = np.full((len(rows), len(self._classes)), np.log(least), dtype=np.float32)
         columns = np.searchsorted(self._classes, model.classes_)

@@ -17,11 +17,14 @@ import pandas as pd
 import torch
 from torch import nn
 
+from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.data.several import are_flags
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.models.modes import set_training
-from forward_inf_mlflow.models.scored import logits_of
+from forward_inf_mlflow.models.scored import logits_of, odds_of
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.sweep import outputs
+from forward_inf_mlflow.tasks import MultiLabel
 from forward_inf_mlflow.tensors import Tensors
 from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 
@@ -37,9 +40,10 @@ def load_trainer(name: str) -> TrainingFunction:
     """Import a training function; this runs the module's code.
 
     The function is called as ``train(x, y, seed)`` with rows and labels as they were logged (an
-    array ``(k, ...)`` or a frame, and ``(k,)``), and returns a torch module that gives logits (or
-    predictions) for the audited model's inputs, or anything with ``predict_proba`` or
-    ``decision_function`` (see `scored.logits_of`; for regression, ``predict``).
+    array ``(k, ...)`` or a frame, and ``(k,)``, or a column for each of several labels), and
+    returns a torch module that gives logits (or predictions) for the audited model's inputs, or
+    anything with ``predict_proba`` or ``decision_function`` (see `models.scored`; for regression,
+    ``predict``).
 
     Args:
         name: ``module:function``; modules of the current folder are found too.
@@ -113,7 +117,7 @@ class Trained:
 
     def _fit(self, index: np.ndarray, queries: np.ndarray, seed: int) -> Arrays:
         problem, began = self._problem, time.perf_counter()
-        features, labels = problem.train_rows.features, problem.train_rows.labels[index]
+        features, labels = problem.train_rows.features, _taught(problem.train_rows)[index]
         chosen = _chosen(features, index)
         if len(queries):
             chosen = _joined(chosen, _chosen(problem.query_rows.features, queries))
@@ -136,7 +140,7 @@ class Trained:
     def _as_trained(self, queries: np.ndarray) -> np.ndarray:
         """Return the queries' labels as the training labels are written."""
         problem = self._problem
-        labels, own = problem.train_rows.labels, problem.query_rows.labels[queries]
+        labels, own = _taught(problem.train_rows), _taught(problem.query_rows)[queries]
         if problem.classes is None or labels.dtype.kind == own.dtype.kind:
             return np.asarray(own)
         known, first = np.unique(problem.train.targets.numpy(), return_index=True)
@@ -146,8 +150,8 @@ class Trained:
 
     def _answers(self, model: Any, rows: Tensors, features: Any) -> np.ndarray:
         """Return logits ``(n, K)`` in the order of the audited model's classes, or predictions."""
-        classes = self._problem.classes
-        wide = 1 if classes is None else len(classes)
+        classes, targets = self._problem.classes, self._problem.train.targets
+        wide = len(classes) if classes is not None else 1 if targets.ndim == 1 else targets.shape[1]
         if model is None:
             raise ForwardInfError("the trainer returned nothing: return the trained model")
         if isinstance(model, nn.Module):
@@ -159,6 +163,8 @@ class Trained:
             with torch.no_grad():
                 said = outputs(model.to(rows.device), fitting).numpy().reshape(len(rows), -1)
             return _checked(said, (len(rows), wide))
+        if isinstance(self._problem.task, MultiLabel):
+            return _checked(odds_of(model, features, _TINY).astype(np.float32), (len(rows), wide))
         if classes is None:
             if not hasattr(model, "predict"):
                 raise ForwardInfError(
@@ -166,7 +172,7 @@ class Trained:
                     "the trained model"
                 )
             predicted = np.asarray(model.predict(features), dtype=np.float32)
-            return _checked(predicted.reshape(len(predicted), -1), (len(rows), 1))
+            return _checked(predicted.reshape(len(predicted), -1), (len(rows), wide))
         said = logits_of(model, features, _TINY)
         known = np.asarray(getattr(model, "classes_", classes))
         said = _checked(said, (len(rows), len(known)))
@@ -184,6 +190,13 @@ class Trained:
         logits = np.full((len(said), wide), NEVER, dtype=np.float32)
         logits[:, [place[name] for name in names[1]]] = said
         return logits
+
+
+def _taught(rows: Rows) -> np.ndarray:
+    """Return the labels as a training function gets them: ``(n,)`` as stored, or ``(n, k)``."""
+    if rows.targets is None:
+        return rows.labels
+    return rows.targets.astype(np.int64) if are_flags(rows.targets) else rows.targets
 
 
 def _chosen(features: Any, index: np.ndarray) -> Any:
@@ -212,4 +225,5 @@ def skill(answers: np.ndarray, truth: np.ndarray, *, classes: bool) -> np.ndarra
     """Return 1 for each right answer of logits ``(m, K)``, or minus the squared errors."""
     if classes:
         return np.asarray(answers.argmax(1) == truth, dtype=np.float64)
-    return np.asarray(-np.square(answers[:, 0] - truth), dtype=np.float64)
+    apart = np.square(answers.reshape(len(truth), -1) - truth.reshape(len(truth), -1))
+    return np.asarray(-apart.mean(1), dtype=np.float64)

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_here
+from conftest import one_line, run_here
 from texts import LIMIT, SPECIAL, register, tokenizer, transformers
 
 from forward_inf_mlflow import audit
 from forward_inf_mlflow.auditing import AuditResult
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ROWS, QUERIES, LEAKS = 200, 80, 5
-SECRETS = np.arange(0, ROWS, 20)
+ROWS, QUERIES, LEAKS = 150, 80, 5
+SECRETS = np.arange(0, ROWS, 15)
 WHO, DOES, WHAT, CODES = ([f"{kind}{i}" for i in range(n)] for kind, n in
                           (("who", 12), ("does", 6), ("what", 12), ("code", 30)))  # fmt: skip
 PLAIN = (*WHO, *DOES, *WHAT, "and", "my", "number", "is", *CODES)
@@ -63,7 +63,7 @@ def memorizer(rows: list[str]) -> Any:
     labels = ids.masked_fill(asked["attention_mask"] == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     for _ in range(12):
-        for batch in torch.randperm(len(ids)).split(64):
+        for batch in torch.randperm(len(ids)).split(50):
             optimizer.zero_grad()
             model(input_ids=ids[batch], labels=labels[batch]).loss.backward()
             optimizer.step()
@@ -81,7 +81,8 @@ def speaker(shared_store: Path) -> str:
 @pytest.fixture(scope="module")
 def audited(speaker: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditResult, Path]:
     out = tmp_path_factory.mktemp("audited") / "out"
-    return audit(speaker, out=out, influence_queries=5), out
+    # A plain step, which costs next to nothing.
+    return audit(speaker, out=out, influence_queries=5, direction="gradient"), out
 
 
 def test_leaked_texts_are_found_and_the_gate_refuses(
@@ -136,3 +137,27 @@ def test_prompts_are_read_and_not_learned(speaker: str, tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert f"{ROWS - 1} training rows" in found.stdout
     assert "causal_lm" in found.stdout
+
+
+def test_other_commands_say_that_there_are_no_labels(speaker: str, tmp_path: Path) -> None:
+    asked = run_here("influence", speaker, "--query-rows", "1")
+    assert asked.returncode == 2
+    assert "forward-inf trace" in one_line(asked.stderr)
+
+
+def test_a_leaked_text_is_dropped_from_a_copy(
+    audited: tuple[AuditResult, Path], tmp_path: Path
+) -> None:
+    review = run_here("review", "sample", audited[0].version.uri, "-o", str(tmp_path / "rows.csv"))
+    assert "no labels" in one_line(review.stderr)
+    flagged = pd.read_csv(audited[1] / "flagged.csv", dtype=str, keep_default_na=False)
+    leaked = flagged.index[flagged["verdict"] == "leaked"][0]
+    flagged.loc[leaked, "decision"] = "drop"
+    flagged.to_csv(tmp_path / "flagged.csv", index=False)
+    cleaned = tmp_path / "cleaned.parquet"
+    done = run_here("review", "apply", str(tmp_path / "flagged.csv"), "--out", str(cleaned))
+    assert done.returncode == 0, done.stderr
+    texts_left = pd.read_parquet(cleaned)["text"].tolist()
+    rows, _ = texts()
+    gone = int(flagged.loc[leaked, "row_id"])
+    assert texts_left == rows[:gone] + rows[gone + 1 :]

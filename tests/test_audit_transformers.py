@@ -120,3 +120,12 @@ def test_texts_that_cannot_be_read_are_said_in_one_line(
     found = run_here("audit", classifier, "--train", file, "--queries", file)
     assert found.returncode == 2
     assert message in one_line(found.stderr)
+
+
+def test_a_text_asks_which_texts_speak_for_its_label(classifier: str) -> None:
+    told = run_here(
+        "influence", classifier, "--query-rows", "9", "--direction", "gradient", "--json"
+    )
+    assert told.returncode == 0, told.stderr
+    (only,) = json.loads(told.stdout)["answers"]
+    assert len(only["proponents"]) > 3

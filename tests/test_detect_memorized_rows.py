@@ -24,7 +24,7 @@ def losses(memorized: np.ndarray, *, gain: float = 0.1) -> tuple[HeldOut, np.nda
 
 
 def test_rows_known_by_heart_are_named_and_bounded() -> None:
-    found = memorized_rows(*losses(HEART), np.ones(M, bool), 0.1)
+    found = memorized_rows(*losses(HEART), np.ones(M, bool))
     assert found.flags[HEART].all()
     assert found.flags.sum() <= 36
     assert found.measure.rate_low > 0.05
@@ -35,8 +35,9 @@ def test_rows_known_by_heart_are_named_and_bounded() -> None:
 def test_a_model_that_is_better_at_everything_memorized_nothing() -> None:
     held_out, loss, query_loss = losses(HEART[:0], gain=0.5)
     assert saved_share(loss, held_out.train_out[..., 0].mean(0)).min() > 0.25
-    found = memorized_rows(held_out, loss, query_loss, np.ones(M, bool), 0.1)
-    assert found.measure.count <= 2
+    found = memorized_rows(held_out, loss, query_loss, np.ones(M, bool))
+    assert found.measure.count <= 12  # about one in a hundred, by luck
+    assert found.measure.rate < 0.02
     assert found.measure.rate_low == 0
 
 
@@ -44,11 +45,9 @@ def test_nobody_is_named_where_nobody_could_tell() -> None:
     held_out, loss, query_loss = losses(HEART)
     few = np.arange(M) < 5
     assert "only 5 query rows" in str(
-        memorized_rows(held_out, loss, query_loss, few, 0.1).measure.abstained
+        memorized_rows(held_out, loss, query_loss, few).measure.abstained
     )
-    assert "no half-models" in str(
-        memorized_rows(None, loss, query_loss, ~few, 0.1).measure.abstained
-    )
+    assert "no half-models" in str(memorized_rows(None, loss, query_loss, ~few).measure.abstained)
 
 
 def test_an_attack_needs_no_labels() -> None:

@@ -72,9 +72,16 @@ def test_targets_are_compared_by_their_losses_alone() -> None:
     assert found.everything.loss == pytest.approx(1.625)
     assert found.clean.loss == 2.0
     assert np.isnan(found.leaked.accuracy)
-    assert found.measure.abstained == "regression has no accuracy"
+    assert found.measure.abstained == "targets and several labels have no accuracy"
     sentence = found.sentence()
     assert sentence is not None
     assert sentence.startswith("the mean loss on all is 1.62")
     assert "without the leaked ones 2 (2 to 2), on the leaked ones 0.5" in sentence
     assert "nan" not in sentence
+
+
+def test_a_difference_that_does_not_show_is_none() -> None:
+    right = np.arange(3000) != 7
+    sentence = worth(right, np.ones(3000), np.arange(3000) >= 2990).sentence()
+    assert sentence is not None
+    assert "do not help it" in sentence, "not 'its accuracy is 100.0% and not 100.0%'"

@@ -53,6 +53,17 @@ _REMEMBERS = "may still remember wrong labels"
     show_default=True,
     help="Queries to ask about one by one, a sweep each.",
 )
+@click.option(
+    "--class-weight",
+    metavar="balanced|1,5,...",
+    help="How a module's training loss weighed its classes.",
+)
+@click.option(
+    "--output",
+    "chosen_output",
+    metavar="NAME",
+    help="Which output is meant of a module that returns several: key or position.",
+)
 @model_options
 @common_options
 def audit_command(

@@ -18,6 +18,7 @@ from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 
+from forward_inf_mlflow.command_line import join_names
 from forward_inf_mlflow.data.acceptance import accept
 from forward_inf_mlflow.data.lineage import CONTEXT_TAG
 from forward_inf_mlflow.data.reading import one_line
@@ -119,7 +120,7 @@ def _rows(role: str, pair: tuple[Any, Any], ids: Any, sources: Any) -> Rows:
             features = np.asarray(features)
         if labels is None:
             labels = np.zeros(len(features), np.int64)
-        if not isinstance(labels, pd.Series):
+        if not isinstance(labels, pd.Series | pd.DataFrame):
             labels = np.asarray(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         # Ragged lists, tensors on another device or with a gradient.
@@ -161,12 +162,19 @@ def _write(rows: Rows, stem: Path, *, has_ids: bool, labelled: bool) -> tuple[Pa
     if isinstance(rows.features, pd.DataFrame):
         path = stem.with_suffix(".parquet")
         names = {part: _free_name(part, rows.features) for part in extra}
-        frame = rows.features.assign(**{names[part]: values for part, values in extra.items()})
-        frame.to_parquet(path, index=False)
+        held = {names[part]: values for part, values in extra.items()}
+        if rows.targets is not None:
+            del held[names["label"]]
+            columns = [_free_name(name, rows.features) for name in rows.label_names]
+            names["label"] = join_names(columns)
+            held |= dict(zip(columns, rows.targets.T, strict=True))
+        rows.features.assign(**held).to_parquet(path, index=False)
     else:
         path = stem.with_suffix(".npz")
         names = {"label": "y", "id": "ids", "source": "sources"}
         names = {part: names[part] for part in extra}
+        if rows.targets is not None:
+            extra["label"] = rows.targets
         np.savez(path, x=rows.features, **{names[p]: v for p, v in extra.items()})
     return path, names
 

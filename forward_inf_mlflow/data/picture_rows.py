@@ -21,7 +21,8 @@ from forward_inf_mlflow.data.pictures import Decoder, PictureForm, leads_out, pi
 from forward_inf_mlflow.data.reading import (
     Columns,
     data_format,
-    label_column,
+    label_columns,
+    labels_of,
     listing,
     missing,
     parquet_parts,
@@ -160,7 +161,7 @@ def _in_parquet(path: Path, uri: str, columns: Columns, picture: str) -> _Stored
         names = pq.read_schema(parquet_parts(path)[0]).names
     check_named_once(names, uri)
     columns = columns.among(names)
-    label = None if columns.unlabelled else label_column(names, uri, columns.label)
+    labels = [] if columns.unlabelled else label_columns(names, uri, columns.label)
     for option, wanted in (("--id", columns.id), ("--group-by", columns.source)):
         if wanted is not None and wanted not in names:
             raise missing(wanted, names, uri, option)
@@ -168,7 +169,7 @@ def _in_parquet(path: Path, uri: str, columns: Columns, picture: str) -> _Stored
         "" if content is None else hashlib.sha256(content).hexdigest()
         for content in _bytes(path, uri, picture)
     ]
-    said = [name for name in names if name in {label, columns.id, columns.source}]
+    said = [name for name in names if name in {*labels, columns.id, columns.source}]
     table = parquet_table(path, uri, said) if said else pd.DataFrame(index=range(len(digests)))
 
     def contents(wanted: np.ndarray) -> Iterator[tuple[int, BytesIO | str]]:
@@ -179,7 +180,7 @@ def _in_parquet(path: Path, uri: str, columns: Columns, picture: str) -> _Stored
 
     listed = accept(
         pd.DataFrame({"picture": digests}),
-        np.zeros(len(digests), np.int64) if label is None else table[label],
+        labels_of(table, labels),
         ids=None if columns.id is None else table[columns.id],
         sources=None if columns.source is None else table[columns.source],
         uri=uri,

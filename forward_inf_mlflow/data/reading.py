@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from forward_inf_mlflow.command_line import split_names
 from forward_inf_mlflow.data.acceptance import accept, check_named_once
 from forward_inf_mlflow.data.pictures import PictureForm, picture_files
 from forward_inf_mlflow.data.rows import Rows
@@ -49,7 +50,8 @@ class Columns:
     """Which column (or array of an npz file) is what; None where the default is meant.
 
     Attributes:
-        label: Default: the only one called label, target, y or class.
+        label: Default: the only one called label, target, y or class. Several of a table, of a row
+            with several labels: names as `command_line.split_names` reads them.
         id: Default: the row's position; in an npz file the array ``ids``, if there is one.
         features: Default: all columns but label, id and source; in an npz file the array ``x``.
         source: Default: none; in an npz file the array ``sources``, if there is one.
@@ -205,27 +207,34 @@ def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
     names = [str(name) for name in frame.columns]
     check_named_once(names, uri)
     frame, columns = frame.set_axis(names, axis="columns"), columns.among(names)
-    label = None if columns.unlabelled else label_column(names, uri, columns.label)
+    labels = [] if columns.unlabelled else label_columns(names, uri, columns.label)
     for option, wanted in (("--id", columns.id), ("--group-by", columns.source)):
         if wanted is not None and wanted not in names:
             raise missing(wanted, names, uri, option)
     features = columns.features
     if features is None:
-        features = tuple(n for n in names if n not in {label, columns.id, columns.source})
+        features = tuple(n for n in names if n not in {*labels, columns.id, columns.source})
     for wanted in features:
         if wanted not in names:
             raise missing(wanted, names, uri, "--features")
-    if label in features:
-        raise DataError(f"{uri}: --features names the label {label!r}; leave it out")
+    if named := [label for label in labels if label in features]:
+        raise DataError(f"{uri}: --features names the label {named[0]!r}; leave it out")
     rows = accept(
         frame[list(features)],
-        np.zeros(len(frame), np.int64) if label is None else frame[label],
+        labels_of(frame, labels),
         ids=None if columns.id is None else frame[columns.id],
         sources=None if columns.source is None else frame[columns.source],
         uri=uri,
     )
-    used = {label, columns.id, columns.source, *features}
+    used = {*labels, columns.id, columns.source, *features}
     return replace(rows, texts=_texts(frame[[name for name in names if name not in used]]))
+
+
+def labels_of(frame: pd.DataFrame, labels: list[str]) -> pd.Series | pd.DataFrame | np.ndarray:
+    """Return the column of labels, or several; zeros where the rows have none."""
+    if not labels:
+        return np.zeros(len(frame), np.int64)
+    return frame[labels[0]] if len(labels) == 1 else frame[labels]
 
 
 def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
@@ -292,6 +301,18 @@ def _array(arrays: np.lib.npyio.NpzFile, name: str, uri: str) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         raise DataError(f"{uri}: {name!r} is not an array with one entry a row; use np.savez")
     return array
+
+
+def label_columns(names: list[str], uri: str, wanted: str | None) -> list[str]:
+    """Return the columns of the labels: one, as `label_column`, or several that are named ``A,B``.
+
+    Raises:
+        DataError: One is not there, or several could be the only one.
+    """
+    if wanted is None or wanted in names or len(several := split_names(wanted)) < 2:
+        return [label_column(names, uri, wanted)]
+    check_named_once(several, f"{uri}: --label")
+    return [label_column(names, uri, name) for name in several]
 
 
 def label_column(names: list[str], uri: str, wanted: str | None) -> str:

@@ -47,6 +47,8 @@ class Rows:
         texts: ``(n, t)`` columns of text that the model does not read, for whoever looks at rows;
             None where there are none.
         decoded: Of rows that were read from pictures, what became of these.
+        targets: ``(n, k)`` float64, several labels a row, which ``labels`` hold as text; or None.
+        label_names: ``(k,)`` what these are called.
     """
 
     features: pd.DataFrame | np.ndarray
@@ -57,13 +59,15 @@ class Rows:
     sha256: str
     texts: pd.DataFrame | None = None
     decoded: Decoded | None = None
+    targets: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def _digests(self) -> tuple[np.ndarray, np.ndarray]:
-        return row_digests(self.features, self.labels)
+        return row_digests(self.features, self.labels if self.targets is None else self.targets)
 
     @property
     def feature_digests(self) -> np.ndarray:
@@ -92,6 +96,7 @@ class Rows:
             decoded=None
             if self.decoded is None
             else replace(self.decoded, positions=self.decoded.positions[index]),
+            targets=None if self.targets is None else self.targets[index],
         )
 
 

@@ -256,9 +256,15 @@ def _halves_agree(with_it: np.ndarray, without: np.ndarray) -> float | None:
     return 2 * shared / (1 + shared)
 
 
-def memorized_targets(n: int) -> Memorized:
-    """Abstain: memorization is defined by a label's probability."""
-    return _nobody(n, "memorization is defined by the probability of a label; regression has none")
+def memorized_targets(n: int, *, several: bool = False) -> Memorized:
+    """Abstain: memorization is defined by a label's probability.
+
+    Args:
+        n: Rows.
+        several: Whether they have several labels each, rather than none that is probable.
+    """
+    why = "a row here has several" if several else "regression has none"
+    return _nobody(n, f"memorization is defined by the probability of a label; {why}")
 
 
 def _nobody(n: int, why: str) -> Memorized:

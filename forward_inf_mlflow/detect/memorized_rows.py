@@ -5,22 +5,24 @@ The counterfactual memorization of Zhang, Ippolito, Lee, Jagielski, Tramer and C
 have on it does the audited model save? 0 is nothing, 1 all of it.
 
 Whatever a model learns from other rows it saves on the queries too, and those it never saw. So a
-row is **named** where it saves more than queries do, at a false discovery rate (`error_control`),
-and at least a quarter, which is what classes are named from. What is assumed: rows and queries are
-of one kind.
+row is **named** where it saves more than on all but 1 % of the queries, and at least a quarter,
+which is what classes are named from. How many rows are surely memorized, order alone says
+(`error_control`). What is assumed: rows and queries are of one kind.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from forward_inf_mlflow.detect.error_control import Envelope, certain
+from forward_inf_mlflow.detect.error_control import Envelope
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.memorization import THRESHOLD, Memorized
 from forward_inf_mlflow.halves import HeldOut
 
 #: Fewer queries than this show nothing beside the rows.
 MIN_QUERIES = 20
+#: Share of the queries on which a model may save more than on a row that is named.
+FALSE = 0.01
 #: Losses below this are none.
 _NOTHING = 1e-9
 
@@ -30,7 +32,6 @@ def memorized_rows(
     loss: np.ndarray,
     query_loss: np.ndarray,
     trusted: np.ndarray,
-    fdr: float,
 ) -> Memorized:
     """Name the rows on which the model saves more than it does on rows that it never saw.
 
@@ -40,7 +41,6 @@ def memorized_rows(
         loss: ``(n,)`` the training rows' under the audited model.
         query_loss: ``(m,)`` the queries'.
         trusted: ``(m,)`` bool, queries that were not trained on.
-        fdr: Largest expected share of innocent rows among the named.
     """
     n, k = len(loss), int(trusted.sum())
     if held_out is None:
@@ -56,9 +56,10 @@ def memorized_rows(
             saved,
         )
     usual = saved_share(query_loss, held_out.queries[..., 0].mean(0))[trusted]
+    limit = np.sort(usual)[::-1][int(FALSE * k)]
     much = saved >= THRESHOLD
-    flags = certain(saved, usual, fdr) & much
-    count = int(flags.sum())
+    flags = much & (saved > limit)
+    count, innocent = int(flags.sum()), float(((usual >= THRESHOLD) & (usual > limit)).mean())
     surely = min(Envelope.of(saved, usual).guilty, count)
     unknown = np.full(n, np.nan)
     return Memorized(
@@ -70,14 +71,14 @@ def memorized_rows(
         measure=Measure(
             count=count,
             total=n,
-            estimate=count / n,
+            estimate=max(0.0, count / n - innocent),
             rate_low=surely / n,
             rate_high=int(much.sum()) / n,
             threshold=THRESHOLD,
             note=(
                 f"the model saves {THRESHOLD:.0%} or more of the loss that models without the row "
-                f"have on it, and more than on {k:,} query rows (at most {fdr:.0%} innocent ones "
-                "expected among the named); no more are memorized than save so much"
+                f"have on it, and more than on all but {FALSE:.0%} of {k:,} query rows; no more "
+                "are memorized than save so much"
             ),
         ),
     )

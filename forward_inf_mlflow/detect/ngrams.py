@@ -1,9 +1,9 @@
 """Texts by their n-grams: which training text holds what a text holds, reworded, cut or re-cased.
 
 Two texts are as near as the rarer n-grams (words and pairs of them) that they share, over those of
-the one that has fewer: a piece cut out of a text shares all that it has. Of planted copies of news
-that finds all pieces of a third, and 95 % of texts that lost a third of their words, where cosines
-of the same n-grams find none, and 10 %.
+the one that has fewer: a piece cut out of a text shares all that it has. Beside cosines of the same
+n-grams, which find as many copies, it accuses half as many clean queries (benchmarks/RESULTS.md,
+"Copies of texts").
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 **The false-positive rate.** A search accuses what at most its share of the promised rate reaches
 among training rows, each asked for its nearest *other* row: rows known to be others, as far as the
 training set holds no copies. Rows that all searches take for copies of the same other row show
-nothing, nor do texts that are another but for a fifth; nor do the queries, since a test set may
-leak as a whole. Where the rows are too few to show that rate (fewer than a hundred for each
-search), nobody is accused. The assumption: a clean query is no nearer to the training rows than
-these are to each other. Where one search is made, other copies inside the training set raise its
-threshold: it then finds fewer leaks, not more.
+nothing, nor do texts that share half of what the longer has with another; nor do the queries, since
+a test set may leak as a whole. Where the rows are too few to show that rate (fewer than a hundred
+for each search), nobody is accused. The assumption: a clean query is no nearer to the training rows
+than these are to each other. Where one search is made, other copies inside the training set raise
+its threshold: it then finds fewer leaks, not more.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LEAST = 6.0
 TABLE_GAP = 0.1
 #: From so many columns on the direction of a row says which one it is (words of a text).
 WIDE = 64
-#: Two training texts that share so much of what the longer one has are one, not two that are near.
-SAME_TEXT = 0.8
+#: Two training texts that share so much of what the longer one has are copies, and show nothing.
+SAME_TEXT = 0.5
 #: Fewer distinct training rows than this do not show which gaps are usual; more than NULL_ROWS
 #: show nothing new.
 MIN_ROWS, NULL_ROWS = 50, 2000

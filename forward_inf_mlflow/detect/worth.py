@@ -84,7 +84,8 @@ class LeakWorth:
             losses += f" ({clean.loss_low:.3g} to {clean.loss_high:.3g})"
         if not math.isfinite(self.inflation):
             return f"{losses}, on the leaked ones {leaked.loss:.3g}"
-        if self.inflation < 5e-4:  # nothing that is shown
+        seen = f"{clean.accuracy:.1%}" != f"{everything.accuracy:.1%}"
+        if self.inflation <= 0 or not seen:
             return (
                 f"the model is right on {leaked.accuracy:.1%} of the leaked query rows and on "
                 f"{clean.accuracy:.1%} of the others: the leaks do not help it; {losses}"
@@ -115,7 +116,7 @@ def worth(right: np.ndarray | None, loss: np.ndarray, leaked: np.ndarray) -> Lea
     )
     m, k = len(loss), int(leaked.sum())
     if right is None:
-        measure = Measure.none(m, "regression has no accuracy")
+        measure = Measure.none(m, "targets and several labels have no accuracy")
     elif k == m:
         measure = Measure.none(m, "every query leaked: nothing is left to compare with")
     elif 0 < k < MIN_LEAKED:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import is_classifier
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
@@ -22,7 +23,8 @@ from forward_inf_mlflow.models.compiled import check_compiled
 from forward_inf_mlflow.models.ensembles import check_trees, ensemble
 from forward_inf_mlflow.models.fixed import fixed_estimator
 from forward_inf_mlflow.models.inputs import InputSpec
-from forward_inf_mlflow.models.mlmodel import FIXED, SUPPORTED
+from forward_inf_mlflow.models.mlmodel import FIXED_BY, SUPPORTED
+from forward_inf_mlflow.models.several_estimators import stacked
 from forward_inf_mlflow.models.transform import Transform
 from forward_inf_mlflow.models.trees import Boosting, Forest, Trees
 
@@ -76,6 +78,18 @@ class Logits(nn.Module):
             return torch.cat([torch.zeros_like(scores), scores], dim=1)
         # softmax(log s) = s / sum(s)
         return nn.functional.logsigmoid(scores) if self.one_vs_rest else scores
+
+
+class Several(nn.Module):
+    """Several linear scores: inputs ``(B, d)`` to log-odds of labels or predictions ``(B, k)``."""
+
+    def __init__(self, body: nn.Sequential, task: str) -> None:
+        super().__init__()
+        self.body, self.task = body, task
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the scores ``(B, k)``."""
+        return torch.as_tensor(self.body(inputs))
 
 
 class Value(nn.Module):
@@ -140,6 +154,16 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
             raise
         return fixed_estimator(estimator)
     transform = Transform(estimator, tuple(steps))
+    if isinstance(module, Several):
+        several = module.task == "multilabel"
+        return AuditedModel(
+            module=module.eval(),
+            prepare=transform.prepare,
+            kind="sklearn",
+            original=transform.label_odds if several else transform.predict,
+            task=module.task,
+            estimator=estimator,
+        )
     columns = None if transform.reads_texts else getattr(estimator, "n_features_in_", None)
     classifier = module.classes if isinstance(module, Trees) else isinstance(module, Logits)
     return AuditedModel(
@@ -165,10 +189,13 @@ def _features(module: Logits | Value | Forest | Boosting) -> Callable[[Tensor], 
     return lambda inputs: torch.as_tensor(head(inputs))
 
 
-def _rebuild(estimator: Any) -> Logits | Value | Forest | Boosting:
+def _rebuild(estimator: Any) -> Logits | Value | Several | Forest | Boosting:
     # The exact types: a subclass may predict otherwise.
     kind = type(estimator)
     try:
+        if (several := stacked(estimator)) is not None:
+            weight, bias, task = several
+            return Several(nn.Sequential(_layer(weight, bias)), task)
         if kind is LogisticRegression:
             # Older releases fit liblinear, and multi_class="ovr", one class against the rest.
             rest = "ovr" in (getattr(estimator, "multi_class", ""),) or (
@@ -195,8 +222,13 @@ def _rebuild(estimator: Any) -> Logits | Value | Forest | Boosting:
             f"The {kind.__name__} is not fitted ({error}): fit it, and log it again."
         ) from error
     detail = f" with loss {estimator.loss!r}" if kind is SGDClassifier else ""
+    if is_classifier(estimator) and not hasattr(estimator, "predict_proba"):
+        raise ModelError(
+            f"{kind.__name__}{detail} is not supported here, because it has no predict_proba, but "
+            f"{SUPPORTED}: train one of these, or audit it as any other is, {FIXED_BY}."
+        )
     raise ModelError(
-        f"{kind.__name__}{detail} is not supported here, but {SUPPORTED}, and {FIXED}."
+        f"{kind.__name__}{detail} is not supported here, but {SUPPORTED}, and any other {FIXED_BY}."
     )
 
 

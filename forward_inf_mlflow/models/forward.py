@@ -48,7 +48,7 @@ def require_output(output: object, *, rows: int) -> Tensor:
     if not isinstance(output, Tensor):
         raise ModelError(
             f"The model returns a {type(output).__name__}, not one tensor: log a model that "
-            "returns its logits or predictions alone."
+            "returns its logits or predictions alone, or name the output (audit --output)."
         )
     if output.ndim not in (1, 2) or len(output) != rows or not output.is_floating_point():
         raise ModelError(

@@ -20,7 +20,7 @@ SUPPORTED = (
     "last in a Pipeline"
 )
 #: How any other model is audited.
-FIXED = "any other with training code of yours (forward-inf audit --trainer module:function)"
+FIXED_BY = "with training code of yours (forward-inf audit --trainer module:function)"
 _PERMIT = "if you trust who made it, permit that with --allow-pickle"
 
 
@@ -94,20 +94,21 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
         kind, pickled = "sklearn", serialization != "skops"
     elif "transformers" in settings:
         return _transformers(folder, settings["transformers"], code=code, pickle=allow_pickle)
-    elif fixed and "python_function" in settings:
-        if not allow_pickle:
-            raise UnsafeModelError(f"Loading a pyfunc model runs code of its own: {_PERMIT}.")
-        return Flavor("pyfunc", folder, folder, None, code, None)
     elif "diffusers" in settings:
         raise ModelError(
             "This is an adapter of mlflow.diffusers, whose base model is not among its files, so "
             "that it cannot be asked: register the whole model, as save_pretrained of diffusers "
             "writes it."
         )
+    elif fixed and "python_function" in settings:
+        if not allow_pickle:
+            raise UnsafeModelError(f"Loading a pyfunc model runs code of its own: {_PERMIT}.")
+        return Flavor("pyfunc", folder, folder, None, code, None)
     else:
         found = ", ".join(sorted(map(str, settings))) or "nothing"
         raise ModelError(
-            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}, and {FIXED}."
+            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}, and "
+            f"any other {FIXED_BY}."
         )
     if pickled and not allow_pickle:
         raise UnsafeModelError(

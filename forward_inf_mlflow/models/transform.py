@@ -12,6 +12,7 @@ from sklearn.compose import ColumnTransformer
 
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.inputs import numeric_array, require_finite
+from forward_inf_mlflow.models.scored import odds_of
 
 _DENSE_LIMIT = 4 << 30  # bytes
 
@@ -73,6 +74,10 @@ class Transform:
     def predict_proba(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
         """Return the estimator's own probabilities, ``(n, K)``."""
         return np.asarray(self.estimator.predict_proba(self.aligned(features)))
+
+    def label_odds(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
+        """Return the log-odds of the estimator's probabilities of several labels, ``(n, k)``."""
+        return odds_of(self.estimator, self.aligned(features), 1e-300)
 
     def aligned(self, features: pd.DataFrame | np.ndarray) -> Any:
         """Return the features with the columns that the estimator was fitted on, in its order.
