@@ -22,6 +22,7 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.compiled import check_compiled
 from forward_inf_mlflow.models.ensembles import check_trees, ensemble
 from forward_inf_mlflow.models.fixed import fixed_estimator
+from forward_inf_mlflow.models.inputs import InputSpec
 from forward_inf_mlflow.models.mlmodel import FIXED_BY, SUPPORTED
 from forward_inf_mlflow.models.several_estimators import stacked
 from forward_inf_mlflow.models.transform import Transform
@@ -163,6 +164,7 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
             task=module.task,
             estimator=estimator,
         )
+    columns = None if transform.reads_texts else getattr(estimator, "n_features_in_", None)
     classifier = module.classes if isinstance(module, Trees) else isinstance(module, Logits)
     return AuditedModel(
         module=module.eval(),
@@ -175,6 +177,7 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
         estimator=estimator,
         probabilities=classifier,
         texts=transform.texts if transform.reads_texts else None,
+        takes=None if columns is None else InputSpec(np.dtype(np.float64), (int(columns),)),
     )
 
 
