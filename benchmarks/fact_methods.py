@@ -118,11 +118,11 @@ def _candidates(bench: Bench, direction: Direction) -> list[Traced]:
     ]
 
 
-def _traced(bench: Bench, direction: Direction, *, alone: bool = False) -> np.ndarray:
-    """Return candidates by both ranks, or by influence alone, and after them all other rows."""
+def _traced(bench: Bench, direction: Direction, *parts: str) -> np.ndarray:
+    """Return candidates by the mean of their ranks by some parts, and after them all other rows."""
     found = _last_layer(bench) - 1e6
     for row, traced in zip(found, _candidates(bench, direction), strict=True):
-        row[traced.rows] = rankdata(traced.influence) if alone else -traced.score
+        row[traced.rows] = sum(rankdata(getattr(traced, part)) for part in parts)
     return found
 
 
@@ -177,6 +177,8 @@ def _ekfac(bench: Bench) -> dict[str, np.ndarray]:
             return dict(said)
 
 
+#: What the command does: the mean of three ranks.
+OURS = "curvature, last layer, hidden"
 CURVATURE, REPLAY = Curvature(), Replay(most_steps=100, most_seeds=1)
 METHODS: dict[str, Callable[[Bench], np.ndarray]] = {
     "random": _random,
@@ -186,8 +188,9 @@ METHODS: dict[str, Callable[[Bench], np.ndarray]] = {
     "hidden, last token": lambda b: _hidden(b, everywhere=False),
     "hidden, answer": lambda b: _hidden(b, everywhere=True),
     "last layer": _last_layer,
-    "curvature, margin": lambda b: _traced(b, CURVATURE, alone=True),
-    "curvature and last layer": lambda b: _traced(b, CURVATURE),
+    "curvature, margin": lambda b: _traced(b, CURVATURE, "influence"),
+    "curvature and last layer": lambda b: _traced(b, CURVATURE, "influence", "screen"),
+    OURS: lambda b: _traced(b, CURVATURE, "influence", "screen", "features"),
     "replay, margin": _replayed,
     "replay and last layer": lambda b: _with_last_layer(b, _replayed(b)),
     "plain step, loss": lambda b: _swept(b, GradientStep(), "loss"),
@@ -202,5 +205,3 @@ METHODS: dict[str, Callable[[Bench], np.ndarray]] = {
     "EK-FAC (kronfluence), loss": lambda b: _ekfac(b)["loss"],
     "EK-FAC (kronfluence), margin": lambda b: _ekfac(b)["margin"],
 }
-#: Which of these the command takes by default.
-OURS = "curvature and last layer"

@@ -19,6 +19,7 @@ bootstrap intervals over queries.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -47,6 +48,10 @@ def measured(taught: Taught, only: list[str]) -> dict[str, Figures]:
             scores = METHODS[name](bench)
         except ImportError as error:
             print(f"{name}: not measured, {error.name} is not installed", flush=True)
+            continue
+        except subprocess.CalledProcessError as error:
+            last = error.stderr.decode().strip().splitlines()[-1:]
+            print(f"{name}: not measured, the peer failed: {' '.join(last)}", flush=True)
             continue
         seconds = time.process_time() - began
         order = np.argsort(-scores, axis=1, kind="stable")

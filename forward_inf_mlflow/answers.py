@@ -141,12 +141,12 @@ def portraits(problem: Problem, record: Mapping[str, Any]) -> tuple[dict[str, by
         of_train, of_queries = train_ids.get_indexer(named), query_ids.get_indexer(asked)
         columns = telling_columns(train, queries.iloc[of_queries])
         shown: Values = {}
-        for kind, tensors, table, ids, positions in (
-            ("train", problem.train, train, named, of_train),
-            ("query", problem.queries, queries, asked, of_queries),
+        for kind, tensors, rows, table, ids, positions in (
+            ("train", problem.train, problem.train_rows, train, named, of_train),
+            ("query", problem.queries, problem.query_rows, queries, asked, of_queries),
         ):
             for name, position in zip(ids, positions.tolist(), strict=True):
-                if (png := picture(tensors, position)) is not None:
+                if (png := picture(tensors, position, rows)) is not None:
                     drawn[f"{kind}:{name}"] = png
                 shown[f"{kind}:{name}"] = [(str(c), table[c].iloc[position]) for c in columns]
         values.append(shown)

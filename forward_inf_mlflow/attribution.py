@@ -38,7 +38,7 @@ Pixels = Literal["auto", "signed", "unit"]
 #: Numbers in a batch that is chosen automatically: each image is passed forward many times.
 _BATCH_NUMBERS = 2**16
 #: Of the mean eigenvalue, what is added to the curvature; and gradients that it is drawn from.
-MULTIPLE, GRADIENTS = 10.0, 2000
+MULTIPLE, GRADIENTS = 0.01, 2000
 #: Floats below this are not from 0 to 1; parameters and images that a message names.
 _SIGNED, _NAMED = -0.25, 5
 
@@ -153,8 +153,10 @@ def choose_parameters(module: nn.Module, pattern: str | None) -> int:
     """
     if pattern is not None:
         wanted = [part.strip() for part in pattern.split(",") if part.strip()]
-        names = [name for name, p in module.named_parameters() if p.requires_grad]
-        kept = {name for name in names if any(fnmatchcase(name, part) for part in wanted)}
+        # The registered model's own names: ours stands around it.
+        own = {name: name.partition(".")[2] for name in trainable(module)}
+        names = list(own.values())
+        kept = {n for n, said in own.items() if any(fnmatchcase(said, part) for part in wanted)}
         if not kept:
             shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
             raise ForwardInfError(

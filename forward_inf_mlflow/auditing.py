@@ -108,6 +108,8 @@ def audit(
     batch_size: int | None = None,
     seed: int = 0,
     max_rows: int | None = None,
+    pixels: str | None = None,
+    resize: bool = False,
     effort: Effort = "standard",
     fdr: float = 0.1,
     trainer: str | None = None,
@@ -146,6 +148,9 @@ def audit(
         batch_size: Rows read at once; None chooses.
         seed: Decides the halves and their training.
         max_rows: Audit only so many training rows, drawn at random; the audit is marked partial.
+        pixels: What the pixels 0 and 255 of pictures become, ``0:1``; None takes it from the
+            model's input example.
+        resize: Resize pictures of another size than the model takes; else they are refused.
         effort: "quick" trains nothing: neighbours and the model itself are asked about labels, and
             memorized rows are ranked, not named. "standard" trains half-models twice, "thorough"
             eight times.
@@ -199,6 +204,8 @@ def audit(
         "batch-size": batch_size,
         "seed": seed,
         "max-rows": max_rows,
+        "pixels": pixels,
+        "resize": resize or None,
         "effort": effort if effort != "standard" else None,
         "fdr": fdr if fdr != 0.1 else None,
         "trainer": trainer,
@@ -238,6 +245,8 @@ def audit(
         batch_size=batch_size,
         seed=seed,
         max_rows=max_rows,
+        pixels=pixels,
+        resize=resize,
         allow_pickle=allow_pickle,
         fixed=trainer is not None,
         class_weight=class_weight,
@@ -261,6 +270,10 @@ def audit(
         right = kept.of("mislabeled", digests)
         found = examine(model, problem, planned, settings, progress or silent, work, right)
         found = _without_kept(found, kept, digests)
+        if found.facts.get("refused"):
+            problem = replace(
+                problem, notes=(*problem.notes, f"influence: {found.facts['read_why']}")
+            )
         scores = tables.scores_table(problem, found).assign(kept=kept.any_of(digests))
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
@@ -295,6 +308,7 @@ def audit(
                 "features": features,
                 "group_by": group_by,
                 "labelled": problem.task.labelled,
+                "pictures": None if posed.pictures is None else posed.pictures.as_dict(),
             },
             policy=bounds,
             decision=decision,

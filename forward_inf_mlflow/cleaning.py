@@ -20,7 +20,8 @@ from forward_inf_mlflow.audited_data import audited_data
 from forward_inf_mlflow.data.fetch import is_local
 from forward_inf_mlflow.data.lineage import Original
 from forward_inf_mlflow.data.logging_data import dataset_input
-from forward_inf_mlflow.data.reading import Columns, label_column, read_rows, read_table
+from forward_inf_mlflow.data.picture_rows import read_data
+from forward_inf_mlflow.data.reading import Columns, label_column, read_table
 from forward_inf_mlflow.data.rewriting import rewrite
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.decisions import Choice, choices, read_filled
@@ -129,8 +130,8 @@ def apply_decisions(
             run_id=None,
             file=target,
             original=rows.uri,
-            before=len(rows),
-            after=len(rows) - int(drop.sum()),
+            before=(whole := len(rows) if rows.decoded is None else rows.decoded.whole),
+            after=whole - int(drop.sum()),
             changes=changes,
             kept=len(kept),
         )
@@ -139,7 +140,8 @@ def apply_decisions(
         with ExitStack() as stack:
             aside = None if target is None else stack.enter_context(_aside(target))
             if aside is not None:
-                rewrite(original.path, aside, columns=original.columns, labels=labels, drop=drop)
+                placed, dropped = _placed(rows, labels, drop)
+                rewrite(original.path, aside, columns=original.columns, labels=placed, drop=dropped)
             run_id = _log(found, original, aside, kept, by)
             if aside is not None and target is not None:
                 _place(aside, target)
@@ -193,6 +195,18 @@ def _changes(
                 "after": one.label,
             }
     return labels, drop, [changes[position] for position in sorted(changes)]
+
+
+def _placed(
+    rows: Rows, labels: Mapping[int, Any], drop: np.ndarray
+) -> tuple[Mapping[int, Any], np.ndarray]:
+    """Return both by the places in the file, where pictures that do not decode have one, too."""
+    if rows.decoded is None:
+        return labels, drop
+    places = rows.decoded.positions
+    dropped = np.zeros(rows.decoded.whole, dtype=bool)
+    dropped[places[drop]] = True
+    return {int(places[position]): value for position, value in labels.items()}, dropped
 
 
 def _stored(one: Choice, dtype: np.dtype, known: set[Any] | None) -> Any:
@@ -328,8 +342,10 @@ def _log(
 def _cleaned_input(found: Cleaned, original: Original, aside: Path, uri: str) -> Any:
     """Return the cleaned data set as a run's input, tagged so that an audit finds its columns."""
     columns = original.columns
-    rows = read_rows(aside, uri=uri, columns=columns)
-    named = {"label": _label(aside, uri, columns), "id": columns.id, "source": columns.source}
+    rows = read_data(aside, uri=uri, columns=columns)
+    folders = rows.decoded is not None and rows.decoded.folders is not None
+    label = None if folders else _label(aside, uri, columns)
+    named = {"label": label, "id": columns.id, "source": columns.source}
     extra = {"fi.audit_run": found.audit_run, "fi.original_sha256": original.data.rows.sha256}
     if original.shape is not None:
         extra["fi.shape"] = original.shape

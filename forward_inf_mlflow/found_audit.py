@@ -18,12 +18,13 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.errors import DataError, NoAuditError, TrackingError, VerdictError
 from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_errors
 from forward_inf_mlflow.record import read_record
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import tags_of
-from forward_inf_mlflow.tracking import FOLDER, identity, identity_of
+from forward_inf_mlflow.tracking import FOLDER, AuditRun, identity, identity_of, tag_version
 from forward_inf_mlflow.verdicts.claims import AUDIT_TAG, RUN_TAG
 
 _RUN = re.compile(r"[0-9a-f]{32}")
@@ -129,6 +130,40 @@ def find_audit(version: Version) -> FoundAudit:
             f"changed after the audit: {again}"
         )
     return FoundAudit(run_id, record, digest)
+
+
+def audit_of_run(run_id: str) -> tuple[Version, FoundAudit]:
+    """Return the audit of a run, and the version that it is of; it need not be the newest.
+
+    Raises:
+        TrackingError: The run has no finished audit, or its version is gone or another one.
+    """
+    content = fetch_artifact(run_id, "audit.json")
+    if content is None:
+        raise TrackingError(
+            f"run {run_id} has no finished audit: give the run that 'forward-inf audit' names"
+        )
+    record = read_record(content, where=f"audit.json of run {run_id}")
+    model = record["model"]
+    version = resolve(f"models:/{model.get('name')}/{model.get('version')}")
+    if identity_of(model) != identity(version):
+        raise TrackingError(
+            f"run {run_id} audited another version of the address {version.uri}, registered at "
+            f"another time or from another source: run 'forward-inf audit {version.uri}'"
+        )
+    return version, FoundAudit(run_id, record, hashlib.sha256(content).hexdigest())
+
+
+def show_again(version: Version, audit: FoundAudit) -> None:
+    """Name an audit in its version's tags and description, where these name another by now."""
+    if tags_of(version).get(AUDIT_TAG) == audit.sha256:
+        return
+    decision = audit.record["decision"]
+    with translate_errors():
+        info = MlflowClient().get_run(audit.run_id).info
+    run = AuditRun(audit.run_id, info.experiment_id)
+    tag_version(version, str(decision["outcome"]), run, audit.sha256)
+    describe_version(version, decision, run)
 
 
 def audit_of_file(table: pd.DataFrame, file: Path) -> tuple[Version, FoundAudit]:

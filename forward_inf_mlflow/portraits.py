@@ -37,7 +37,7 @@ def portraits_of(problem: Problem, wanted: Mapping[str, Sequence[str]]) -> Portr
         shown = _told(rows, where, columns)
         for position, (_, told) in zip(where, shown.iterrows(), strict=True):
             key = f"{role}:{rows.ids[position]}"
-            if (png := picture(tensors, int(position))) is not None:
+            if (png := picture(tensors, int(position), rows)) is not None:
                 pictures[key] = png
             elif len(told):
                 values[key] = [(str(name), _short(value)) for name, value in told.items()]
@@ -73,11 +73,16 @@ def _short(value: object) -> object:
     return value
 
 
-def picture(rows: Tensors, position: int) -> bytes | None:
-    """Return a PNG thumbnail of a row, or None where rows are no images."""
-    if not image_shape(rows.inputs.shape[1:]):
+def picture(inputs: Tensors, position: int, rows: Rows | None = None) -> bytes | None:
+    """Return a PNG thumbnail of a row, or None where rows are no images.
+
+    Of ``rows`` that are pictures there is one even where the model reads them flat.
+    """
+    if image_shape(inputs.inputs.shape[1:]):
+        return thumbnail(inputs.inputs[position].numpy())
+    if rows is None or rows.decoded is None or not isinstance(rows.features, np.ndarray):
         return None
-    return thumbnail(rows.inputs[position].numpy())
+    return thumbnail(rows.features[position])
 
 
 def telling_columns(train: pd.DataFrame, queries: pd.DataFrame, most: int = _VALUES) -> list[str]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from forward_inf_mlflow.data.acceptance import has_gap
 from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
+from forward_inf_mlflow.data.picture_rows import lost_notes
+from forward_inf_mlflow.data.pictures import PictureForm, picture_form
 from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
@@ -28,6 +30,7 @@ class Posed:
 
     Attributes:
         partial: Whether rows were left out.
+        pictures: How pictures became rows, where rows are pictures.
     """
 
     version: Version
@@ -36,6 +39,7 @@ class Posed:
     queries: DataSet
     problem: Problem
     partial: bool
+    pictures: PictureForm | None = None
 
 
 def pose(
@@ -52,6 +56,8 @@ def pose(
     batch_size: int | None = None,
     seed: int = 0,
     max_rows: int | None = None,
+    pixels: str | None = None,
+    resize: bool = False,
     allow_pickle: bool = False,
     fixed: bool = False,
     class_weight: str | None = None,
@@ -67,12 +73,18 @@ def pose(
     """
     on = choose_device(device)
     version = resolve(model_uri)
-    model = load(version, allow_pickle=allow_pickle, fixed=fixed)
+    model = load(version, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output)
+    form = _form(model, pixels, resize=resize)
     columns = Columns(
-        label, id, tuple(features) if features else None, group_by, labelled=model.loss is None
+        label,
+        id,
+        tuple(features) if features else None,
+        group_by,
+        labelled=model.loss is None,
+        pictures=replace(form, most=max_rows, seed=seed),
     )
     train_set = _read("train", train, version, columns)
-    query_set = _read("queries", queries, version, replace(columns, lenient=True))
+    query_set = _read("queries", queries, version, replace(columns, lenient=True, pictures=form))
     train_set, partial = _at_most(train_set, max_rows, seed)
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
     if model.loss is None:  # else nobody but the module itself says what it answers
@@ -97,9 +109,31 @@ def pose(
     why = "a value is missing" if model.readable is None else "the text is empty"
     if model.loss is not None and model.texts is not None:
         why += ", has no token to learn,"
-    notes = tuple(_left_out(kind, ids, why) for kind, ids in lost)
-    problem = replace(problem, notes=(*problem.notes, *notes))
-    return Posed(version, model, train_set, query_set, problem, partial or bool(lost))
+    decoded = [data.rows.decoded for data in (train_set, query_set) if data.rows.decoded]
+    partial |= any(len(one.positions) < one.whole for one in decoded)
+    notes = (
+        *dict.fromkeys(one.told for one in decoded),
+        *lost_notes(train_set.rows, "training"),
+        *lost_notes(query_set.rows, "query"),
+        *(_left_out(kind, ids, why) for kind, ids in lost),
+    )
+    return Posed(
+        version,
+        model,
+        train_set,
+        query_set,
+        replace(problem, notes=(*problem.notes, *notes)),
+        partial or bool(lost),
+        form if decoded else None,
+    )
+
+
+def _form(model: AuditedModel, pixels: str | None, *, resize: bool) -> PictureForm:
+    """Return how pictures, if there are any, become what the model takes."""
+    shape, dtype = None, np.dtype(np.float32)
+    if model.takes is not None:
+        shape, dtype = model.takes.shape, model.takes.dtype
+    return picture_form(shape, dtype, model.example, pixels=pixels, resize=resize)
 
 
 def _without_gaps(model: AuditedModel, rows: Rows) -> Rows:

@@ -201,7 +201,7 @@ def _with_labels(
         with torch.no_grad():
             first_that_fits(first, lambda batch: _output(module, batch.inputs))
     if kind == "classification":
-        classes = _classes(model, _width(shape), train.labels)
+        classes, named = _classes(model, _width(shape), train)
         y_train = _class_indices(train, classes, "training")
         y_queries = _class_indices(queries, classes, "query")
         if len(np.unique(y_train)) < 2:
@@ -210,7 +210,7 @@ def _with_labels(
             )
         weights = class_weights(model.estimator, class_weight, classes, y_train)
         loss: Task = Classification() if weights is None else Weighted(weights)
-        return _Posed(module, loss, classes, y_train, y_queries, tuple(notes))
+        return _Posed(module, loss, classes, y_train, y_queries, (*notes, *named))
     if train.targets is not None and queries.targets is not None:
         loss = MultiLabel() if kind == "multilabel" else Regression()
         numbers = train.targets, queries.targets
@@ -324,18 +324,39 @@ def _task(
     return kind, module, []
 
 
-def _classes(model: AuditedModel, width: int, labels: np.ndarray) -> np.ndarray:
-    """Return the label of each output: as the model calls them, or their positions ``(K,)``.
+def _classes(model: AuditedModel, width: int, train: Rows) -> tuple[np.ndarray, list[str]]:
+    """Return the label of each output, as the model calls them, or their positions ``(K,)``; notes.
 
-    Names that a transformer has for its outputs count where labels are such names.
+    Names that a transformer has for its outputs count where labels are such names. Of pictures in
+    folders whose names are no positions, the outputs are the folders in sorted order.
     """
     if model.classes is None:
-        return np.arange(max(2, width))
-    if model.kind == "transformers" and not np.isin(labels.astype(str), model.classes).any():
+        return _positions(max(2, width), train)
+    return _named(model, model.classes, train.labels), []
+
+
+def _positions(width: int, train: Rows) -> tuple[np.ndarray, list[str]]:
+    folders = None if train.decoded is None else train.decoded.folders
+    if folders is None or all(name.isdecimal() for name in folders):
+        return np.arange(width), []
+    if len(folders) != width:
+        raise DataError(
+            f"{train.uri} has {len(folders)} folders with pictures and the model {width} outputs: "
+            "give a folder for each class, in sorted order as the model's outputs, or named 0 to "
+            f"{width - 1}"
+        )
+    first, last = folders[0], folders[-1]
+    note = f"the model's outputs were taken for the folders in sorted order, {first} to {last}"
+    return folders, [note]
+
+
+def _named(model: AuditedModel, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the outputs' labels, by their names or, where labels are numbers, by position."""
+    if model.kind == "transformers" and not np.isin(labels.astype(str), classes).any():
         numbers = pd.to_numeric(pd.Series(labels), errors="coerce")
         if numbers.notna().all():
-            return np.arange(len(model.classes))
-    return model.classes
+            return np.arange(len(classes))
+    return classes
 
 
 def _cut(model: AuditedModel, train: Rows, queries: Rows) -> list[str]:

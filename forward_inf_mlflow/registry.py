@@ -24,6 +24,7 @@ from forward_inf_mlflow.mlflow_errors import (
     translate_errors,
 )
 from forward_inf_mlflow.models.content import content_sha256
+from forward_inf_mlflow.models.example import example_range
 from forward_inf_mlflow.models.mlmodel import Flavor, read_flavor
 from forward_inf_mlflow.verdicts.names import is_text
 
@@ -131,7 +132,7 @@ def load(
         loaded = load_folder(
             files, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output
         )
-        model = replace(loaded, sha256=digest)
+        model = replace(loaded, sha256=digest, example=example_range(files))
         if allow_pickle:  # code that came with the model may import more of itself later
             atexit.register(stack.pop_all().close)
         return model

@@ -59,8 +59,9 @@ class Trace:
         run_id: The MLflow run that keeps the trace.
         page: Its address inside the MLflow UI.
         record: The content of ``trace.json``.
-        rows: One line per candidate, best first: rank (from 1), train_id, influence, screen, text,
-            source, tokens (its next tokens as text) and token_influence (of each of them).
+        rows: One line per candidate, best first: rank (from 1), train_id, influence, screen,
+            features, text, source, tokens (its next tokens as text) and token_influence (of each
+            of them).
     """
 
     version: Version

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.experts import Expert
@@ -49,11 +49,14 @@ class Views:
         inputs: The model's inputs as they are, and columns by their spread where they are a table.
         encodings: What the model's first linear layer sees, where that is not the input; or None.
         features: What its last one sees; or None.
+        said: The probabilities that a model gives of which nothing else can be seen; or None. Near
+            by these is alike in the model's eyes, and no copy.
     """
 
     inputs: tuple[View, ...]
     encodings: View | None
     features: View | None
+    said: View | None = None
 
 
 def read_views(model: AuditedModel, problem: Problem) -> Views:
@@ -66,7 +69,15 @@ def read_views(model: AuditedModel, problem: Problem) -> Views:
     features = _view("the model's features", model.features, problem)
     if encodings is not None and inputs and encodings.train.shape == inputs[0].train.shape:
         encodings = None if np.allclose(encodings.train, inputs[0].train, atol=1e-5) else encodings
-    return Views(inputs, encodings, features)
+    said = None
+    if model.fixed and problem.classes is not None:
+        said = _view("the model's probabilities", _probable(problem.module), problem)
+    return Views(inputs, encodings, features, said)
+
+
+def _probable(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return inputs ``(B, ...)`` to probabilities ``(B, K)``."""
+    return lambda inputs: torch.softmax(module(inputs), dim=1)
 
 
 def input_views(train: np.ndarray, queries: np.ndarray) -> tuple[View, ...]:
@@ -140,7 +151,7 @@ def experts(
             found.append(of_linear(name, *rows, labels, query_labels, trusted, classes=classes))
         return [expert for expert in found if expert is not None]
 
-    return votes(views.inputs), votes([views.encodings, views.features])
+    return votes(views.inputs), votes([views.encodings, views.features, views.said])
 
 
 def encoder(model: AuditedModel, problem: Problem, views: Views) -> Encode | None:

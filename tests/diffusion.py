@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.tasks import cosine_schedule
 
-STEPS, SIDE, N, CLASSES = 20, 4, 30, 2
+STEPS, SIDE, N, CLASSES, WIDTH = 20, 4, 30, 2, 4
 LEFT = torch.tensor(cosine_schedule(STEPS), dtype=torch.float32)
 SCHEDULE = {"schedule": "cosine", "steps": STEPS}
 
@@ -23,7 +23,7 @@ SCHEDULE = {"schedule": "cosine", "steps": STEPS}
 class Denoiser(nn.Module):
     """Two convolutions that are told the time, and, if they are to be, the label."""
 
-    def __init__(self, *, conditional: bool = False, width: int = 8) -> None:
+    def __init__(self, *, conditional: bool = False, width: int = WIDTH) -> None:
         super().__init__()
         self.first = nn.Conv2d(1, width, 3, padding=1)
         self.time = nn.Linear(1, width)

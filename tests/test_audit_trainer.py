@@ -132,6 +132,7 @@ def test_a_pyfunc_model_is_audited_with_permission_and_a_trainer(shared_store: P
     how = found.record["influence"]
     assert how["reliability"] < 0.5
     assert "so they are not shown" in how["read_why"]
+    assert any(how["read_why"] in note for note in found.record["notes"])
     assert found.scores["influence"].isna().all()
     assert not len(found.influence)
     assert how["training_seconds"] > 0

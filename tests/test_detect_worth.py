@@ -78,3 +78,10 @@ def test_targets_are_compared_by_their_losses_alone() -> None:
     assert sentence.startswith("the mean loss on all is 1.62")
     assert "without the leaked ones 2 (2 to 2), on the leaked ones 0.5" in sentence
     assert "nan" not in sentence
+
+
+def test_a_difference_that_does_not_show_is_none() -> None:
+    right = np.arange(3000) != 7
+    sentence = worth(right, np.ones(3000), np.arange(3000) >= 2990).sentence()
+    assert sentence is not None
+    assert "do not help it" in sentence, "not 'its accuracy is 100.0% and not 100.0%'"

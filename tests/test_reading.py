@@ -259,7 +259,7 @@ def test_a_bad_file_is_one_line_that_says_what_to_do(tmp_path: Path, case: str) 
 def test_a_missing_file_and_a_folder_without_parquet_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file: gone\.csv"):
         read(tmp_path / "gone.csv")
-    with pytest.raises(DataError, match=r"no \.parquet file in this folder"):
+    with pytest.raises(DataError, match=r"no \.parquet file and no picture"):
         read(tmp_path)
     with pytest.raises(DataError, match="cannot be read as a file"):
         read(tmp_path / ("n" * 300 + ".csv"))

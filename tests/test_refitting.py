@@ -23,6 +23,7 @@ from forward_inf_mlflow.preparation import Problem, prepare
 from forward_inf_mlflow.refitting import ByRefits
 from forward_inf_mlflow.singles import Rest
 from forward_inf_mlflow.training_function import Trained
+from forward_inf_mlflow.views import experts, read_views
 
 N, M = 60, 30
 RNG = np.random.default_rng(0)
@@ -178,6 +179,20 @@ def test_who_says_nothing_of_how_sure_it_is_is_one_line() -> None:
     assert "\n" not in str(e.value)
     with pytest.raises(ModelError, match="neither predict_proba nor decision_function"):
         check_parity(audited_estimator(Labels(), fixed=True), X)
+
+
+def test_rows_are_near_by_what_a_model_says_that_shows_nothing_else() -> None:
+    model = audited_estimator(KNeighborsClassifier(5).fit(X, Y), fixed=True)
+    seen = read_views(model, posed())
+    assert (seen.features, seen.encodings) == (None, None)
+    assert seen.said is not None
+    p = model.original(ASKED)
+    np.testing.assert_allclose(
+        seen.said.queries, p / np.linalg.norm(p, axis=1, keepdims=True), atol=1e-4
+    )
+    groups, trusted = np.arange(N), np.ones(M, dtype=bool)
+    _, learned = experts(seen, Y, groups, TRUTH, trusted, 3)
+    assert "neighbours by the model's probabilities" in {one.name for one in learned}
 
 
 def test_a_direction_is_refused_where_nothing_moves() -> None:

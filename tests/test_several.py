@@ -62,7 +62,7 @@ def test_several_labels_come_back_as_they_were_logged(frame: bool, tmp_path: Pat
     features = pd.DataFrame(X, columns=["a", "b", "c", "d"]) if frame else X
     labels = pd.DataFrame(Y, columns=["a", "two, words", "z"])
     logged = _rows("train", (features, labels), None, None)
-    path, columns = _write(logged, tmp_path / "rows", has_ids=False)
+    path, columns = _write(logged, tmp_path / "rows", has_ids=False, labelled=True)
     found = read_rows(path, uri="rows", columns=Columns(columns["label"]))
     assert found.sha256 == logged.sha256
     assert (found.digests == logged.digests).all()

@@ -217,7 +217,7 @@ def test_an_audit_that_was_forged_since_is_not_signed_under_its_pin(
     try:
         done = run_here(*words, "--audit-sha256", leaky.audit_sha256)
         assert done.returncode == UNDECIDED
-        assert "is another audit, or was changed since" in one_line(done.stderr)
+        assert "sign the one that you know by its run" in one_line(done.stderr)
         with pytest.raises(TrackingError, match="was changed since"):
             sign(leaky.run_id, key=KEY, audit_sha256=leaky.audit_sha256)
         assert nothing_is_signed(uri)
@@ -279,6 +279,19 @@ def test_only_the_newest_audit_of_a_version_is_signed(
     assert f"is not the newest audit of models:/good/1, that is {newer.run_id}" in one_line(
         done.stderr
     )
+    # Who knows the older one signs it by its run; from then on gate and promote read that again.
+    pinned = ("--audit-sha256", str(good.audit_sha256))
+    done = run_here("sign", good.version.uri, *pinned, *words)
+    assert done.returncode == UNDECIDED
+    assert "sign the one that you know by its run" in one_line(done.stderr)
+    done = run_here("sign", newer.run_id, *pinned, *words)
+    assert "it is another audit, or was changed since" in one_line(done.stderr)
+    done = run_here("sign", good.run_id, *pinned, *words)
+    assert (done.returncode, done.stderr) == (PASS, "")
+    assert verdict_of(good.version.uri).audit_run == good.run_id
+    tags = tags_of(resolve(good.version.uri))
+    assert (tags["fi.run"], tags["fi.audit"]) == (good.run_id, good.audit_sha256)
+    assert good.run_id in str(MlflowClient().get_model_version("good", "1").description)
     run = str(good.version.run_id)
     assert "has no finished audit" in one_line(run_here("sign", run, "--unpinned", *words).stderr)
     client = MlflowClient()

@@ -40,7 +40,7 @@ from forward_inf_mlflow.version import __version__
 REFUSED, CANNOT_DECIDE, INTERRUPTED = 1, 2, 130
 #: Switches that may carry a value, as ``mlflow run -P allow-pickle=true`` writes them.
 _SWITCHES = (
-    *("--allow-pickle", "--compiled", "--dry-run", "--fresh", "--plan", "--together"),
+    *("--allow-pickle", "--compiled", "--dry-run", "--fresh", "--plan", "--resize", "--together"),
     *("--json", "--quiet", "--verbose", "--debug"),
 )
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")

@@ -95,7 +95,9 @@ def sample_command(
 @click.option("--by", metavar="NAME", help="Who looked at the rows.")
 @click.option("--out", metavar="FILE", help="The cleaned data set; default: NAME-cleaned.EXT.")
 @click.option("--train", metavar="URI", help="Where the training data are, if they were moved.")
-@click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Of flagged.csv: say what would change, and write nothing."
+)
 @_pin_option
 @common_options
 def apply_command(
@@ -108,6 +110,8 @@ def apply_command(
     audit_sha256: str | None,
 ) -> int:
     """Act on what a person wrote into FILE, which says itself which audit it is of.
+
+    A MODEL_URI before it is only compared with that.
 
     An audit's flagged.csv, with fix, drop or keep in the column "decision": writes a cleaned data
     set beside the original, never over it, and logs it to MLflow. fix writes the likelier label

@@ -1,4 +1,4 @@
-"""From files to rows: csv, parquet, npz and JSON lines."""
+"""From files to rows: csv, parquet, npz and JSON lines. Pictures: `picture_rows`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from forward_inf_mlflow.command_line import split_names
 from forward_inf_mlflow.data.acceptance import accept, check_named_once
+from forward_inf_mlflow.data.pictures import PictureForm, picture_files
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
 
@@ -57,6 +58,7 @@ class Columns:
         lenient: Do without an id or source column that is not there; query rows need none.
         labelled: Whether rows have labels. Where not, no column is taken for one unless it is
             named, and all labels are 0.
+        pictures: How pictures become rows.
     """
 
     label: str | None = None
@@ -65,6 +67,7 @@ class Columns:
     source: str | None = None
     lenient: bool = False
     labelled: bool = True
+    pictures: PictureForm = field(default_factory=PictureForm)
 
     @property
     def unlabelled(self) -> bool:
@@ -114,7 +117,7 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     """
     kind = data_format(path, uri)
     if kind == "parquet":
-        return _parquet(path, uri)
+        return parquet_table(path, uri)
     if kind == "jsonl":
         with readable(uri, "JSON lines"), path.open(encoding="utf-8-sig") as file:
             return pd.DataFrame([_json_object(line) for line in file if line.strip()])
@@ -141,12 +144,14 @@ def _json_object(line: str) -> dict[str, object]:
 def data_format(path: Path, uri: str) -> str:
     """Return csv, parquet, npz or jsonl, by the name's ending and the first bytes.
 
+    A folder is parquet, or, where it holds none, pictures.
+
     Raises:
         DataError: It is none of them, or not there.
     """
     with readable(uri, "a file"):
         if path.is_dir():
-            return "parquet"
+            return "parquet" if parquet_parts(path) or not picture_files(path, uri) else "pictures"
         if not path.exists():
             raise DataError(f"no such file: {uri}; check the path")
         found = _FORMATS.get(path.suffix.lower())
@@ -166,19 +171,30 @@ def data_format(path: Path, uri: str) -> str:
         return found
 
 
-def _parquet(path: Path, uri: str) -> pd.DataFrame:
-    """Read one file or a folder's files; hive-style folder names do not become columns."""
-    parts = [path]
-    if path.is_dir():
-        parts = sorted(part for part in path.iterdir() if part.suffix in {".parquet", ".pq"})
-        if not parts:
-            raise DataError(f"{uri}: no .parquet file in this folder; name a file")
+def parquet_parts(path: Path) -> list[Path]:
+    """Return the parquet files of a folder, in sorted order; of a file itself."""
+    if not path.is_dir():
+        return [path]
+    return sorted(part for part in path.iterdir() if part.suffix in {".parquet", ".pq"})
+
+
+def parquet_table(path: Path, uri: str, names: list[str] | None = None) -> pd.DataFrame:
+    """Read some columns, or all, of one file or of a folder's files.
+
+    Hive-style folder names do not become columns.
+
+    Raises:
+        DataError: A file cannot be read, or has other columns than the first.
+    """
+    parts = parquet_parts(path)
+    if not parts:
+        raise DataError(f"{uri}: no .parquet file and no picture in this folder; name a file")
     frames: list[pd.DataFrame] = []
     for part in parts:
         name = uri if part == path else f"{uri}/{part.name}"
         data_format(part, name)
         with readable(name, "parquet"), pq.ParquetFile(part) as file:
-            frame = file.read().to_pandas()
+            frame = file.read(columns=names).to_pandas()
         indices = [index for index in frame.index.names if index is not None]
         frame = frame.reset_index(indices).reset_index(drop=True)  # named ones are columns
         if frames and list(frame.columns) != list(frames[0].columns):
@@ -194,18 +210,18 @@ def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
     labels = [] if columns.unlabelled else label_columns(names, uri, columns.label)
     for option, wanted in (("--id", columns.id), ("--group-by", columns.source)):
         if wanted is not None and wanted not in names:
-            raise _missing(wanted, names, uri, option)
+            raise missing(wanted, names, uri, option)
     features = columns.features
     if features is None:
         features = tuple(n for n in names if n not in {*labels, columns.id, columns.source})
     for wanted in features:
         if wanted not in names:
-            raise _missing(wanted, names, uri, "--features")
+            raise missing(wanted, names, uri, "--features")
     if named := [label for label in labels if label in features]:
         raise DataError(f"{uri}: --features names the label {named[0]!r}; leave it out")
     rows = accept(
         frame[list(features)],
-        _labels_of(frame, labels),
+        labels_of(frame, labels),
         ids=None if columns.id is None else frame[columns.id],
         sources=None if columns.source is None else frame[columns.source],
         uri=uri,
@@ -214,7 +230,7 @@ def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
     return replace(rows, texts=_texts(frame[[name for name in names if name not in used]]))
 
 
-def _labels_of(frame: pd.DataFrame, labels: list[str]) -> pd.Series | pd.DataFrame | np.ndarray:
+def labels_of(frame: pd.DataFrame, labels: list[str]) -> pd.Series | pd.DataFrame | np.ndarray:
     """Return the column of labels, or several; zeros where the rows have none."""
     if not labels:
         return np.zeros(len(frame), np.int64)
@@ -238,7 +254,7 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
         read: dict[str, np.ndarray | None] = {}
         for option, name in wanted.items():
             if name is not None and name not in names:
-                raise _missing(name, names, uri, option)
+                raise missing(name, names, uri, option)
             read[option] = None if name is None else _array(arrays, name, uri)
         others = [name for name in names if name not in wanted.values()]
         texts = {name: arrays[name] for name in others if _is_text(arrays, name)}
@@ -307,7 +323,7 @@ def label_column(names: list[str], uri: str, wanted: str | None) -> str:
     """
     if wanted is not None:
         if wanted not in names:
-            raise _missing(wanted, names, uri, "--label")
+            raise missing(wanted, names, uri, "--label")
         return wanted
     found = [name for name in names if name.lower() in LABEL_NAMES]
     if len(found) != 1:
@@ -316,7 +332,8 @@ def label_column(names: list[str], uri: str, wanted: str | None) -> str:
     return found[0]
 
 
-def _missing(wanted: str, names: list[str], uri: str, option: str) -> DataError:
+def missing(wanted: str, names: list[str], uri: str, option: str) -> DataError:
+    """Return the error that a column which an option names is not there."""
     return DataError(f"{uri}: {option} names {wanted!r}, which is not one of {listing(names)}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from forward_inf_mlflow.data.pictures import leads_out, picture_files
 from forward_inf_mlflow.data.reading import (
     Columns,
     data_format,
@@ -37,7 +39,9 @@ _BOM = b"\xef\xbb\xbf"
 def rewrite(
     source: Path, target: Path, *, columns: Columns, labels: Mapping[int, Any], drop: np.ndarray
 ) -> None:
-    """Write a changed copy of a csv, parquet, npz or JSON-lines file, or of a folder of parquet.
+    """Write a changed copy of a csv, parquet, npz or JSON-lines file, or of a folder.
+
+    A folder is of parquet files or of pictures; one whose label changes moves to that folder.
 
     Args:
         source: What is copied; it must be readable by `reading.read_rows`.
@@ -54,6 +58,8 @@ def rewrite(
         _csv(source, target, uri, columns, labels, drop)
     elif kind == "npz":
         _npz(source, target, uri, columns, labels, drop)
+    elif kind == "pictures":
+        _folder(source, target, uri, labels, drop)
     elif kind == "jsonl":
         _jsonl(source, target, uri, columns, labels, drop)
     elif source.is_dir():
@@ -64,6 +70,33 @@ def rewrite(
             start += _parquet(part, target / part.name, uri, columns, labels, drop, start)
     else:
         _parquet(source, target, uri, columns, labels, drop, 0)
+
+
+def _folder(
+    source: Path, target: Path, uri: str, labels: Mapping[int, Any], drop: np.ndarray
+) -> None:
+    files = picture_files(source, uri)
+    folders = {file.parent.relative_to(source).as_posix() for file in files}
+    moved: dict[Path, Path | None] = {}
+    for position, file in enumerate(files):
+        if drop[position]:
+            moved[file] = None
+        elif position in labels:
+            label = str(labels[position])
+            if label not in folders:
+                raise DataError(f"{uri}: the new label {label[:80]!r} is no folder with pictures")
+            moved[file] = target / label / file.name
+    taken = {target / file.relative_to(source) for file in files if file not in moved}
+    for file in [file for file in source.rglob("*") if file.is_file() or file.is_symlink()]:
+        to = moved.get(file, target / file.relative_to(source))
+        if to is None:
+            continue
+        if file in moved and (to in taken or to.exists()):  # two folders may use one name
+            to = to.with_stem(f"{to.stem}-{file.parent.name}")
+        if to.exists() or (file in moved and to in taken):
+            raise DataError(f"{uri}: two pictures would be called {to.name!r}; rename one of them")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, to, follow_symlinks=not leads_out(file, source))
 
 
 def _label(names: list[str], uri: str, columns: Columns) -> str:

@@ -84,7 +84,8 @@ class LeakWorth:
             losses += f" ({clean.loss_low:.3g} to {clean.loss_high:.3g})"
         if not math.isfinite(self.inflation):
             return f"{losses}, on the leaked ones {leaked.loss:.3g}"
-        if self.inflation < 5e-4:  # nothing that is shown
+        seen = f"{clean.accuracy:.1%}" != f"{everything.accuracy:.1%}"
+        if self.inflation <= 0 or not seen:
             return (
                 f"the model is right on {leaked.accuracy:.1%} of the leaked query rows and on "
                 f"{clean.accuracy:.1%} of the others: the leaks do not help it; {losses}"

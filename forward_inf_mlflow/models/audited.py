@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from forward_inf_mlflow.models.inputs import InputSpec
 from forward_inf_mlflow.task import Task
 
 #: Turns stored features into the array that the module takes as its input, ``(n, ...)``.
@@ -51,6 +52,8 @@ class AuditedModel:
         batch_numbers: Numbers of the inputs in a batch that is chosen automatically.
         loss: The task of a model whose rows have no labels; None if they have.
         targets: From stored features to such a task's targets, ``(n, ...)``.
+        takes: What it takes of a row; None where that is not known.
+        example: The smallest and the largest number of the input example that was logged with it.
     """
 
     module: nn.Module
@@ -75,3 +78,5 @@ class AuditedModel:
     batch_numbers: int = 2**22
     loss: Task | None = None
     targets: Prepare | None = None
+    takes: InputSpec | None = None
+    example: tuple[float, float] | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import is_classifier
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
@@ -21,7 +22,8 @@ from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.compiled import check_compiled
 from forward_inf_mlflow.models.ensembles import check_trees, ensemble
 from forward_inf_mlflow.models.fixed import fixed_estimator
-from forward_inf_mlflow.models.mlmodel import FIXED, SUPPORTED
+from forward_inf_mlflow.models.inputs import InputSpec
+from forward_inf_mlflow.models.mlmodel import FIXED_BY, SUPPORTED
 from forward_inf_mlflow.models.several_estimators import stacked
 from forward_inf_mlflow.models.transform import Transform
 from forward_inf_mlflow.models.trees import Boosting, Forest, Trees
@@ -162,6 +164,7 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
             task=module.task,
             estimator=estimator,
         )
+    columns = None if transform.reads_texts else getattr(estimator, "n_features_in_", None)
     classifier = module.classes if isinstance(module, Trees) else isinstance(module, Logits)
     return AuditedModel(
         module=module.eval(),
@@ -174,6 +177,7 @@ def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
         estimator=estimator,
         probabilities=classifier,
         texts=transform.texts if transform.reads_texts else None,
+        takes=None if columns is None else InputSpec(np.dtype(np.float64), (int(columns),)),
     )
 
 
@@ -218,8 +222,13 @@ def _rebuild(estimator: Any) -> Logits | Value | Several | Forest | Boosting:
             f"The {kind.__name__} is not fitted ({error}): fit it, and log it again."
         ) from error
     detail = f" with loss {estimator.loss!r}" if kind is SGDClassifier else ""
+    if is_classifier(estimator) and not hasattr(estimator, "predict_proba"):
+        raise ModelError(
+            f"{kind.__name__}{detail} is not supported here, because it has no predict_proba, but "
+            f"{SUPPORTED}: train one of these, or audit it as any other is, {FIXED_BY}."
+        )
     raise ModelError(
-        f"{kind.__name__}{detail} is not supported here, but {SUPPORTED}, and {FIXED}."
+        f"{kind.__name__}{detail} is not supported here, but {SUPPORTED}, and any other {FIXED_BY}."
     )
 
 

@@ -20,7 +20,7 @@ SUPPORTED = (
     "last in a Pipeline"
 )
 #: How any other model is audited.
-FIXED = "any other with training code of yours (forward-inf audit --trainer module:function)"
+FIXED_BY = "with training code of yours (forward-inf audit --trainer module:function)"
 _PERMIT = "if you trust who made it, permit that with --allow-pickle"
 
 
@@ -107,7 +107,8 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False, fixed: bool = False
     else:
         found = ", ".join(sorted(map(str, settings))) or "nothing"
         raise ModelError(
-            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}, and {FIXED}."
+            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}, and "
+            f"any other {FIXED_BY}."
         )
     if pickled and not allow_pickle:
         raise UnsafeModelError(
