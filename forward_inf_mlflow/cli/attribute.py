@@ -31,8 +31,8 @@ _ANSWERS = 10
 @click.option("--group-by", metavar="ARRAY", help="Array that says where an image came from.")
 @click.option(
     "--schedule",
-    metavar="cosine|linear|FILE",
-    help="Noise schedule, or a JSON file with one; default: what the version says.",
+    metavar="NAME|FILE",
+    help="cosine, linear, or a JSON file; default: what the version says.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a named schedule.")
 @click.option(
