@@ -101,7 +101,7 @@ def attribute_command(
     \b
     Example:
       forward-inf attribute models:/my-model/3 --generated samples.npz
-      forward-inf attribute models:/m/3 --generated made/ --schedule cosine --steps 100
+      forward-inf attribute models:/m/3 --generated made/ --schedule s.json
     """
     asked = {name: value for name, value in options.items() if value not in (None, "")}
     with console.progress("reading the model and its images") as progress:
