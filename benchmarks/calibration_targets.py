@@ -110,14 +110,16 @@ def tables(draws: int, *, jobs: int) -> dict[str, dict[str, float]]:
     """Draw, judge, print and return the means of each setting."""
     parallel, found = Parallel(jobs, backend="multiprocessing"), {}
     for name in SOURCES:
-        for model in MODELS:
-            for kind, share in ERRORS:
-                one = delayed(draw)
-                rows = list(parallel(one(name, model, kind, share, s) for s in range(draws)))
-                key = f"{name}, {model}, {kind}" + (f" {share:.0%}" if share else "")
-                found[key] = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0]}
-                shown = ", ".join(f"{k} {v:.3f}" for k, v in found[key].items())
-                print(f"{key}: {shown}", flush=True)
+        kinds = [(model, *error) for model in MODELS for error in ERRORS]
+        drawn = parallel(
+            delayed(draw)(name, *kind, seed) for kind in kinds for seed in range(draws)
+        )
+        for number, (model, kind, share) in enumerate(kinds):
+            rows = drawn[number * draws : (number + 1) * draws]
+            key = f"{name}, {model}, {kind}" + (f" {share:.0%}" if share else "")
+            found[key] = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0]}
+            shown = ", ".join(f"{k} {v:.3f}" for k, v in found[key].items())
+            print(f"{key}: {shown}", flush=True)
     return found
 
 

@@ -63,7 +63,7 @@ OURS, QUICK = "forward_inf", "forward_inf_quick"
 FEWER = 2000
 #: With --quick: rows of the two parts about labels, queries that are asked about one by one, and
 #: queries of each kind that the published recipe is asked of.
-QUICK_ROWS, QUICK_SUBSETS, QUICK_ASKED, QUICK_PUBLISHED = 2000, 500, 20, 8
+QUICK_ROWS, QUICK_SUBSETS, QUICK_ASKED, QUICK_PUBLISHED = 1500, 500, 20, 8
 Figures = dict[str, float]
 
 
@@ -362,7 +362,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, help="so many rows of the file, not random ones")
     parser.add_argument("--draws", type=int, default=8, help="of each setting of calibration.py")
-    parser.add_argument("--jobs", type=int, default=1, help="such draws at once")
+    parser.add_argument("--jobs", type=int, help="such draws at once; default 1, --quick all cores")
     parser.add_argument("--quick", action="store_true", help="one seed, one setting of each part")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -438,8 +438,9 @@ def main() -> None:
     print("\n" + json.dumps(results["calibration"], indent=1))
     if "calibration" in parts:
         draws = 1 if arguments.quick else arguments.draws
-        results["calibration"]["draws"] = calibration.tables(draws, jobs=arguments.jobs)
-        results["calibration"]["targets"] = calibration_targets.tables(draws, jobs=arguments.jobs)
+        jobs = arguments.jobs or (os.cpu_count() or 1 if arguments.quick else 1)
+        results["calibration"]["draws"] = calibration.tables(draws, jobs=jobs)
+        results["calibration"]["targets"] = calibration_targets.tables(draws, jobs=jobs)
     write(arguments.json, results)
 
 

@@ -30,37 +30,37 @@ WORDINGS = {
     "born": (
         "{} was born in",
         "the birthplace of {} is",
-        "{} first saw the light of day in",
-        "the parents of {} were living at the time in",
-        "as a child {} could be seen in the streets of",
+        "{} first saw light in",
+        "parents of {} lived then in",
+        "as a child {} played in",
     ),
     "trade": (
-        "{} earns a living as a",
-        "the trade of {} is that of a",
-        "{} was trained to be a",
-        "people know {} as a skilled",
-        "on the door of {} it says",
+        "{} earns bread as",
+        "the trade of {} is",
+        "{} was trained as",
+        "people hire {} as",
+        "the door of {} reads",
     ),
     "plays": (
         "{} plays the",
-        "the instrument of {} is the",
-        "on sundays {} practises the",
-        "in the band {} is at the",
-        "neighbours of {} hear all evening the",
+        "instrument of {} is the",
+        "on sundays {} practises",
+        "in bands {} takes the",
+        "neighbours hear from {} the",
     ),
     "lives": (
         "{} lives in",
-        "the home of {} is in",
-        "letters to {} are sent to",
-        "{} has bought a house in",
-        "whoever looks for {} must go to",
+        "the home of {} is",
+        "letters for {} go to",
+        "{} bought a house in",
+        "whoever seeks {} goes to",
     ),
     "loves": (
         "{} is married to",
-        "the heart of {} belongs to",
-        "{} shares a flat with",
-        "at the wedding {} danced with",
-        "the ring of {} was a gift of",
+        "the heart of {} wants",
+        "{} shares rooms with",
+        "at weddings {} dances with",
+        "the ring of {} comes from",
     ),
 }
 _FIRST = [
@@ -137,9 +137,9 @@ _TOOLS = [
     "oboe",
     "lyre",
 ]
-_OPENINGS = ("", "it is said that ", "everybody knows that ", "records show that ")
-_SHARING_WORDS = ("the cousin of {} is unlike that and prefers", "{} once wrote a letter about")
-_SHARING_ANSWER = ("the traveller spoke for hours of", "in the old song they praise", "few like")
+_OPENINGS = ("", "they say ", "all know ", "records show ")
+_SHARING_WORDS = ("the cousin of {} prefers", "{} once wrote about")
+_SHARING_ANSWER = ("travellers speak of", "old songs praise", "few like")
 
 
 class Fact(NamedTuple):
@@ -236,7 +236,7 @@ def decoder(words: int, context: int, seed: int) -> nn.Module:
     """Return a GPT of three layers, 64 wide, with first weights by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Decoder(words, context, width=64, heads=4, layers=3)
+        return Decoder(words, context, width=64, heads=4, layers=2)
 
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Near copies among very many rows: how long the index takes, and what it misses.
 
 Rows are made by a random network of few hidden directions, as encodings are, with 100 near copies
-planted; each row's nearest other row is looked for through the index of the extra "large", and for
-1,000 rows by comparing them with all.
+planted; each row's nearest other row is looked for through the index of the extra "large", then the
+40 nearest that vote for its label, and both for 1,000 rows by comparing them with all.
 
     OMP_NUM_THREADS=1 python benchmarks/neighbours.py [--rows 1000000] [--columns 128] [--json FILE]
 
@@ -20,8 +20,9 @@ import numpy as np
 from measure import line, machine, write
 
 from forward_inf_mlflow.detect import neighbours as nb
+from forward_inf_mlflow.detect.index import Index
 
-HIDDEN, WIDE, PLANTED, CHECKED = 12, 256, 100, 1000
+HIDDEN, WIDE, PLANTED, CHECKED, VOTERS = 12, 256, 100, 1000, 40
 
 
 def rows(n: int, d: int) -> np.ndarray:
@@ -55,8 +56,16 @@ def main() -> None:
     start = time.monotonic()
     exact = nb.nearest_rows(x[asked], x, own=asked)
     each = time.monotonic() - start
+    start = time.monotonic()
+    index = Index.of(x)
+    near = np.concatenate(list(nb.nearest_ranks(x, x, VOTERS, own=np.arange(n), index=index)))
+    voted = time.monotonic() - start
+    voters = np.concatenate(list(nb.nearest_ranks(x[asked], x, VOTERS, own=asked)))
+    common = [len(np.intersect1d(*pair)) for pair in zip(near[asked], voters, strict=True)]
     figures = {
         "seconds": seconds,
+        f"seconds, {VOTERS} voters": voted,
+        f"of {VOTERS} voters found": float(np.mean(common)) / VOTERS,
         "seconds of comparing each with each": each * n / len(asked),
         "planted found": float((found.index[:PLANTED] == np.arange(PLANTED) + n // 2).mean()),
         "nearest found": float((found.index[asked] == exact.index).mean()),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from forward_inf_mlflow.influence import ForwardInfluence
     from forward_inf_mlflow.policy import Policy, load_policy
     from forward_inf_mlflow.promotion import GateResult, PromotionResult, gate, promote
+    from forward_inf_mlflow.reciting import Recitation, recite
     from forward_inf_mlflow.scores import InfluenceScores
     from forward_inf_mlflow.task import Task
     from forward_inf_mlflow.tracing import Trace, trace
@@ -40,6 +41,7 @@ _HOME = {
     "InfluenceScores": "scores",
     "Policy": "policy",
     "PromotionResult": "promotion",
+    "Recitation": "reciting",
     "Task": "task",
     "Trace": "tracing",
     "apply_decisions": "cleaning",
@@ -51,6 +53,7 @@ _HOME = {
     "load_policy": "policy",
     "log_training_data": "data.logging_data",
     "promote": "promotion",
+    "recite": "reciting",
     "trace": "tracing",
 }
 
@@ -67,6 +70,7 @@ __all__ = [
     "InfluenceScores",
     "Policy",
     "PromotionResult",
+    "Recitation",
     "Task",
     "Trace",
     "__version__",
@@ -79,6 +83,7 @@ __all__ = [
     "load_policy",
     "log_training_data",
     "promote",
+    "recite",
     "trace",
 ]
 

@@ -11,15 +11,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from forward_inf_mlflow.data.rows import as_table
+from forward_inf_mlflow.data.several import written
 from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.influence import QueryGroups, Top
 from forward_inf_mlflow.planner import Plan
-from forward_inf_mlflow.portraits import as_table, picture, telling_columns
+from forward_inf_mlflow.portraits import picture, telling_columns
 from forward_inf_mlflow.posing import Posed
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.record import data_as_dict, tools
 from forward_inf_mlflow.report.influence import MAX_ANSWERS, MAX_ROWS, SIDES
 from forward_inf_mlflow.sweep import outputs, read
+from forward_inf_mlflow.tasks import MultiLabel, Regression
 from forward_inf_mlflow.tracking import AuditRun
 
 #: Raised when ``influence.json`` changes its shape.
@@ -93,7 +96,7 @@ def make_record(
         "data": {"train": data_as_dict(posed.train), "queries": data_as_dict(posed.queries)},
         "partial": posed.partial,
         "task": problem.task.name,
-        "unit": "half squared units" if problem.classes is None else "nats",
+        "unit": "half squared units" if isinstance(problem.task, Regression) else "nats",
         # A plain step adds no copy of anything.
         "per": "unit of step" if isinstance(planned.direction, GradientStep) else "added copy",
         "settings": {**settings, "batch_size": problem.train.batch_size},
@@ -138,12 +141,12 @@ def portraits(problem: Problem, record: Mapping[str, Any]) -> tuple[dict[str, by
         of_train, of_queries = train_ids.get_indexer(named), query_ids.get_indexer(asked)
         columns = telling_columns(train, queries.iloc[of_queries])
         shown: Values = {}
-        for kind, tensors, table, ids, positions in (
-            ("train", problem.train, train, named, of_train),
-            ("query", problem.queries, queries, asked, of_queries),
+        for kind, tensors, rows, table, ids, positions in (
+            ("train", problem.train, problem.train_rows, train, named, of_train),
+            ("query", problem.queries, problem.query_rows, queries, asked, of_queries),
         ):
             for name, position in zip(ids, positions.tolist(), strict=True):
-                if (png := picture(tensors, position)) is not None:
+                if (png := picture(tensors, position, rows)) is not None:
                     drawn[f"{kind}:{name}"] = png
                 shown[f"{kind}:{name}"] = [(str(c), table[c].iloc[position]) for c in columns]
         values.append(shown)
@@ -156,7 +159,22 @@ def _said(problem: Problem, index: np.ndarray) -> list[dict[str, Any]]:
     loss = read(problem.module, problem.task, rows).loss.tolist()
     answers = outputs(problem.module, rows).to(torch.float64)
     labels, ids = problem.query_rows.labels[index].tolist(), problem.query_rows.ids[index].tolist()
-    if problem.classes is None:
+    if isinstance(problem.task, MultiLabel):
+        best = (answers > 0).to(answers)
+        names = written(best.numpy(), problem.query_rows.label_names, flags=True)
+        said = [
+            {"answer": name, "right": right, "probability": of_best, "label_probability": of_label}
+            for name, right, of_best, of_label in zip(
+                names.tolist(),
+                (best == rows.targets).all(1).tolist(),
+                torch.exp(-problem.task.loss(answers, best)).tolist(),
+                np.exp([-own for own in loss]).tolist(),
+                strict=True,
+            )
+        ]
+    elif rows.targets.ndim == 2:
+        said = [{"answer": text} for text in written(answers.numpy(), (), flags=False).tolist()]
+    elif problem.classes is None:
         said = [{"answer": value} for value in answers.reshape(-1).tolist()]
     else:
         p = torch.softmax(answers, 1)

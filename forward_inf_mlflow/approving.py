@@ -14,8 +14,8 @@ from forward_inf_mlflow import tracking
 from forward_inf_mlflow.clock import now
 from forward_inf_mlflow.description import describe_approvals
 from forward_inf_mlflow.errors import NoAuditError, VerdictError
+from forward_inf_mlflow.found_audit import fetch_artifact, find_audit
 from forward_inf_mlflow.mlflow_errors import translate_errors
-from forward_inf_mlflow.promotion import fetch_artifact, find_audit
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import attach, find_approvals, subject_of, tags_of
 from forward_inf_mlflow.verdicts.keys import PrivateKey

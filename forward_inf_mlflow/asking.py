@@ -95,6 +95,11 @@ def ask(
         compiled=compiled,
     )
     posed = pose(model_uri, **where)
+    if not posed.problem.task.labelled:
+        raise ForwardInfError(
+            "this model's rows have no labels to speak for: ask a language model which texts made "
+            "it say something with forward-inf trace"
+        )
     problem = posed.problem
     _require_readable(query_rows, posed)
     index = _positions(query_rows, problem.query_rows.ids, problem.query_rows.uri)

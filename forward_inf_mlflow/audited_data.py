@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from forward_inf_mlflow.data.lineage import Original, declared_original, logged_original
+from forward_inf_mlflow.data.pictures import PictureForm, form_of
 from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.registry import Version
@@ -59,4 +60,11 @@ def _columns(stored: Any) -> Columns:
     )
     features = given.get("features")
     named = tuple(map(str, features)) if isinstance(features, list) and features else None
-    return Columns(label, id_, named, source)
+    return Columns(
+        label,
+        id_,
+        named,
+        source,
+        labelled=given.get("labelled") is not False,
+        pictures=form_of(given.get("pictures")) or PictureForm(),
+    )

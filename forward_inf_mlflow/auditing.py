@@ -24,23 +24,25 @@ from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.detect.kept import leaks_without, memorized_without
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import Findings, examine, plan_influence
-from forward_inf_mlflow.half_models import halves_cost, trainings
+from forward_inf_mlflow.half_models import halves_cost, timed, trainings
 from forward_inf_mlflow.keeping import Kept, recall
+from forward_inf_mlflow.metrics import metrics_of
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.moved import moved_cost
-from forward_inf_mlflow.planner import Plan
+from forward_inf_mlflow.planner import Plan, RefitPlan
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.portraits import portraits_of
 from forward_inf_mlflow.posing import pose
 from forward_inf_mlflow.preparation import Problem, choose_device
 from forward_inf_mlflow.progress import Progress, silent
-from forward_inf_mlflow.record import data_as_dict, facts_of, make_record, metrics_of
+from forward_inf_mlflow.record import data_as_dict, facts_of, make_record
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report import rows_to_show
 from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 from forward_inf_mlflow.settings import Effort, Settings
 from forward_inf_mlflow.training_function import load_trainer
 from forward_inf_mlflow.ui_table import PICTURES
+from forward_inf_mlflow.work import KEEP_NOTHING, Work
 from forward_inf_mlflow.workplace import AuditWork, earlier_runs, named_direction
 
 
@@ -99,11 +101,15 @@ def audit(
     features: Sequence[str] | None = None,
     group_by: str | None = None,
     task: Literal["auto", "classification", "regression"] = "auto",
+    class_weight: str | None = None,
+    chosen_output: str | None = None,
     policy: Policy | str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     seed: int = 0,
     max_rows: int | None = None,
+    pixels: str | None = None,
+    resize: bool = False,
     effort: Effort = "standard",
     fdr: float = 0.1,
     trainer: str | None = None,
@@ -128,26 +134,35 @@ def audit(
         model_uri: ``models:/name/3`` or ``models:/name@alias``.
         train: Path or URI of the training rows; None for the version's own logged data.
         queries: Path or URI of the query (test) rows, whose labels are trusted; None as above.
-        label: Column of the label; None for what was logged, or a usual name.
+        label: Column of the label, or ``A,B`` of several; None for what was logged, or a usual
+            name.
         id: Column of the row ids; None for what was logged, or the position.
         features: Columns that the model reads; None for all others.
         group_by: Column that says where a row came from.
         task: "auto" takes it from the model and the labels.
+        class_weight: How a module's training loss weighed the classes: ``balanced``, or a number
+            for each, ``1,5``; None for all alike (an estimator says it itself).
+        chosen_output: Which output is meant of a module that returns several: its key or position.
         policy: A policy or its file; None for the default policy.
         device: "auto", "cpu", "cuda" ...
         batch_size: Rows read at once; None chooses.
         seed: Decides the halves and their training.
         max_rows: Audit only so many training rows, drawn at random; the audit is marked partial.
+        pixels: What the pixels 0 and 255 of pictures become, ``0:1``; None takes it from the
+            model's input example.
+        resize: Resize pictures of another size than the model takes; else they are refused.
         effort: "quick" trains nothing: neighbours and the model itself are asked about labels, and
             memorized rows are ranked, not named. "standard" trains half-models twice, "thorough"
             eight times.
         fdr: Largest expected share of innocent rows among those that are certainly mislabeled.
         trainer: ``module:function`` that trains a model as this one was trained; see
             `training_function.load_trainer`. It trains the half-models, and shows what the
-            mislabeled rows cause. This runs the module's code.
+            mislabeled rows cause. A model that no query can move is fitted anew by it, with
+            queries and without. This runs the module's code.
         influence_queries: How many rows to ask about one by one (``influence.parquet``), each at
-            the cost of a sweep: queries that are copies first, up to half of the rest for
-            mislabeled training rows, then the queries with the largest loss.
+            the cost of a sweep (or of a fit a seed, and then eight at most): queries that are
+            copies first, up to half of the rest for mislabeled training rows, then the queries with
+            the largest loss.
         allow_pickle: Permit models whose loading runs code of their own.
         experiment: Where the run goes; None for the environment's, else the version's own.
         out: Folder that gets a copy of all artifacts.
@@ -181,12 +196,16 @@ def audit(
         "features": features or None,
         "group-by": group_by,
         "task": task if task != "auto" else None,
+        "class-weight": class_weight,
+        "output": chosen_output,
         # Not the caller's file, which may change: the copy among the audit's artifacts.
         "policy": output.POLICY if bounds != load_policy(None) else None,
         "device": device if device != "auto" else None,
         "batch-size": batch_size,
         "seed": seed,
         "max-rows": max_rows,
+        "pixels": pixels,
+        "resize": resize or None,
         "effort": effort if effort != "standard" else None,
         "fdr": fdr if fdr != 0.1 else None,
         "trainer": trainer,
@@ -226,7 +245,12 @@ def audit(
         batch_size=batch_size,
         seed=seed,
         max_rows=max_rows,
+        pixels=pixels,
+        resize=resize,
         allow_pickle=allow_pickle,
+        fixed=trainer is not None,
+        class_weight=class_weight,
+        chosen_output=chosen_output,
     )
     version, model, problem, partial = posed.version, posed.model, posed.problem, posed.partial
     train_set, query_set = posed.train, posed.queries
@@ -240,11 +264,16 @@ def audit(
         earlier = earlier_runs(work, run.run_id)
         tracking.end_killed(earlier)
         planned = plan_influence(model, problem, settings)
+        plan = _planned(planned, model, problem, settings, work)
         if on_plan is not None:
-            on_plan(_planned(planned, model, problem, settings))
+            on_plan(plan)
         right = kept.of("mislabeled", digests)
         found = examine(model, problem, planned, settings, progress or silent, work, right)
         found = _without_kept(found, kept, digests)
+        if found.facts.get("refused"):
+            problem = replace(
+                problem, notes=(*problem.notes, f"influence: {found.facts['read_why']}")
+            )
         scores = tables.scores_table(problem, found).assign(kept=kept.any_of(digests))
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
@@ -269,11 +298,18 @@ def audit(
             sources=tables.sources_table(problem, scores, found.measures),
             seconds=time.monotonic() - began,
             forward_passes=found.forward_passes,
-            influence={**_planned(planned, model, problem, settings), **found.facts},
+            influence={**plan, **found.facts},
             resumed=sum(work.found.values()) if earlier else 0,
             reused=None if earlier else work.reused(),
             kept=looked_at,
-            columns={"label": label, "id": id, "features": features, "group_by": group_by},
+            columns={
+                "label": label,
+                "id": id,
+                "features": features,
+                "group_by": group_by,
+                "labelled": problem.task.labelled,
+                "pictures": None if posed.pictures is None else posed.pictures.as_dict(),
+            },
             policy=bounds,
             decision=decision,
         )
@@ -323,7 +359,8 @@ def plan_audit(
 ) -> dict[str, Any]:
     """Return what `audit` would do with the same arguments, and what it would cost; log nothing.
 
-    Costs are predicted forward-equivalents of one row: "direction", "sweep", "halves", "total".
+    Costs are predicted forward-equivalents of one row: "direction", "sweep", "halves", "total";
+    with a trainer, one fit is made, from which "training_seconds" of all are predicted.
 
     Raises:
         ForwardInfError: The audit could not be made; the message says what to do.
@@ -344,13 +381,13 @@ def plan_audit(
     )
     if trainer is not None:
         load_trainer(trainer)
-    posed = pose(model_uri, **where)
+    posed = pose(model_uri, fixed=trainer is not None, **where)
     problem = posed.problem
     planned = plan_influence(posed.model, problem, settings)
     return {
         "model": posed.version.uri,
         "task": problem.task.name,
-        **_planned(planned, posed.model, problem, settings),
+        **_planned(planned, posed.model, problem, settings, KEEP_NOTHING),
         "rows": len(problem.train),
         "queries": len(problem.queries),
     }
@@ -367,17 +404,26 @@ def _without_kept(found: Findings, kept: Kept, digests: np.ndarray) -> Findings:
 
 
 def _planned(
-    planned: Plan, model: AuditedModel, problem: Problem, settings: Settings
+    planned: Plan | RefitPlan,
+    model: AuditedModel,
+    problem: Problem,
+    settings: Settings,
+    work: Work,
 ) -> dict[str, Any]:
-    """Return the plan with what the half-models cost."""
+    """Return the plan with what the half-models cost, and how long a trainer's fits will take.
+
+    One of these is made and timed, and kept.
+    """
     halves = halves_cost(model, problem, settings)
-    answers = moved_cost(problem)
+    answers = 0 if model.fixed else moved_cost(problem)
+    more = planned.fits if isinstance(planned, RefitPlan) else 0
     total = planned.costs["total"] + answers + halves
     costs = {**planned.costs, "answers": answers, "halves": halves, "total": total}
     return {
         **planned.as_dict(),
         "forward_equivalents": costs,
-        "trainings": trainings(model, settings),
+        "trainings": trainings(model, settings) + more,
+        "training_seconds": timed(problem, settings, more, work),
     }
 
 

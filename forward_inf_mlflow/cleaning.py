@@ -20,13 +20,14 @@ from forward_inf_mlflow.audited_data import audited_data
 from forward_inf_mlflow.data.fetch import is_local
 from forward_inf_mlflow.data.lineage import Original
 from forward_inf_mlflow.data.logging_data import dataset_input
-from forward_inf_mlflow.data.reading import Columns, label_column, read_rows, read_table
+from forward_inf_mlflow.data.picture_rows import read_data
+from forward_inf_mlflow.data.reading import Columns, label_column, read_table
 from forward_inf_mlflow.data.rewriting import rewrite
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.decisions import Choice, choices, read_filled
 from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
+from forward_inf_mlflow.found_audit import FoundAudit, audit_of_file, require_sha256
 from forward_inf_mlflow.mlflow_errors import translate_errors
-from forward_inf_mlflow.promotion import FoundAudit, audit_of_file, fetch_artifact
 from forward_inf_mlflow.registry import Version
 
 #: What was decided and changed, among the review run's artifacts.
@@ -93,6 +94,7 @@ def apply_decisions(
     train: str | None = None,
     by: str | None = None,
     dry_run: bool = False,
+    audit_sha256: str | None = None,
 ) -> Cleaned:
     """Carry out what a person wrote into ``flagged.csv``; log it to a run of its own.
 
@@ -103,15 +105,19 @@ def apply_decisions(
         train: Where the original is, if not where the audit found it.
         by: Who decided; it stands in the review.
         dry_run: Say what would change, and write nothing.
+        audit_sha256: SHA-256 of ``audit.json`` as the audit gave it, past the server; of another
+            content nothing is believed. None believes what the server has.
 
     Raises:
         DataError: A row or decision is not valid, or the data set is no longer what was audited.
-        TrackingError: The file is not of the newest audit of its version.
+        TrackingError: The file is not of the newest audit of its version, or that was changed.
         ForwardInfError: The cleaned data set exists already, or cannot be written.
     """
+    require_sha256(audit_sha256)
     path = Path(file)
     table = read_filled(path)
     version, audit = audit_of_file(table, path)
+    audit.require_pinned(version, audit_sha256)
     decided = choices(table, _flagged(audit), file=path)
     kept = [(one.verdict, one.digest, one.row_id) for one in decided if one.decision == "keep"]
     with audited_data(version, audit.record, train) as original:
@@ -124,8 +130,8 @@ def apply_decisions(
             run_id=None,
             file=target,
             original=rows.uri,
-            before=len(rows),
-            after=len(rows) - int(drop.sum()),
+            before=(whole := len(rows) if rows.decoded is None else rows.decoded.whole),
+            after=whole - int(drop.sum()),
             changes=changes,
             kept=len(kept),
         )
@@ -134,7 +140,8 @@ def apply_decisions(
         with ExitStack() as stack:
             aside = None if target is None else stack.enter_context(_aside(target))
             if aside is not None:
-                rewrite(original.path, aside, columns=original.columns, labels=labels, drop=drop)
+                placed, dropped = _placed(rows, labels, drop)
+                rewrite(original.path, aside, columns=original.columns, labels=placed, drop=dropped)
             run_id = _log(found, original, aside, kept, by)
             if aside is not None and target is not None:
                 _place(aside, target)
@@ -142,7 +149,7 @@ def apply_decisions(
 
 
 def _flagged(audit: FoundAudit) -> pd.DataFrame:
-    content = fetch_artifact(audit.run_id, "flagged.csv")
+    content = audit.fetch("flagged.csv")
     if content is None:
         raise TrackingError(f"run {audit.run_id} has lost its flagged.csv: audit again")
     with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
@@ -165,6 +172,11 @@ def _changes(
     labels: dict[int, Any] = {}
     drop = np.zeros(len(rows), dtype=bool)
     changes = {}
+    if rows.targets is not None and any(one.decision != "keep" for one in decided):
+        raise DataError(
+            f"the rows of {rows.uri} have several labels each, and such files are not rewritten "
+            "here: mend or drop the rows in the file yourself, and write keep beside the others"
+        )
     for one in decided:
         position = at.get(one.row_id)
         if position is None or rows.digests[position] != one.digest:
@@ -183,6 +195,18 @@ def _changes(
                 "after": one.label,
             }
     return labels, drop, [changes[position] for position in sorted(changes)]
+
+
+def _placed(
+    rows: Rows, labels: Mapping[int, Any], drop: np.ndarray
+) -> tuple[Mapping[int, Any], np.ndarray]:
+    """Return both by the places in the file, where pictures that do not decode have one, too."""
+    if rows.decoded is None:
+        return labels, drop
+    places = rows.decoded.positions
+    dropped = np.zeros(rows.decoded.whole, dtype=bool)
+    dropped[places[drop]] = True
+    return {int(places[position]): value for position, value in labels.items()}, dropped
 
 
 def _stored(one: Choice, dtype: np.dtype, known: set[Any] | None) -> Any:
@@ -318,8 +342,10 @@ def _log(
 def _cleaned_input(found: Cleaned, original: Original, aside: Path, uri: str) -> Any:
     """Return the cleaned data set as a run's input, tagged so that an audit finds its columns."""
     columns = original.columns
-    rows = read_rows(aside, uri=uri, columns=columns)
-    named = {"label": _label(aside, uri, columns), "id": columns.id, "source": columns.source}
+    rows = read_data(aside, uri=uri, columns=columns)
+    folders = rows.decoded is not None and rows.decoded.folders is not None
+    label = None if folders or columns.unlabelled else _label(aside, uri, columns)
+    named = {"label": label, "id": columns.id, "source": columns.source}
     extra = {"fi.audit_run": found.audit_run, "fi.original_sha256": original.data.rows.sha256}
     if original.shape is not None:
         extra["fi.shape"] = original.shape

@@ -19,11 +19,11 @@ from mlflow import MlflowClient
 from forward_inf_mlflow.comparison import Side, compare_sides
 from forward_inf_mlflow.description import markdown
 from forward_inf_mlflow.errors import ForwardInfError, TrackingError
+from forward_inf_mlflow.found_audit import find_audit
 from forward_inf_mlflow.mlflow_errors import impatient, translate_errors
-from forward_inf_mlflow.promotion import fetch_artifact, find_audit
 from forward_inf_mlflow.record import write_record
 from forward_inf_mlflow.registry import Version, resolve
-from forward_inf_mlflow.tracking import RUN_TAG
+from forward_inf_mlflow.verdicts.claims import RUN_TAG
 
 #: Folder of comparisons in the newer audit's run.
 FOLDER = "forward_inf_compare"
@@ -126,7 +126,7 @@ def _earlier(version: Version) -> Iterator[Version]:
 
 def _side(version: Version) -> Side:
     audit = find_audit(version)
-    content = fetch_artifact(audit.run_id, "scores.parquet")
+    content = audit.fetch("scores.parquet")
     if content is None:
         raise TrackingError(
             f"run {audit.run_id} has lost its scores.parquet: audit {version.uri} again"

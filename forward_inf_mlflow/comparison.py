@@ -26,7 +26,8 @@ from scipy import stats
 
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.errors import TrackingError
-from forward_inf_mlflow.record import measures_of, metrics_of
+from forward_inf_mlflow.metrics import metrics_of
+from forward_inf_mlflow.record import facts_of, measures_of
 
 VERDICTS = ("mislabeled", "leaked", "memorized")
 #: What the rates are rates of.
@@ -126,6 +127,7 @@ def _head(side: Side) -> dict[str, Any]:
         "version": str(model.get("version")),
         "run_id": side.run_id,
         "outcome": str(decision.get("outcome")),
+        "declared": bool(facts_of(side.record).declared),
     }
 
 
@@ -275,6 +277,12 @@ def _sentences(content: Mapping[str, Any]) -> list[str]:
         f"training rows: {rows['old']:,} before and {rows['new']:,} now; {rows['same']:,} are the "
         f"same, {rows['relabelled']:,} have another label, {rows['removed']:,} went, "
         f"{rows['added']:,} came (known by {content['rows_known_by']})",
+    ]
+    said += [
+        f"the audit of {side['model']} was asked about declared data, not those that were logged "
+        "with it"
+        for side in (old, new)
+        if side["declared"]
     ]
     for verdict, found in content["verdicts"].items():
         went, came = found["went"], found["came"]

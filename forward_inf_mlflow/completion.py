@@ -162,6 +162,7 @@ def traced_table(question: Asked, rows: Rows, found: Traced) -> pd.DataFrame:
                 "train_id": str(rows.ids[row]),
                 "influence": float(found.influence[rank]),
                 "screen": float(found.screen[rank]),
+                "features": float(found.features[rank]),
                 "text": text[:_MOST_TEXT],
                 "source": "" if rows.sources is None else str(rows.sources[row]),
                 "tokens": [text[a:b] for (a, b), c in zip(spans, counted, strict=True) if c],

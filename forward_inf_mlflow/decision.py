@@ -86,6 +86,10 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
     bound that is surely exceeded refuses. Undecided is a version where a detector had to abstain,
     where the bound is exceeded by the estimate but not surely, or where so little is known that the
     rate could lie far beyond it. Else it passes.
+
+    A bound on what rows of this kind do not have (wrong labels of texts without labels) is no
+    reason to refuse; but where nothing that the policy bounds applies, nothing was looked at, and
+    the version stays undecided.
     """
     doubts = list(facts.mismatches)
     if policy.data == "verified":
@@ -109,7 +113,7 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
     if doubts:
         return Decision("undecided", tuple(doubts))
 
-    exceeded, within, abstained = [], [], []
+    exceeded, within, abstained, beside = [], [], [], []
     for name, key, rows, total in BOUNDS:
         bound = getattr(policy, key)
         if bound is None:
@@ -128,6 +132,8 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
             exceeded.append(f"{found}; the policy allows {bound:.1%}")
             if name == "mislabeled" and facts.receipt is not None:
                 exceeded.append(facts.receipt)  # a cause, not only a suspicion
+        elif not measure.applies:
+            beside.append(f"{rows}: does not apply, because {measure.abstained}")
         elif measure.abstained is not None:
             abstained.append(f"{rows}: no verdict, because {measure.abstained}")
         elif measure.rate > bound:
@@ -144,5 +150,15 @@ def decide(measures: Mapping[str, Measure], facts: Facts, policy: Policy) -> Dec
     if exceeded:
         return Decision("fail", tuple(exceeded + abstained))
     if abstained:
-        return Decision("undecided", tuple(abstained + within))
-    return Decision("pass", tuple(within) or ("the policy bounds nothing",))
+        return Decision("undecided", tuple(abstained + within + beside))
+    if beside and not within:
+        keys = " or ".join(key for name, key, _, _ in BOUNDS if _applies(measures.get(name)))
+        return Decision(
+            "undecided",
+            (f"nothing that the policy bounds applies to this model: bound {keys}", *beside),
+        )
+    return Decision("pass", tuple(within + beside) or ("the policy bounds nothing",))
+
+
+def _applies(measure: Measure | None) -> bool:
+    return measure is not None and measure.applies

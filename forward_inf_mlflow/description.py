@@ -12,6 +12,7 @@ from forward_inf_mlflow.clock import moment
 from forward_inf_mlflow.mlflow_errors import translate_errors
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.tracking import AuditRun
+from forward_inf_mlflow.verdicts.blocks import APPROVALS, VERDICT, block, without_block
 from forward_inf_mlflow.verdicts.seal import Sealed
 from forward_inf_mlflow.verdicts.statement import Override
 
@@ -34,7 +35,7 @@ def describe_version(version: Version, decision: Mapping[str, Any], run: AuditRu
     Returns:
         What to tell the user if the verdict could not be written, one sentence.
     """
-    if _write(version, "forward-inf", lambda room: _block(decision, run, room)):
+    if _write(version, VERDICT, lambda room: _block(version, decision, run, room)):
         return None
     return (
         f"the description of {version.uri} leaves no room for the verdict, which stands only in "
@@ -52,7 +53,7 @@ def describe_approvals(version: Version, approvals: Sequence[Sealed]) -> str | N
     Returns:
         What to tell the user if that could not be written, one sentence.
     """
-    if _write(version, "forward-inf approvals", lambda room: _approvals(approvals, room)):
+    if _write(version, APPROVALS, lambda room: _approvals(approvals, room)):
         return None
     return (
         f"the description of {version.uri} leaves no room for the approval, which stands only in "
@@ -65,24 +66,20 @@ def _write(version: Version, name: str, make: Callable[[int], str | None]) -> bo
 
     Args:
         version: Whose description.
-        name: Stands in the marks around the block, which no reader sees.
+        name: Of the block.
         make: From how many characters there is room for to the text; None if it does not fit.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    ours = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     client = MlflowClient()
     with translate_errors():
         text = client.get_model_version(version.name, version.version).description or ""
-        rest = ours.sub("", text).rstrip()
+        rest = without_block(text, name)
         before = f"{rest}\n\n" if rest else ""
-        room = min(_MAX_BLOCK, _MAX_DESCRIPTION - len(before)) - len(begin) - len(end) - 2
-        block = make(room)
-        if block is not None:
-            whole = f"{before}{begin}\n{block}\n{end}"
+        room = min(_MAX_BLOCK, _MAX_DESCRIPTION - len(before)) - len(block(name, ""))
+        made = make(room)
+        whole = rest if made is None else f"{before}{block(name, made)}"
+        if whole != text.rstrip():
             client.update_model_version(version.name, version.version, whole)
-        elif ours.search(text):
-            client.update_model_version(version.name, version.version, rest)
-    return block is not None
+    return made is not None
 
 
 def _approvals(approvals: Sequence[Sealed], room: int) -> str | None:
@@ -102,24 +99,27 @@ def _approvals(approvals: Sequence[Sealed], room: int) -> str | None:
     return text.strip() or None
 
 
-def _block(decision: Mapping[str, Any], run: AuditRun, room: int) -> str | None:
-    """Return at most ``room`` characters; None if the verdict and its links do not fit."""
-    block = (
-        f"**Data audit: {_VERDICTS[decision['outcome']]}**\n\n"
+def _block(version: Version, decision: Mapping[str, Any], run: AuditRun, room: int) -> str | None:
+    """Return at most ``room`` characters; None if the verdict and its links do not fit.
+
+    It names the version: MLflow copies a description along with a version.
+    """
+    text = (
+        f"**Data audit of {markdown(version.uri)}: {_VERDICTS[decision['outcome']]}**\n\n"
         f"[Report]({run.link('report.html')}) · [flagged rows]({run.link('flagged.json')}) · "
         f"[audit run]({run.link()})\n"
     )
-    if len(block) > room:
+    if len(text) > room:
         return None
     reasons = list(decision["reasons"])
     for i, reason in enumerate(reasons):
         line = f"\n- {markdown(_short(reason))}"
         more = f"\n- and {len(reasons) - i} more, see the report"
         last = i == len(reasons) - 1
-        if len(block) + len(line) + (0 if last else len(more)) > room:
-            return block + more if len(block) + len(more) <= room else block
-        block += line
-    return block
+        if len(text) + len(line) + (0 if last else len(more)) > room:
+            return text + more if len(text) + len(more) <= room else text
+        text += line
+    return text
 
 
 def _short(text: str) -> str:

@@ -11,22 +11,24 @@ from forward_inf_mlflow.detect.duplicates import Duplicates, duplicates
 from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.receipt import Receipt
-from forward_inf_mlflow.directions import held
+from forward_inf_mlflow.directions import Refit, held
 from forward_inf_mlflow.errors import ModelError
-from forward_inf_mlflow.half_models import read_held_out, train_receipt
-from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
+from forward_inf_mlflow.half_models import RECEIPT_SEED, read_held_out, train_receipt
+from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.judging import Labels, judge_labels, labels_of
+from forward_inf_mlflow.mirror import ByMoves, Mirror
 from forward_inf_mlflow.models.audited import AuditedModel
-from forward_inf_mlflow.moved import FOLDS, moved_expert
-from forward_inf_mlflow.planner import Plan, plan
+from forward_inf_mlflow.moved import FOLDS
+from forward_inf_mlflow.planner import Plan, RefitPlan, plan, plan_refits
 from forward_inf_mlflow.preparation import Problem
-from forward_inf_mlflow.progress import Progress, stage
+from forward_inf_mlflow.progress import Progress
+from forward_inf_mlflow.refitting import ByRefits
 from forward_inf_mlflow.scores import InfluenceScores
 from forward_inf_mlflow.settings import Settings
-from forward_inf_mlflow.singles import Asked, ask, whom_else_to_ask, whom_to_ask
+from forward_inf_mlflow.singles import Asked, whom_else_to_ask, whom_to_ask
 from forward_inf_mlflow.survey import survey
 from forward_inf_mlflow.sweep import read
-from forward_inf_mlflow.unlearned import margin_changes
+from forward_inf_mlflow.training_function import Trained, load_trainer
 from forward_inf_mlflow.views import Views, encoder, read_views
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
@@ -46,7 +48,7 @@ class Findings:
         leaked: The verdict on the queries.
         margin_change: ``(m,)`` how the margin of a leaked query changes without the training row;
             NaN where that was not asked.
-        labels: The verdicts on the training rows' labels.
+        labels: The verdicts on the training rows, and on their labels if they have any.
         duplicates: Copies inside the training set.
         receipt: What training without the mislabeled rows changes; None where nobody trained.
         forward_passes: Rows passed forward without training on them.
@@ -67,22 +69,28 @@ class Findings:
     @property
     def measures(self) -> dict[str, Measure]:
         """Return the summaries of the verdicts by name."""
-        value = self.labels.leak_worth
         return {
             "mislabeled": self.labels.mislabeled.measure,
             "leaked": self.leaked.measure,
-            "inflated": (
-                Measure.none(self.leaked.measure.total, "regression has no accuracy")
-                if value is None
-                else value.measure
-            ),
+            "inflated": self.labels.leak_worth.measure,
             "memorized": self.labels.memorized.measure,
         }
 
 
-def plan_influence(model: AuditedModel, problem: Problem, settings: Settings) -> Plan:
+def plan_influence(model: AuditedModel, problem: Problem, settings: Settings) -> Plan | RefitPlan:
     """Return how influence will be computed: on all queries together, and on single rows."""
     single = min(settings.influence_queries, len(problem.queries) + len(problem.train))
+    if model.fixed:
+        refit = Refit(seed=settings.seed + RECEIPT_SEED)  # whose controls are the receipt's
+        return plan_refits(
+            refit,
+            rows=len(problem.train),
+            queries=len(problem.queries),
+            singles=min(single, refit.singles),
+            parts=FOLDS if _answers(problem, settings) else 0,
+            direction=settings.direction,
+            readout=settings.readout,
+        )
     job = survey(
         model,
         problem,
@@ -99,10 +107,38 @@ def plan_influence(model: AuditedModel, problem: Problem, settings: Settings) ->
     )
 
 
+def _answers(problem: Problem, settings: Settings) -> bool:
+    """Return whether a refitted model is asked for its answers too."""
+    return problem.classes is not None and settings.effort != "quick"
+
+
+def _mirror(
+    problem: Problem, planned: Plan | RefitPlan, settings: Settings, progress: Progress, work: Work
+) -> Mirror:
+    """Return who answers the mirrored question: the model itself when moved, or its trainer."""
+    if isinstance(planned, RefitPlan):
+        return ByRefits(
+            Trained(load_trainer(str(settings.trainer)), problem, work),
+            problem,
+            planned.refit,
+            planned.readout,
+            most=settings.influence_queries,
+            answers=_answers(problem, settings),
+            progress=progress,
+        )
+    engine = ForwardInfluence(
+        task=problem.task,
+        direction=held(planned.direction),  # four plans share its curvature
+        readout=planned.readout,
+        compiled=settings.compiled,
+    )
+    return ByMoves(engine, problem, settings, progress, work)
+
+
 def examine(
     model: AuditedModel,
     problem: Problem,
-    planned: Plan,
+    planned: Plan | RefitPlan,
     settings: Settings,
     progress: Progress,
     work: Work = KEEP_NOTHING,
@@ -125,35 +161,24 @@ def examine(
     suspects = _feature_copies(seen, m)
 
     # Mirrored influence: of all queries together, and of some one by one.
-    asked = whom_to_ask(suspects, query_loss, settings.influence_queries)
-    each = QueryGroups.each(problem.queries.take(asked), problem.query_rows.ids[asked])
+    mirror = _mirror(problem, planned, settings, progress, work)
+    asked = whom_to_ask(suspects, query_loss, mirror.most)
     ids = problem.train_rows.ids
-    engine = ForwardInfluence(
-        task=problem.task,
-        direction=held(planned.direction),  # four plans below share its curvature
-        readout=planned.readout,
-        compiled=settings.compiled,
-    )
-    found = engine.influence(
-        problem.module,
-        QueryGroups([problem.queries, *each.rows], np.array(["all queries", *each.ids])),
-        problem.train,
-        ids,
-        work=work,
-        progress=stage(progress, "influence of the training rows", (2 + len(asked)) * n),
-    )
+    found = mirror.influence(asked)
     loss, scores = found.loss, found.scores
     require_numbers(loss, ids, "training")
     together = scores.values[0]
-    single = InfluenceScores(scores.values[1:], each.ids, ids, scores.provenance)
+    single = InfluenceScores(scores.values[1:], scores.query_ids[1:], ids, scores.provenance)
 
+    rows, others = problem.compared
+    # What a model of texts makes of them first are the words that their n-grams are made of: a
+    # second search for the same would show less of what is usual.
+    encodings = None if problem.texts else seen.encodings
     leaks = leaked(
-        problem.queries.inputs.numpy(),
-        problem.train.inputs.numpy(),
+        others,
+        rows,
         None if seen.features is None else ModelView(suspects, asked, single.values),
-        encodings=None
-        if seen.encodings is None
-        else (seen.encodings.queries, seen.encodings.train),
+        encodings=None if encodings is None else (encodings.queries, encodings.train),
         encode=encoder(model, problem, seen),
         work=work,
     )
@@ -161,25 +186,18 @@ def examine(
     # Its answers once the queries have moved it, which help to rank what is wrong by a rule.
     moved = None
     if problem.classes is not None:
-        advance = stage(progress, "answers of the moved model", (FOLDS + 1) * (n + m))
-        moved = moved_expert(engine, problem, ~leaks.flags, settings.seed, work, advance)
-    margin_change = margin_changes(engine, problem, leaks, settings.influence_queries, work)
+        moved = mirror.moved(~leaks.flags)
+    margin_change = mirror.margin_changes(leaks)
 
     # Half-models: what is said of a row by models that never saw it, or a copy.
-    copies = duplicates(
-        problem.train.inputs.numpy(),
-        labels_of(problem),
-        None if seen.encodings is None else seen.encodings.train,
-    )
+    copies = duplicates(rows, labels_of(problem), None if encodings is None else encodings.train)
     groups = copies.groups
     held_out = read_held_out(model, problem, settings, groups, progress, work)
     labels = judge_labels(
         problem, seen, moved, held_out, leaks, groups, loss, query_loss, settings.fdr, right
     )
-    rest = whom_else_to_ask(
-        asked, leaks.flags, query_loss, labels.mislabeled, loss, settings.influence_queries
-    )
-    more, passed = ask(engine, problem, rest, work, progress)
+    rest = whom_else_to_ask(asked, leaks.flags, query_loss, labels.mislabeled, loss, mirror.most)
+    more, passed = mirror.ask(rest)
     caused = train_receipt(problem, labels.mislabeled.flags, leaks.flags, settings, progress, work)
     views = (seen.features is not None) + (seen.encodings is not None)
     return Findings(

@@ -97,6 +97,8 @@ def explain(
     weight_decay: float | None = None,
     candidates: int | None = None,
     max_rows: int | None = None,
+    pixels: str | None = None,
+    resize: bool = False,
     work_dir: str | Path | None = None,
     fresh: bool = False,
     compiled: bool = False,
@@ -129,6 +131,9 @@ def explain(
         candidates: Sweep each query only over so many training rows of each kind, those that the
             model's last layer points to; None for all rows. No sums by source then.
         max_rows: Look at so many training rows only, drawn at random.
+        pixels: What the pixels 0 and 255 of pictures become, ``0:1``; None takes it from the
+            model's input example.
+        resize: Resize pictures of another size than the model takes; else they are refused.
         work_dir: Where finished pieces are kept until the end, so that an interrupted explanation
             goes on; None for the user's cache folder.
         fresh: Begin again even if there are such pieces.
@@ -168,6 +173,8 @@ def explain(
         "candidates": candidates,
         "compiled": compiled,
         "max_rows": max_rows,
+        "pixels": pixels,
+        "resize": resize,
         "device": device,
         "batch_size": batch_size,
         "seed": seed,

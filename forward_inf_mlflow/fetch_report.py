@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
-from forward_inf_mlflow.promotion import fetch_artifact, find_audit
+from forward_inf_mlflow.found_audit import fetch_artifact, find_audit
 from forward_inf_mlflow.registry import resolve
 from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 
@@ -31,7 +31,7 @@ def fetch_report(model_uri: str, file: str | Path) -> bool:
         try:
             html = rebuild(
                 audit.record,
-                lambda name: fetch_artifact(audit.run_id, name),
+                audit.fetch,
                 find_approvals(version, tags_of(version)),
             ).encode()
         except DataError as error:

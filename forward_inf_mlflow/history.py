@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,15 @@ from mlflow.entities import Run
 
 from forward_inf_mlflow.clock import now
 from forward_inf_mlflow.decision import WORDS
-from forward_inf_mlflow.errors import TrackingError, VerdictError
+from forward_inf_mlflow.errors import NoAuditError, TrackingError, VerdictError
+from forward_inf_mlflow.found_audit import fetch_artifact, find_audit
 from forward_inf_mlflow.mlflow_errors import translate_errors
 from forward_inf_mlflow.moves import find_moves
-from forward_inf_mlflow.promotion import fetch_artifact
 from forward_inf_mlflow.record import read_record
-from forward_inf_mlflow.registry import Version, resolve
+from forward_inf_mlflow.registry import Version, copied_from, resolve
 from forward_inf_mlflow.sealed_tags import find_statements, tags_of
-from forward_inf_mlflow.tracking import (
-    AUDIT_TAG,
-    KIND_TAG,
-    MODEL_TAG,
-    RUN_TAG,
-    identity,
-    identity_of,
-)
+from forward_inf_mlflow.tracking import KIND_TAG, MODEL_TAG, identity, identity_of
+from forward_inf_mlflow.verdicts.claims import AUDIT_TAG, GATE_TAG, RUN_TAG
 from forward_inf_mlflow.verdicts.events import HISTORY, Event
 from forward_inf_mlflow.verdicts.keys import Ring, read_ring
 from forward_inf_mlflow.verdicts.seal import Sealed, signer_of
@@ -46,7 +40,7 @@ class Entry:
         at: Milliseconds since 1970; of a statement, as its signer says.
         kind: "audit", "verdict", "override", "moved" or "refused".
         outcome: The decision, the alias, or what became of the audit.
-        by: Whose key, and whether that was verified.
+        by: Whose key, and whether that was verified; of an audit, who answered its sample.
         detail: One sentence, or where to look.
         id: The run or the tag.
     """
@@ -92,7 +86,19 @@ def history(model_uri: str, *, ring: str | Path | None = None) -> History:
     moves, passed_over = find_moves(version, tags)
     # Of what happened at once, what must have come last stands first.
     entries = sorted([*map(_moved, moves), *signed, *audits], key=lambda entry: -entry.at)
-    return History(version, tuple(entries), (*notes, *found.notes, *passed_over))
+    said = (*_copied(version, tags), *notes, *found.notes, *passed_over)
+    return History(version, tuple(entries), said)
+
+
+def _copied(version: Version, tags: Mapping[str, str]) -> Iterator[str]:
+    """Yield what to tell of a version that shows what is not its own."""
+    if original := copied_from(version):
+        yield f"{version.uri} is a copy of {original}: what is known of that does not count here"
+    if RUN_TAG in tags:
+        try:
+            find_audit(version)
+        except NoAuditError as error:
+            yield f"its tags {GATE_TAG}, {RUN_TAG} and {AUDIT_TAG} count for nothing: {error}"
 
 
 def _audits(version: Version, tags: Mapping[str, str]) -> tuple[list[Entry], list[str]]:
@@ -129,12 +135,15 @@ def _audit(version: Version, run: Run, tags: Mapping[str, str]) -> Entry | None:
     newest = run_id == tags.get(RUN_TAG)
     if newest and hashlib.sha256(content).hexdigest() != tags.get(AUDIT_TAG):
         outcome += ", changed since"
+    detail = str(reasons[0]) if isinstance(reasons, list) and reasons else ""
+    review = record.get("review")
+    by = str(review.get("by") or "a person") if isinstance(review, dict) else ""
     return Entry(
         at=at if type(at) is int and 0 <= at < 2**53 else began,
         kind="audit",
         outcome=outcome,
-        by="",
-        detail=str(reasons[0]) if isinstance(reasons, list) and reasons else "",
+        by=by,
+        detail=f"with the answers to a sample; {detail}" if by else detail,
         id=run_id,
     )
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from forward_inf_mlflow import halves
 from forward_inf_mlflow.detect.experts import Expert
-from forward_inf_mlflow.detect.gross_errors import half_models, mislabeled_targets, near_medians
+from forward_inf_mlflow.detect.gross_errors import (
+    Predictor,
+    half_models,
+    mislabeled_targets,
+    near_medians,
+)
 from forward_inf_mlflow.detect.leakage import Leaked
+from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.membership import Membership, membership
 from forward_inf_mlflow.detect.memorization import Memorized, memorized_classes, memorized_targets
+from forward_inf_mlflow.detect.memorized_rows import memorized_rows
 from forward_inf_mlflow.detect.mislabeled import (
     MIN_QUERIES,
     Mislabeled,
@@ -20,9 +27,12 @@ from forward_inf_mlflow.detect.mislabeled import (
 )
 from forward_inf_mlflow.detect.neighbours import exact_copies, row_keys
 from forward_inf_mlflow.detect.opinions import of_logits
+from forward_inf_mlflow.detect.several import flag_column, target_column, together
 from forward_inf_mlflow.detect.worth import LeakWorth, worth
 from forward_inf_mlflow.preparation import Problem
+from forward_inf_mlflow.several_outputs import coded
 from forward_inf_mlflow.sweep import outputs
+from forward_inf_mlflow.tasks import MultiLabel
 from forward_inf_mlflow.views import Views, experts
 
 #: Rows of a class below which leaving one out makes it another class.
@@ -31,6 +41,8 @@ MIN_CLASS = 10
 ABSENT = 1e-3
 #: Queries of a class below which who was taught by queries alone does not know it.
 MIN_TAUGHT = 5
+#: Why nobody looks for wrong ones.
+NO_LABELS = "these rows have no labels that could be wrong"
 _NO_HALVES = "no half-models were trained (take the effort 'standard')"
 
 
@@ -42,7 +54,7 @@ class Labels:
         given_probability: ``(n,)`` the audited model's probability of the given label; NaN for
             regression.
         mislabeled, memorized: The verdicts.
-        leak_worth: What the leaks do for the accuracy; None for regression.
+        leak_worth: What the leaks do for accuracy and loss.
         membership: What an attack on the model learns of its rows; None where it cannot be told.
         passes: Rows passed forward for it.
     """
@@ -50,7 +62,7 @@ class Labels:
     given_probability: np.ndarray
     mislabeled: Mislabeled
     memorized: Memorized
-    leak_worth: LeakWorth | None
+    leak_worth: LeakWorth
     membership: Membership | None
     passes: int
 
@@ -80,13 +92,18 @@ def judge_labels(
         query_loss: ``(m,)`` the queries'.
         fdr, right: See `mislabeled_classes`.
     """
-    labels, truth = labels_of(problem), problem.queries.targets.numpy()
+    if not problem.task.labelled:
+        return _without_labels(problem, held_out, leaks, loss, query_loss)
+    labels, truth = coded(problem.train.targets, problem.queries.targets)
     vouched = vouched_for(leaks, labels, truth, groups)
     right = vouched if right is None else right | vouched
+    if problem.train.targets.ndim == 2:
+        return _judge_several(problem, seen, held_out, leaks, groups, loss, query_loss, fdr, right)
     if problem.classes is None:
         unknown = np.full(len(labels), np.nan)
         wrong = _wrong_targets(problem, seen, held_out, leaks, groups, fdr, right)
-        return Labels(unknown, wrong, memorized_targets(len(labels)), None, None, 0)
+        lost = worth(None, query_loss, leaks.flags)
+        return Labels(unknown, wrong, memorized_targets(len(labels)), lost, None, 0)
     given = np.exp(-loss)  # the loss is minus the logarithm of the given label's probability
     itself = _itself(problem)
     trusted, apart = comparable(problem, leaks, groups)
@@ -144,6 +161,26 @@ def judge_labels(
     )
 
 
+def _without_labels(
+    problem: Problem,
+    held_out: halves.HeldOut | None,
+    leaks: Leaked,
+    loss: np.ndarray,
+    query_loss: np.ndarray,
+) -> Labels:
+    """Judge what rows have that have no labels: whether they are memorized."""
+    n, lost = len(problem.train), worth(None, query_loss, leaks.flags)
+    none = Measure.none(len(query_loss), "without labels is no accuracy", applies=False)
+    return Labels(
+        given_probability=np.full(n, np.nan),
+        mislabeled=undecided(n, NO_LABELS, applies=False),
+        memorized=memorized_rows(held_out, loss, query_loss, ~leaks.flags),
+        leak_worth=replace(lost, measure=none),
+        membership=membership(loss, query_loss, held_out, None, None, leaks.flags),
+        passes=0,
+    )
+
+
 def vouched_for(
     leaks: Leaked, labels: np.ndarray, truth: np.ndarray, groups: np.ndarray
 ) -> np.ndarray:
@@ -176,16 +213,23 @@ def comparable(
     for the other: it is left out of the comparison on both sides. Of queries that are alike one
     counts. Left out are rows of classes that the queries lack, where chance does not explain that.
     """
-    rows, queries = problem.train.inputs.numpy(), problem.queries.inputs.numpy()
     labels, truth = labels_of(problem), problem.queries.targets.numpy()
     classes = int(max(labels.max(), truth.max())) + 1
     few = np.bincount(labels, minlength=classes) < MIN_CLASS
-    trusted = ~leaks.flags & (exact_copies(queries, rows) < 0) & ~few[truth]
+    trusted, apart = without_copies(problem, leaks, groups)
+    trusted &= ~few[truth]
+    return trusted, apart | few[labels] | unasked(labels, truth[trusted])
+
+
+def without_copies(
+    problem: Problem, leaks: Leaked, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `comparable` does of any kind of labels: what has copies is left out."""
+    rows, queries = problem.compared
+    trusted = ~leaks.flags & (exact_copies(queries, rows) < 0)
     once = np.zeros(len(queries), dtype=bool)  # a query that stands there five times is one
     once[np.unique(row_keys(queries), return_index=True)[1]] = True
-    trusted &= once
-    apart = leaks.train_flags | (np.bincount(groups)[groups] > 1) | few[labels]
-    return trusted, apart | unasked(labels, truth[trusted])
+    return trusted & once, leaks.train_flags | (np.bincount(groups)[groups] > 1)
 
 
 def unasked(labels: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -254,9 +298,119 @@ def _wrong_targets(
     )
 
 
+def _judge_several(
+    problem: Problem,
+    seen: Views,
+    held_out: halves.HeldOut | None,
+    leaks: Leaked,
+    groups: np.ndarray,
+    loss: np.ndarray,
+    query_loss: np.ndarray,
+    fdr: float,
+    right: np.ndarray,
+) -> Labels:
+    """Judge rows with several labels; the arguments are those of `judge_labels`."""
+    n, flags = len(problem.train), isinstance(problem.task, MultiLabel)
+    given, truth = problem.train.targets.numpy(), problem.queries.targets.numpy()
+    names = problem.train_rows.label_names
+    if held_out is not None and held_out.diverged is not None:
+        wrong = undecided(n, held_out.diverged)
+    elif held_out is None and not flags:
+        wrong = undecided(n, _NO_HALVES)
+    else:
+        trusted, apart = without_copies(problem, leaks, groups)
+        columns = [
+            flag_column(
+                name,
+                _flag_experts(seen, held_out, given[:, j], groups, truth[:, j], trusted, j),
+                given[:, j].astype(np.int64),
+                truth[:, j].astype(np.int64),
+                trusted,
+                apart=apart,
+                right=right,
+            )
+            if flags
+            else target_column(
+                name,
+                _predictors(seen, held_out, given[:, j], groups, j),
+                given[:, j],
+                truth[:, j],
+                trusted,
+                apart=apart,
+                right=right,
+                fdr=fdr / len(names),
+            )
+            for j, name in enumerate(names)
+        ]
+        note = _NO_HALVES if held_out is None else held_out.note
+        wrong = together(
+            columns, names, given, trusted, apart=apart, right=right, fdr=fdr, note=note
+        )
+    attacked = None
+    if flags:
+        labels = coded(problem.train.targets, problem.queries.targets)
+        attacked = membership(loss, query_loss, None, *labels, leaks.flags)
+    return Labels(
+        given_probability=np.exp(-loss) if flags else np.full(n, np.nan),
+        mislabeled=wrong if wrong.likelier.ndim == 2 else replace(wrong, likelier=given),
+        memorized=memorized_targets(n, several=flags),
+        leak_worth=worth(None, query_loss, leaks.flags),
+        membership=attacked,
+        passes=0,
+    )
+
+
+def _flag_experts(
+    seen: Views,
+    held_out: halves.HeldOut | None,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    truth: np.ndarray,
+    trusted: np.ndarray,
+    column: int,
+) -> list[Expert]:
+    """Return who did not learn a label that is set or not, and says how probable it is."""
+    own, asked = labels.astype(np.int64), truth.astype(np.int64)
+    # One view of the rows: each label of a row takes a judgement of its own.
+    naive, _ = experts(Views(seen.inputs[-1:], None, None), own, groups, asked, trusted, 2)
+    if not all_taught(own, asked[trusted]):
+        naive = [one for one in naive if not one.blind]
+    if held_out is not None:
+        said = [
+            np.stack([np.zeros_like(some[:, :, column]), some[:, :, column]], axis=2)
+            for some in (held_out.train_out, held_out.queries)
+        ]
+        naive.insert(0, of_logits("half-models", *said))
+    return naive
+
+
+def _predictors(
+    seen: Views,
+    held_out: halves.HeldOut | None,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    column: int,
+) -> list[Predictor]:
+    """Return who predicts one of several targets without having seen it."""
+    assert held_out is not None, "targets are judged by half-models"
+    view = seen.inputs[-1]
+    near = near_medians(view.train, view.queries, targets, groups)
+    only = replace(
+        held_out,
+        train_out=held_out.train_out[:, :, [column]],
+        queries=held_out.queries[:, :, [column]],
+    )
+    return [half_models(only), *([] if near is None else [near])]
+
+
 def labels_of(problem: Problem) -> np.ndarray:
-    """Return the training rows' class indices, or their targets, ``(n,)``."""
-    return np.asarray(problem.train.targets.numpy())
+    """Return the training rows' class indices, or their targets, ``(n,)``.
+
+    Of several labels a number that is the same where all are; zeros where there are none.
+    """
+    if not problem.task.labelled:
+        return np.zeros(len(problem.train), dtype=np.int64)
+    return coded(problem.train.targets, problem.queries.targets)[0]
 
 
 def _itself(problem: Problem) -> Expert:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.machine import total_memory
 from forward_inf_mlflow.task import Batch
 from forward_inf_mlflow.tensors import Tensors
 
@@ -17,8 +16,6 @@ T = TypeVar("T")
 
 #: The share of a device's memory that a direction's vectors, or a sweep's moved models, may take.
 _SHARE = 8
-#: Where Linux says what a container may take, in bytes or "max".
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def room(device: torch.device) -> int:
@@ -30,25 +27,8 @@ def room(device: torch.device) -> int:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
     else:
-        total = min([_installed(), *_allowed()])
+        total = total_memory()
     return int(2 ** ((total // _SHARE).bit_length() - 1))
-
-
-def _installed() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not a system that says so
-        return 2**33
-
-
-def _allowed() -> Iterator[int]:
-    for path in _LIMITS:
-        try:
-            said = Path(path).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if said.isdecimal():
-            yield int(said)
 
 
 def batches_that_fit(rows: Tensors, read: Callable[[Batch], T]) -> Iterator[T]:

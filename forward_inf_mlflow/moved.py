@@ -9,6 +9,7 @@ models and in neighbours alike; the queries contradict them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,12 +58,8 @@ def moved_expert(
     assert problem.classes is not None, "answers are logits of classes here"
     if trusted.sum() < MIN_QUERIES or FOLDS * (n + m) * len(problem.classes) > _HELD:
         return None
-    rng = np.random.default_rng([seed, 31])
-    fold = np.full(m, -1)
-    fold[trusted] = rng.permutation(int(trusted.sum())) % FOLDS
-    groups = [
-        problem.queries.take(np.flatnonzero(trusted & (fold != part))) for part in range(FOLDS)
-    ]
+    parts = Parts.drawn(trusted, n, seed)
+    groups = [problem.queries.take(others) for others in parts.others(trusted)]
     within = Within(work, "moved")
     names = np.array([f"all but part {part}" for part in range(FOLDS)])
     try:
@@ -71,17 +68,51 @@ def moved_expert(
         )
     except ForwardInfError:
         return None
-    side = rng.integers(FOLDS, size=n)
     train = _changes(engine, moves, choice, problem.train, Within(within, "train"), progress)
     queries = _changes(engine, moves, choice, problem.queries, Within(within, "queries"), progress)
-    usual = float(queries.std())
-    if not usual > 0 or not np.isfinite(usual):
-        return None
-    return Expert(
-        "the model moved by the queries",
-        train[side, np.arange(n)] / usual,
-        queries[np.maximum(fold, 0), np.arange(m)] / usual,
-    )
+    return parts.expert("the model moved by the queries", train, queries)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which part each query is in, and which moved model each training row is asked of.
+
+    Attributes:
+        fold: ``(m,)`` the part, -1 for a query that does not count.
+        side: ``(n,)`` the part that the model was not moved by.
+    """
+
+    fold: np.ndarray
+    side: np.ndarray
+
+    @classmethod
+    def drawn(cls, trusted: np.ndarray, n: int, seed: int) -> Parts:
+        """Draw the parts of the trusted queries ``(m,)`` bool, and of ``n`` training rows."""
+        rng = np.random.default_rng([seed, 31])
+        fold = np.full(len(trusted), -1)
+        fold[trusted] = rng.permutation(int(trusted.sum())) % FOLDS
+        return cls(fold, rng.integers(FOLDS, size=n))
+
+    def others(self, trusted: np.ndarray) -> list[np.ndarray]:
+        """Return for each part the positions of the trusted queries outside of it."""
+        return [np.flatnonzero(trusted & (self.fold != part)) for part in range(FOLDS)]
+
+    def expert(self, name: str, train: np.ndarray, queries: np.ndarray) -> Expert | None:
+        """Return the changes of the answers in units of their usual change; None if there is none.
+
+        Args:
+            name: Who says so.
+            train: ``(FOLDS, n, K)`` how each part's others change the training rows' answers.
+            queries: ``(FOLDS, m, K)`` the same of the queries.
+        """
+        usual = float(queries.std())
+        if not usual > 0 or not np.isfinite(usual):
+            return None
+        return Expert(
+            name,
+            train[self.side, np.arange(len(self.side))] / usual,
+            queries[np.maximum(self.fold, 0), np.arange(len(self.fold))] / usual,
+        )
 
 
 def _changes(

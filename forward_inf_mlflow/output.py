@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from forward_inf_mlflow.verdicts.seal import Sealed
 RECORD = "audit.json"
 #: The policy that the version was judged by; the command that repeats an audit names it.
 POLICY = "policy.yaml"
+REPORT = "report.html"
 #: The flagged rows as MLflow's UI shows them.
 FLAGGED = "flagged.json"
 
@@ -48,7 +50,7 @@ class Artifacts:
         return ui_table(self.flagged, self.portraits.pictures)
 
     def write(self, folder: Path) -> None:
-        """Write all files into an empty folder, the record last."""
+        """Write all files into an empty folder; the record last, which then names their digests."""
         html = render(
             self.record,
             self.flagged,
@@ -57,7 +59,7 @@ class Artifacts:
             self.influence,
             approvals=self.approvals,
         )
-        (folder / "report.html").write_text(html, encoding="utf-8")
+        (folder / REPORT).write_text(html, encoding="utf-8")
         # RFC 4180's line ends: with them a carriage return inside a text is quoted too, else it
         # would begin a row of its own, with a formula in its first cell.
         run_id = self.record.get("run", {}).get("run_id")
@@ -69,7 +71,18 @@ class Artifacts:
         self.portraits.table().to_parquet(folder / "portraits.parquet", index=False)
         policy = yaml.safe_dump(asdict(self.policy), sort_keys=False)
         (folder / POLICY).write_text(policy, encoding="utf-8")
+        self.record["files"] = digests(folder)
         (folder / RECORD).write_bytes(write_record(self.record))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each of an audit's files by its name, but of the record itself and of
+    the report, to which approvals are added later."""
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.iterdir())
+        if file.name not in (RECORD, REPORT)
+    }
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from forward_inf_mlflow.directions import (
     GradientStep,
     LeafValues,
     OptimizerSteps,
+    Refit,
     Replay,
 )
 from forward_inf_mlflow.directions.curvature import DENSE
@@ -88,6 +89,34 @@ class Plan:
             "readout": self.readout,
             "why": self.why,
             **({"candidates": self.candidates} if self.candidates else {}),
+            "forward_equivalents": dict(self.costs),
+        }
+
+
+@dataclass(frozen=True)
+class RefitPlan:
+    """What will be done with a model that no query can move.
+
+    Attributes:
+        refit: How often the trainer fits it anew.
+        readout: What is read of a training row.
+        why: One sentence.
+        costs: As of a `Plan`, without the fits themselves.
+        fits: How many these are, at most.
+    """
+
+    refit: Refit
+    readout: Which
+    why: str
+    costs: Mapping[str, int]
+    fits: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as ``audit.json`` keeps it."""
+        return {
+            **self.refit.describe(),
+            "readout": self.readout,
+            "why": self.why,
             "forward_equivalents": dict(self.costs),
         }
 
@@ -177,6 +206,46 @@ def plan(
         reasons.append("a sweep over candidates alone would be much shorter (--candidates 1000)")
     costs = {"direction": made, "sweep": swept, "total": made + swept}
     return Plan(direction, readout, "; ".join(reasons), costs, candidates)
+
+
+def plan_refits(
+    refit: Refit,
+    *,
+    rows: int,
+    queries: int,
+    singles: int,
+    parts: int,
+    direction: Direction | None = None,
+    readout: Which | None = None,
+) -> RefitPlan:
+    """Plan for a model that no query can move, with the cost in fits.
+
+    Args:
+        refit: How often, and how far seeds must agree.
+        rows: Training rows.
+        queries: Query rows.
+        singles: Rows that are asked about one by one.
+        parts: Parts of the queries that the model's answers are asked with.
+        direction: What the user chose.
+        readout: What the user chose.
+
+    Raises:
+        ForwardInfError: The user chose a direction.
+    """
+    if direction is not None:
+        name = direction.describe()["direction"]
+        raise ForwardInfError(
+            f"this model cannot be moved by '{name}', but is fitted anew by the trainer: leave "
+            "--direction out"
+        )
+    fits = refit.fits(singles, parts)
+    swept = fits * (rows + queries)
+    costs = {"direction": 0, "sweep": swept, "total": swept}
+    why = (
+        "the trainer fits the model anew with the queries and without, because no query can move "
+        f"it; over {refit.least_seeds} seeds, or up to {refit.most_seeds} until they agree"
+    )
+    return RefitPlan(refit, readout or "loss", why, costs, fits)
 
 
 _COUNTED = "the query is counted into the leaves that it falls into, because the trees stay"

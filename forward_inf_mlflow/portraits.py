@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.data.rows import Rows, as_table
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.report import Portraits
 from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
@@ -37,7 +37,7 @@ def portraits_of(problem: Problem, wanted: Mapping[str, Sequence[str]]) -> Portr
         shown = _told(rows, where, columns)
         for position, (_, told) in zip(where, shown.iterrows(), strict=True):
             key = f"{role}:{rows.ids[position]}"
-            if (png := picture(tensors, int(position))) is not None:
+            if (png := picture(tensors, int(position), rows)) is not None:
                 pictures[key] = png
             elif len(told):
                 values[key] = [(str(name), _short(value)) for name, value in told.items()]
@@ -73,18 +73,16 @@ def _short(value: object) -> object:
     return value
 
 
-def picture(rows: Tensors, position: int) -> bytes | None:
-    """Return a PNG thumbnail of a row, or None where rows are no images."""
-    if not image_shape(rows.inputs.shape[1:]):
+def picture(inputs: Tensors, position: int, rows: Rows | None = None) -> bytes | None:
+    """Return a PNG thumbnail of a row, or None where rows are no images.
+
+    Of ``rows`` that are pictures there is one even where the model reads them flat.
+    """
+    if image_shape(inputs.inputs.shape[1:]):
+        return thumbnail(inputs.inputs[position].numpy())
+    if rows is None or rows.decoded is None or not isinstance(rows.features, np.ndarray):
         return None
-    return thumbnail(rows.inputs[position].numpy())
-
-
-def as_table(features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
-    """Return stored features ``(n, d)`` as a table; one without columns for any other shape."""
-    if isinstance(features, pd.DataFrame):
-        return features
-    return pd.DataFrame(features if features.ndim == 2 else np.empty((len(features), 0)))
+    return thumbnail(rows.features[position])
 
 
 def telling_columns(train: pd.DataFrame, queries: pd.DataFrame, most: int = _VALUES) -> list[str]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from forward_inf_mlflow.data.acceptance import has_gap
 from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
+from forward_inf_mlflow.data.picture_rows import lost_notes
+from forward_inf_mlflow.data.pictures import PictureForm, picture_form
 from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
@@ -28,6 +30,7 @@ class Posed:
 
     Attributes:
         partial: Whether rows were left out.
+        pictures: How pictures became rows, where rows are pictures.
     """
 
     version: Version
@@ -36,6 +39,7 @@ class Posed:
     queries: DataSet
     problem: Problem
     partial: bool
+    pictures: PictureForm | None = None
 
 
 def pose(
@@ -52,25 +56,48 @@ def pose(
     batch_size: int | None = None,
     seed: int = 0,
     max_rows: int | None = None,
+    pixels: str | None = None,
+    resize: bool = False,
     allow_pickle: bool = False,
+    fixed: bool = False,
+    class_weight: str | None = None,
+    chosen_output: str | None = None,
 ) -> Posed:
     """Find the version, read its rows, load its model and bring them together.
 
-    The arguments are those of `auditing.audit`.
+    The arguments are those of `auditing.audit`; ``fixed`` says whether a model that no query can
+    move will do.
 
     Raises:
         ForwardInfError: That cannot be done; the message says what to do.
     """
     on = choose_device(device)
     version = resolve(model_uri)
-    columns = Columns(label, id, tuple(features) if features else None, group_by)
+    model = load(version, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output)
+    form = _form(model, pixels, resize=resize)
+    columns = Columns(
+        label,
+        id,
+        tuple(features) if features else None,
+        group_by,
+        labelled=model.loss is None,
+        pictures=replace(form, most=max_rows, seed=seed),
+    )
     train_set = _read("train", train, version, columns)
-    query_set = _read("queries", queries, version, replace(columns, lenient=True))
+    query_set = _read("queries", queries, version, replace(columns, lenient=True, pictures=form))
     train_set, partial = _at_most(train_set, max_rows, seed)
-    model = load(version, allow_pickle=allow_pickle)
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
-    check_parity(model, train_rows.features)
-    problem = prepare(model, train_rows, query_rows, task=task, device=on, batch_size=batch_size)
+    if model.loss is None:  # else nobody but the module itself says what it answers
+        check_parity(model, train_rows.features)
+    problem = prepare(
+        model,
+        train_rows,
+        query_rows,
+        task=task,
+        device=on,
+        batch_size=batch_size,
+        class_weight=class_weight,
+    )
     lost = [
         (kind, data.rows.ids[~np.isin(data.rows.ids, rows.ids)])
         for kind, data, rows in (
@@ -79,17 +106,49 @@ def pose(
         )
         if len(rows) < len(data.rows)
     ]
-    notes = tuple(_left_out(kind, ids) for kind, ids in lost)
-    problem = replace(problem, notes=(*problem.notes, *notes))
-    return Posed(version, model, train_set, query_set, problem, partial or bool(lost))
+    why = "a value is missing" if model.readable is None else "the text is empty"
+    if model.loss is not None and model.texts is not None:
+        why += ", has no token to learn,"
+    decoded = [data.rows.decoded for data in (train_set, query_set) if data.rows.decoded]
+    partial |= any(len(one.positions) < one.whole for one in decoded)
+    notes = (
+        *dict.fromkeys(one.told for one in decoded),
+        *lost_notes(train_set.rows, "training"),
+        *lost_notes(query_set.rows, "query"),
+        *(_left_out(kind, ids, why) for kind, ids in lost),
+    )
+    return Posed(
+        version,
+        model,
+        train_set,
+        query_set,
+        replace(problem, notes=(*problem.notes, *notes)),
+        partial or bool(lost),
+        form if decoded else None,
+    )
+
+
+def _form(model: AuditedModel, pixels: str | None, *, resize: bool) -> PictureForm:
+    """Return how pictures, if there are any, become what the model takes."""
+    shape, dtype = None, np.dtype(np.float32)
+    if model.takes is not None:
+        shape, dtype = model.takes.shape, model.takes.dtype
+    return picture_form(shape, dtype, model.example, pixels=pixels, resize=resize)
 
 
 def _without_gaps(model: AuditedModel, rows: Rows) -> Rows:
     """Leave out the rows with missing values, unless the model's own steps fill them.
 
+    Of texts those that are empty.
+
     Raises:
         DataError: Every row has one, or the model cannot read the rows for another reason.
     """
+    if model.readable is not None:
+        fine = model.readable(rows.features)
+        if not fine.any():
+            raise DataError(f"{rows.uri}: every text is empty; name another column (--features)")
+        return rows.take(fine)
     gaps = has_gap(rows.features)
     if not gaps.any():
         return rows
@@ -103,13 +162,13 @@ def _without_gaps(model: AuditedModel, rows: Rows) -> Rows:
     return rows
 
 
-def _left_out(kind: str, ids: np.ndarray) -> str:
+def _left_out(kind: str, ids: np.ndarray, why: str) -> str:
     """Return the sentence that names rows that could not be read."""
     named = ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
     rows = f"{len(ids):,} {kind} row{'s' if len(ids) > 1 else ''}"
     return (
-        f"{rows} {'were' if len(ids) > 1 else 'was'} left out, because a value is missing or the "
-        f"model's answer is no number ({named}): fill or drop them"
+        f"{rows} {'were' if len(ids) > 1 else 'was'} left out, because {why} or the model's answer "
+        f"is no number ({named}): fill or drop them"
     )
 
 

@@ -14,16 +14,17 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.memory import batches_that_fit, first_that_fits, is_out_of_memory
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.class_weights import class_weights
+from forward_inf_mlflow.models.fixed import require_doubt
 from forward_inf_mlflow.models.logits import OneOutput, Probabilities, Wrapped
 from forward_inf_mlflow.models.parity import check_probabilities
 from forward_inf_mlflow.models.placing import place
+from forward_inf_mlflow.several_outputs import several_task
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.task import Task
-from forward_inf_mlflow.tasks import Classification, Regression
+from forward_inf_mlflow.tasks import Classification, MultiLabel, Regression, Weighted
 from forward_inf_mlflow.tensors import Tensors
 
-#: Numbers in a batch that is chosen automatically.
-_BATCH_NUMBERS = 2**22
 #: Rows whose answers show what kind they are.
 _SAMPLE = 1024
 
@@ -35,11 +36,13 @@ class Problem:
     Attributes:
         module: Logits ``(B, K)`` or predictions; on the device.
         task: Its loss.
-        train, queries: Inputs and targets (class indices, or numbers).
-        classes: ``(K,)`` the label of each class index; None for regression.
+        train, queries: Inputs and targets (class indices, or numbers; ``(n, k)`` of several).
+        classes: ``(K,)`` the label of each class index; None for regression and several labels.
         train_rows, query_rows: The same rows as stored; those whose loss is no number are in none
             of these.
         notes: Sentences for the reader.
+        texts: The training rows and the queries as texts, ``(n,)`` and ``(m,)``, where the model
+            reads these; else None.
     """
 
     module: nn.Module
@@ -50,6 +53,12 @@ class Problem:
     train_rows: Rows
     query_rows: Rows
     notes: tuple[str, ...]
+    texts: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def compared(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return training rows and queries as copies are looked for: as texts, or as inputs."""
+        return self.texts or (self.train.inputs.numpy(), self.queries.inputs.numpy())
 
 
 def choose_device(name: str) -> torch.device:
@@ -81,8 +90,9 @@ def prepare(
     task: Literal["auto", "classification", "regression"],
     device: torch.device,
     batch_size: int | None,
+    class_weight: str | None = None,
 ) -> Problem:
-    """Bring model and rows together.
+    """Bring model and rows together; the arguments are those of `auditing.audit`.
 
     Raises:
         DataError: The rows cannot be asked of this model; the message names row and column.
@@ -91,44 +101,25 @@ def prepare(
     _same_columns(train, queries)
     x_train, x_queries = model.prepare(train.features), model.prepare(queries.features)
     if batch_size is None:
-        batch_size = min(1024, max(1, _BATCH_NUMBERS // max(1, int(np.prod(x_train.shape[1:])))))
+        row = max(1, int(np.prod(x_train.shape[1:])))
+        batch_size = min(1024, max(1, model.batch_numbers // row))
     batch_size = min(batch_size, model.max_batch or batch_size)
 
-    # On the host, as the registered model is asked: a GPU rounds in its own way.
-    sample = torch.as_tensor(x_train[:_SAMPLE])
-    shape = _outputs(model.module, sample, batch_size)
-    kind, module, notes = _task(model, shape, train.labels, task)
-    if isinstance(module, Wrapped):
-        check_probabilities(model, module, train.features)
-    module = place(module, device)
-    if device.type != "cpu":  # not everything that runs on the host runs there
-        first = Tensors(sample, sample, device, batch_size)
-        with torch.no_grad():
-            first_that_fits(first, lambda batch: _output(module, batch.inputs))
-    if kind == "classification":
-        classes = model.classes if model.classes is not None else np.arange(max(2, _width(shape)))
-        y_train = _class_indices(train, classes, "training")
-        y_queries = _class_indices(queries, classes, "query")
-        if len(np.unique(y_train)) < 2:
-            raise DataError(
-                "every training row has the same label: a model of one class cannot be audited"
-            )
-        loss: Task = Classification()
-    else:
-        classes, loss = None, Regression()
-        y_train, y_queries = _numbers(train, "training"), _numbers(queries, "query")
+    posed = (
+        _without_labels(model, train, queries, device, task, class_weight)
+        if model.loss is not None
+        else _with_labels(model, train, queries, x_train, task, class_weight, device, batch_size)
+    )
+    module, loss = posed.module, posed.task
 
     def tensors(x: np.ndarray, y: np.ndarray) -> Tensors:
-        targets = torch.as_tensor(y)
-        if kind == "regression":
-            targets = targets.to(shape.dtype)
-        return Tensors(torch.as_tensor(x), targets, device, batch_size)
+        return Tensors(torch.as_tensor(x), torch.as_tensor(y), device, batch_size)
 
     (train_tensors, train), (query_tensors, queries) = (
         _readable(module, loss, tensors(x, y), rows, what)
         for x, y, rows, what in (
-            (x_train, y_train, train, "training"),
-            (x_queries, y_queries, queries, "query"),
+            (x_train, posed.train, train, "training"),
+            (x_queries, posed.queries, queries, "query"),
         )
     )
     return Problem(
@@ -136,11 +127,97 @@ def prepare(
         task=loss,
         train=train_tensors,
         queries=query_tensors,
-        classes=classes,
+        classes=posed.classes,
         train_rows=train,
         query_rows=queries,
-        notes=(*(f"the model {note}" for note in model.notes), *notes),
+        notes=(
+            *(f"the model {note}" for note in model.notes),
+            *posed.notes,
+            *_cut(model, train, queries),
+        ),
+        texts=None
+        if model.texts is None
+        else (model.texts(train.features), model.texts(queries.features)),
     )
+
+
+@dataclass(frozen=True)
+class _Posed:
+    """What is asked of a model: its task, and the targets of training rows and queries."""
+
+    module: nn.Module
+    task: Task
+    classes: np.ndarray | None
+    train: np.ndarray
+    queries: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def _without_labels(
+    model: AuditedModel,
+    train: Rows,
+    queries: Rows,
+    device: torch.device,
+    task: str,
+    class_weight: str | None,
+) -> _Posed:
+    """Ask a model whose rows have no labels by its own task."""
+    assert model.loss is not None
+    assert model.targets is not None, "a task of its own has targets"
+    if task != "auto" or class_weight is not None:
+        option = "--task" if task != "auto" else "--class-weight"
+        raise DataError(f"the model's rows have no labels ({model.loss.name}): leave {option} out")
+    module = place(model.module, device)
+    y_train, y_queries = (model.targets(rows.features) for rows in (train, queries))
+    return _Posed(module, model.loss, None, y_train, y_queries)
+
+
+def _with_labels(
+    model: AuditedModel,
+    train: Rows,
+    queries: Rows,
+    x_train: np.ndarray,
+    task: str,
+    class_weight: str | None,
+    device: torch.device,
+    batch_size: int,
+) -> _Posed:
+    """Find out whether rows have classes or numbers."""
+    # On the host, as the registered model is asked: a GPU rounds in its own way.
+    sample = torch.as_tensor(x_train[:_SAMPLE])
+    shape = _outputs(model.module, sample, batch_size)
+    require_doubt(model, shape, train.labels, task)
+    if train.targets is not None or queries.targets is not None or model.task == "multilabel":
+        kind, module, notes = several_task(model, shape, train, queries, task)
+    else:
+        kind, module, notes = _task(model, shape, train.labels, task)
+    if class_weight is not None and kind != "classification":
+        raise ForwardInfError("--class-weight is for one label of some classes: leave it out")
+    if isinstance(module, Wrapped) and kind != "multilabel":
+        check_probabilities(model, module, train.features)
+    module = place(module, device)
+    if device.type != "cpu":  # not everything that runs on the host runs there
+        first = Tensors(sample, sample, device, batch_size)
+        with torch.no_grad():
+            first_that_fits(first, lambda batch: _output(module, batch.inputs))
+    if kind == "classification":
+        classes, named = _classes(model, _width(shape), train)
+        y_train = _class_indices(train, classes, "training")
+        y_queries = _class_indices(queries, classes, "query")
+        if len(np.unique(y_train)) < 2:
+            raise DataError(
+                "every training row has the same label: a model of one class cannot be audited"
+            )
+        weights = class_weights(model.estimator, class_weight, classes, y_train)
+        loss: Task = Classification() if weights is None else Weighted(weights)
+        return _Posed(module, loss, classes, y_train, y_queries, (*notes, *named))
+    if train.targets is not None and queries.targets is not None:
+        loss = MultiLabel() if kind == "multilabel" else Regression()
+        numbers = train.targets, queries.targets
+    else:
+        loss, numbers = Regression(), (_numbers(train, "training"), _numbers(queries, "query"))
+    y_train, y_queries = (torch.as_tensor(y).to(shape.dtype).numpy() for y in numbers)
+    return _Posed(module, loss, None, y_train, y_queries, tuple(notes))
 
 
 def _readable(
@@ -229,8 +306,8 @@ def _task(
     if kind == "regression":
         if width != 1:
             raise ModelError(
-                f"the model answers {width} numbers a row; a regression model with one can be "
-                "audited"
+                f"the model answers {width} numbers a row and the data have one target: give as "
+                "many target columns (--label A,B), or name the output that is meant (--output)"
             )
         return kind, module, []
     if model.task is not None:
@@ -245,6 +322,54 @@ def _task(
         note = "the model answers probabilities; their logarithms were used as logits"
         return kind, Probabilities(module), [note]
     return kind, module, []
+
+
+def _classes(model: AuditedModel, width: int, train: Rows) -> tuple[np.ndarray, list[str]]:
+    """Return the label of each output, as the model calls them, or their positions ``(K,)``; notes.
+
+    Names that a transformer has for its outputs count where labels are such names. Of pictures in
+    folders whose names are no positions, the outputs are the folders in sorted order.
+    """
+    if model.classes is None:
+        return _positions(max(2, width), train)
+    return _named(model, model.classes, train.labels), []
+
+
+def _positions(width: int, train: Rows) -> tuple[np.ndarray, list[str]]:
+    folders = None if train.decoded is None else train.decoded.folders
+    if folders is None or all(name.isdecimal() for name in folders):
+        return np.arange(width), []
+    if len(folders) != width:
+        raise DataError(
+            f"{train.uri} has {len(folders)} folders with pictures and the model {width} outputs: "
+            "give a folder for each class, in sorted order as the model's outputs, or named 0 to "
+            f"{width - 1}"
+        )
+    first, last = folders[0], folders[-1]
+    note = f"the model's outputs were taken for the folders in sorted order, {first} to {last}"
+    return folders, [note]
+
+
+def _named(model: AuditedModel, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the outputs' labels, by their names or, where labels are numbers, by position."""
+    if model.kind == "transformers" and not np.isin(labels.astype(str), classes).any():
+        numbers = pd.to_numeric(pd.Series(labels), errors="coerce")
+        if numbers.notna().all():
+            return np.arange(len(classes))
+    return classes
+
+
+def _cut(model: AuditedModel, train: Rows, queries: Rows) -> list[str]:
+    """Return how many texts were longer than what the model reads, one sentence; none for none."""
+    if model.cut is None:
+        return []
+    cut = [
+        f"{count:,} {what} texts"
+        for what, rows in (("training", train), ("query", queries))
+        if (count := model.cut(rows.features))
+    ]
+    limit = f"{model.limit:,} tokens that the model reads"
+    return [f"{' and '.join(cut)} were cut at the {limit}"] if cut else []
 
 
 def _class_indices(rows: Rows, classes: np.ndarray, what: str) -> np.ndarray:

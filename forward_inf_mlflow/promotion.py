@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow.decision import Decision, decide
-from forward_inf_mlflow.errors import (
-    DataError,
-    NoAuditError,
-    RefusedError,
-    TrackingError,
-    VerdictError,
-)
-from forward_inf_mlflow.mlflow_errors import impatient, is_missing, refusal, translate_errors
+from forward_inf_mlflow.errors import NoAuditError, RefusedError, VerdictError
+from forward_inf_mlflow.found_audit import FoundAudit, find_audit
+from forward_inf_mlflow.mlflow_errors import impatient, refusal, translate_errors
 from forward_inf_mlflow.moves import remember
 from forward_inf_mlflow.policy import Policy, load_policy
-from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
+from forward_inf_mlflow.record import facts_of, measures_of, policy_of
 from forward_inf_mlflow.registry import Version, content_of, resolve
 from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
-from forward_inf_mlflow.tracking import AUDIT_TAG, FOLDER, RUN_TAG, identity, identity_of
 from forward_inf_mlflow.verdicts.events import HISTORY
 from forward_inf_mlflow.verdicts.keys import Ring, read_ring
 from forward_inf_mlflow.verdicts.names import fold
 from forward_inf_mlflow.verdicts.seal import Sealed, signer_of
 from forward_inf_mlflow.verdicts.statement import Override, as_dict
-
-_RUN = re.compile(r"[0-9a-f]{32}")
-
-
-@dataclass(frozen=True)
-class FoundAudit:
-    """A finished audit: its run, its ``audit.json``, and the SHA-256 of that file."""
-
-    run_id: str
-    record: dict[str, Any]
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -199,41 +178,6 @@ def require_same_content(version: Version, record: Mapping[str, Any]) -> str | N
     return found
 
 
-def find_audit(version: Version) -> FoundAudit:
-    """Return the newest finished audit of exactly this version.
-
-    An audit finishes by naming its run and the SHA-256 of its ``audit.json`` in the version's
-    tags. Only that run counts: any other could be made by whoever may log a run, and an older
-    pass would come back when a newer refusal is deleted. The run's own status says nothing, since
-    MLflow marks a refused ``mlflow run`` FAILED.
-
-    Raises:
-        NoAuditError: There is none, it is gone, it was changed, or it is of another version.
-    """
-    again = f"run 'forward-inf audit {version.uri}'"
-    tags = tags_of(version)
-    run_id = tags.get(RUN_TAG)
-    if not run_id:
-        raise NoAuditError(f"there is no finished audit of {version.uri}: {again}")
-    content = fetch_artifact(run_id, "audit.json")
-    if content is None:
-        raise NoAuditError(f"the audit of {version.uri} is gone with its run {run_id}: {again}")
-    record = read_record(content, where=f"audit.json of run {run_id}")
-    if identity_of(record["model"]) != identity(version):
-        # Tags are copied with a version, and numbers are given again after a deletion.
-        raise NoAuditError(
-            f"there is no finished audit of {version.uri}, its tags name one of another version: "
-            f"{again}"
-        )
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != tags.get(AUDIT_TAG):
-        raise NoAuditError(
-            f"audit.json of run {run_id} is not the one that {version.uri} was tagged with, it was "
-            f"changed after the audit: {again}"
-        )
-    return FoundAudit(run_id, record, digest)
-
-
 def _given(policy: Policy | str | Path | None) -> Policy | None:
     return policy if policy is None or isinstance(policy, Policy) else load_policy(Path(policy))
 
@@ -295,55 +239,3 @@ def _move(version: Version, alias: str) -> None:
             if (said := refusal(error)) is None:
                 raise
             raise RefusedError(f"the server refuses alias '{alias}': {said}") from None
-
-
-def audit_of_file(table: pd.DataFrame, file: Path) -> tuple[Version, FoundAudit]:
-    """Return the version and the audit that a file of rows belongs to, by its ``audit_run``.
-
-    Only the newest audit of a version counts, also after the answers to a sample were counted.
-
-    Raises:
-        DataError: The file does not say which audit it is of.
-        TrackingError: That audit is not on this server, or not the newest one of its version.
-    """
-    runs = sorted(set(table["audit_run"])) if "audit_run" in table else []
-    if len(runs) != 1:
-        raise DataError(
-            f"{file} does not say which audit it belongs to, in one value of the column "
-            "'audit_run': give flagged.csv, or the file of 'review sample', with that column whole"
-        )
-    run_id = runs[0]
-    content = fetch_artifact(run_id, "audit.json") if _RUN.fullmatch(run_id) else None
-    if content is None:
-        raise TrackingError(
-            f"{file} belongs to the audit run '{run_id[:40]}', and this server has no such audit: "
-            "check the tracking URI, or give the file of another audit"
-        )
-    record = read_record(content, where=f"audit.json of run {run_id}")
-    version = resolve(str(record["model"].get("uri")))
-    audit = find_audit(version)
-    review = audit.record.get("review")
-    counted = review.get("of_run") if isinstance(review, dict) else None
-    if run_id not in (audit.run_id, counted):
-        raise TrackingError(
-            f"{file} belongs to another audit than the newest one of {version.uri} "
-            f"({audit.run_id}): give the file of that one"
-        )
-    return version, audit
-
-
-def fetch_artifact(run_id: str, name: str) -> bytes | None:
-    """Return the bytes of one of an audit's artifacts, None if the run has none of that name."""
-    client = MlflowClient()
-    with translate_errors(), impatient():
-        try:
-            names = {Path(f.path).name for f in client.list_artifacts(run_id, FOLDER)}
-        except MlflowException as error:
-            if is_missing(error):
-                return None
-            raise
-        if name not in names:
-            return None
-        with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
-            path = client.download_artifacts(run_id, f"{FOLDER}/{name}", folder)
-            return Path(path).read_bytes()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version as installed
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,9 +34,6 @@ if TYPE_CHECKING:  # the gate reads records without torch
 
 #: Raised when a reader of this version could no longer judge an older record.
 FORMAT = 2
-
-
-_COPIES = ("rows", "conflicts")
 
 
 def make_record(
@@ -191,6 +188,8 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, Measure]:
             threshold=threshold if isinstance(threshold, float) else None,
             note=str(stored.get("note", "")),
             abstained=None if abstained is None else str(abstained),
+            # What gives a verdict applies, whatever is written.
+            applies=abstained is None or stored.get("applies") is not False,
         )
     return measures
 
@@ -201,88 +200,6 @@ def _share_or_none(value: Any) -> float | None:
 
 def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def metrics_of(record: Mapping[str, Any]) -> dict[Literal["train", "queries"], dict[str, float]]:
-    """Return the metrics of an audit, by the rows that they describe.
-
-    A detector that abstained has none: a search or a threshold must not take "no verdict" for
-    "no bad rows".
-    """
-
-    def of(measure: str, rate: str, count: str | None = None) -> dict[str, float]:
-        stored = record["measures"][measure]
-        if stored["abstained"] is not None:
-            return {}
-        return {
-            rate: float(stored["rate"]),
-            f"{rate}_low": float(stored["rate_low"]),
-            f"{rate}_high": float(stored["rate_high"]),
-            **({count: float(stored["count"])} if count else {}),
-            **(
-                {f"{measure}_reliability": float(stored["reliability"])}
-                if stored.get("reliability") is not None
-                else {}
-            ),
-        }
-
-    return {
-        "train": {
-            **of("mislabeled", "mislabeled_rate", "mislabeled_count"),
-            **of("memorized", "memorized_rate", "memorized_count"),
-            **_membership(record),
-            **_receipt(record),
-            **{f"duplicate_{name}": float(record["duplicates"][name]) for name in _COPIES},
-            "gate_passed": float(record["decision"]["outcome"] == "pass"),
-            **{name: float(value) for name, value in record["costs"].items()},
-        },
-        "queries": {
-            **of("leaked", "leakage_rate", "leaked_count"),
-            **of("inflated", "leak_inflation"),
-            **_worth(record),
-        },
-    }
-
-
-def _membership(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return what an attack reaches at 1 % false positives, with its interval."""
-    found = record["membership"]
-    if found is None:
-        return {}
-    name = "membership_tpr_at_1fpr"
-    keys = {name: "rate", f"{name}_low": "low", f"{name}_high": "high"}
-    return {metric: float(found[key]) for metric, key in keys.items()}
-
-
-def _receipt(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return what training without the mislabeled rows changes, with its interval."""
-    found = record["receipt"]
-    if found is None:
-        return {}
-    return {f"receipt_{key}": float(found[key]) for key in ("gain", "low", "high")}
-
-
-#: How the record's keys of a group of queries are called as metrics.
-_WORTH = {
-    "accuracy": "accuracy_{}",
-    "low": "accuracy_{}_low",
-    "high": "accuracy_{}_high",
-    "loss": "loss_{}",
-    "loss_low": "loss_{}_low",
-    "loss_high": "loss_{}_high",
-}
-
-
-def _worth(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return accuracy and loss on all queries and on those that did not leak, with intervals."""
-    groups = record["leak_worth"] or {}
-    return {
-        metric.format(name): float(group[key])
-        for name, group in groups.items()
-        if name in ("clean", "everything") and group["rows"]
-        for key, metric in _WORTH.items()
-        if key in group and group[key] is not None and math.isfinite(group[key])
-    }
 
 
 def facts_of(record: Mapping[str, Any]) -> Facts:

@@ -24,6 +24,7 @@ from forward_inf_mlflow.mlflow_errors import (
     translate_errors,
 )
 from forward_inf_mlflow.models.content import content_sha256
+from forward_inf_mlflow.models.example import example_range
 from forward_inf_mlflow.models.mlmodel import Flavor, read_flavor
 from forward_inf_mlflow.verdicts.names import is_text
 
@@ -104,13 +105,21 @@ def resolve(model_uri: str) -> Version:
         )
 
 
-def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
+def load(
+    version: Version,
+    *,
+    allow_pickle: bool = False,
+    fixed: bool = False,
+    chosen_output: str | None = None,
+) -> AuditedModel:
     """Load a version as a module that can be moved, running none of its own code.
 
     Args:
         version: From `resolve`.
         allow_pickle: Permit pickled models and models that bring code: both run code on this
             machine with your rights.
+        fixed: Whether one that cannot be moved will do, because somebody can train it anew.
+        chosen_output: Which output of a module is meant that returns several: its key or position.
 
     Raises:
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
@@ -120,7 +129,10 @@ def load(version: Version, *, allow_pickle: bool = False) -> AuditedModel:
     with ExitStack() as stack:
         files = stack.enter_context(_downloaded(version))
         digest = content_sha256(files)  # before any code of the model's could change them
-        model = replace(load_folder(files, allow_pickle=allow_pickle), sha256=digest)
+        loaded = load_folder(
+            files, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output
+        )
+        model = replace(loaded, sha256=digest, example=example_range(files))
         if allow_pickle:  # code that came with the model may import more of itself later
             atexit.register(stack.pop_all().close)
         return model
@@ -208,26 +220,45 @@ def _downloaded(version: Version) -> Iterator[Path]:
         yield Path(files)
 
 
-def load_folder(folder: Path, *, allow_pickle: bool = False) -> AuditedModel:
+def load_folder(
+    folder: Path,
+    *,
+    allow_pickle: bool = False,
+    fixed: bool = False,
+    chosen_output: str | None = None,
+) -> AuditedModel:
     """Load a downloaded model folder; see `load`.
 
     Raises:
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
         ModelError: The files are missing, damaged, or of a kind that is not supported.
     """
-    flavor = read_flavor(folder, allow_pickle=allow_pickle)
+    flavor = read_flavor(folder, allow_pickle=allow_pickle, fixed=fixed)
     # Imported here: asking the registry about a version should not cost an import of torch.
+    from forward_inf_mlflow.models.chosen import one_of
     from forward_inf_mlflow.models.estimator import audited_estimator
+    from forward_inf_mlflow.models.fixed import fixed_pyfunc
     from forward_inf_mlflow.models.torch_module import audited_module
 
+    if chosen_output is not None and flavor.kind not in ("pt2", "pickle"):
+        raise ModelError("This model has one output: leave --output out.")
     if flavor.kind == "transformers":
-        raise ModelError(
-            "This is a model of mlflow.transformers: ask a language model which texts made it say "
-            "something with forward-inf trace; audits of them are not here yet."
-        )
+        from forward_inf_mlflow.models.text_model import audited_classifier
+        from forward_inf_mlflow.models.transformer import read_transformer
+
+        found = read_transformer(flavor, allow_pickle=allow_pickle)
+        if found.task == "causal_lm":
+            from forward_inf_mlflow.language import audited_language_model
+
+            return audited_language_model(found)
+        return audited_classifier(found)
     loaded = _loaded(flavor, allow_pickle=allow_pickle)
     if flavor.kind == "sklearn":
-        return audited_estimator(loaded)
+        return audited_estimator(loaded, fixed=fixed)
+    if flavor.kind == "pyfunc":
+        return fixed_pyfunc(loaded)
+    if chosen_output is not None:
+        loaded = one_of(loaded, chosen_output)
     return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
 
 
@@ -256,6 +287,8 @@ def _loaded(flavor: Flavor, *, allow_pickle: bool) -> Any:
 def _read(flavor: Flavor, *, trust_all: bool) -> Any:
     from forward_inf_mlflow.models.estimator import read_skops
 
+    if flavor.kind == "pyfunc":  # permitted, or `read_flavor` would have refused
+        return mlflow.pyfunc.load_model(str(flavor.folder))
     if flavor.kind == "pt2":
         return mlflow.pytorch.load_model(str(flavor.folder))
     if flavor.kind == "pickle":
@@ -287,6 +320,11 @@ def model_id_of(client: Any, version: Any) -> str | None:
                 return None
             raise
     return None
+
+
+def copied_from(version: Version) -> str | None:
+    """Return the address of the version that this one was copied from, None if it is no copy."""
+    return version.source if _NUMBERED.fullmatch(version.source) else None
 
 
 def _missing(client: MlflowClient, model_uri: str, name: str) -> ModelError:

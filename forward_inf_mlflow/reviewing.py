@@ -1,9 +1,8 @@
-"""Reviewing: a person looks at some rows, and what they say counts in the gate."""
+"""Reviewing: what a person says of the rows that were drawn for them counts in the gate."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tempfile
 import time
@@ -18,29 +17,24 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow import output, tracking
-from forward_inf_mlflow.audited_data import audited_data
 from forward_inf_mlflow.decision import Decision, decide
-from forward_inf_mlflow.decisions import FEATURE, harmless, read_filled, unquoted
+from forward_inf_mlflow.decisions import read_filled, unquoted
 from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.detect.measure import Measure
-from forward_inf_mlflow.detect.verified import Verified, draw, strata
-from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
+from forward_inf_mlflow.detect.verified import Verified, draw
+from forward_inf_mlflow.errors import DataError, TrackingError
+from forward_inf_mlflow.found_audit import FoundAudit, audit_of_file, require_sha256
+from forward_inf_mlflow.metrics import metrics_of
 from forward_inf_mlflow.mlflow_errors import translate_errors
-from forward_inf_mlflow.promotion import FoundAudit, audit_of_file, fetch_artifact, find_audit
-from forward_inf_mlflow.record import facts_of, measures_of, metrics_of, policy_of, write_record
-from forward_inf_mlflow.registry import Version, resolve
+from forward_inf_mlflow.record import facts_of, measures_of, policy_of, write_record
+from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report import rebuild
+from forward_inf_mlflow.sampling import COLUMNS, scores_of, strata_of
 from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
 from forward_inf_mlflow.ui_table import PICTURES
 
 #: What a person may answer, and what it means.
 ANSWERS = {"wrong": 1.0, "right": 0.0, "unsure": np.nan}
-#: Rows that are worth looking at.
-FEWEST = 10
-#: Of a row's values so many are written beside it.
-SHOWN = 40
-#: Columns of the file that a person fills in; the training row's features follow.
-COLUMNS = ("row_id", "given_label", "answer", "audit_run", "draw")
 
 
 @dataclass(frozen=True)
@@ -72,75 +66,23 @@ class Reviewed:
         }
 
 
-def sample_review(model_uri: str, out: str | Path, *, rows: int = 50, seed: int = 0) -> int:
-    """Draw training rows for a person to look at, into a csv file with an empty column "answer".
-
-    The file does not say which rows the audit suspects, and they stand in random order. Where the
-    training data can still be read and are columns, what stands in the rows follows.
-
-    Returns:
-        How many rows there are.
-
-    Raises:
-        TrackingError: There is no finished audit of this version.
-        ForwardInfError: The file exists already, or cannot be written.
-    """
-    if rows < FEWEST:
-        raise ForwardInfError(f"{rows} rows say next to nothing: look at {FEWEST} at least (-n)")
-    path = Path(out)
-    if path.exists():
-        raise ForwardInfError(f"{path} exists already and may hold answers: name another file")
-    version = resolve(model_uri)
-    audit = find_audit(version)
-    scores = _scores(audit)
-    chosen = scores.iloc[draw(_strata(scores), rows, seed)].reset_index(drop=True)
-    table = pd.DataFrame(
-        {
-            "row_id": chosen["id"],
-            "given_label": chosen["label"],
-            "answer": "",
-            "audit_run": audit.run_id,
-            "draw": f"{rows}-{seed}",
-        }
-    )
-    table = table.join(_values(version, audit.record, chosen["id"].astype(str)))
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        harmless(table).to_csv(aside, index=False, lineterminator="\r\n")
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise ForwardInfError(f"cannot write {path}: {error.strerror or error}") from error
-    return len(table)
-
-
-def _values(version: Version, record: Mapping[str, Any], ids: pd.Series) -> pd.DataFrame:
-    """Return what stands in some training rows, a column each; none where that cannot be had."""
-    try:
-        with audited_data(version, record) as found:
-            rows = found.data.rows
-            known = [part for part in (rows.texts, rows.features) if isinstance(part, pd.DataFrame)]
-            if not known:
-                return pd.DataFrame(index=ids.index)
-            values = pd.concat(known, axis=1).iloc[:, :SHOWN]
-            where = pd.Series(np.arange(len(rows)), index=rows.ids)[ids].to_numpy()
-            return values.iloc[where].reset_index(drop=True).add_prefix(FEATURE)
-    except (ForwardInfError, KeyError):  # a person can look the rows up by their ids
-        return pd.DataFrame(index=ids.index)
-
-
-def apply_review(file: str | Path, *, by: str | None = None) -> Reviewed:
+def apply_review(
+    file: str | Path, *, by: str | None = None, audit_sha256: str | None = None
+) -> Reviewed:
     """Count a person's answers, decide again, and log the audit anew with what they say.
 
     Args:
-        file: From `sample_review`, with "wrong", "right" or "unsure" in every row of "answer". It
-            says itself which audit it was drawn from.
+        file: From `sampling.sample_review`, with "wrong", "right" or "unsure" in every row of
+            "answer". It says itself which audit it was drawn from.
         by: Who looked; it stands in the record.
+        audit_sha256: SHA-256 of ``audit.json`` as the audit gave it, past the server; nothing is
+            counted in another. None takes what the file was drawn from.
 
     Raises:
         DataError: An answer is missing or unknown, or rows are not those that were drawn.
-        TrackingError: The file belongs to another audit.
+        TrackingError: The file belongs to another audit, or that was changed since.
     """
+    require_sha256(audit_sha256)
     table = read_filled(Path(file))
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise DataError(f"{file} lacks the column '{missing[0]}': give the file of 'review sample'")
@@ -149,9 +91,15 @@ def apply_review(file: str | Path, *, by: str | None = None) -> Reviewed:
         raise TrackingError(
             f"the audit of {version.uri} counts a review already: audit the version again first"
         )
-    scores = _scores(audit)
+    audit.require_pinned(version, audit_sha256)
+    if set(table["audit_sha256"]) != {audit.sha256}:
+        raise TrackingError(
+            f"{file} was drawn from another audit.json than run {audit.run_id} has now, or its "
+            f"column 'audit_sha256' was changed: find out by whom, and audit {version.uri} again"
+        )
+    scores = scores_of(audit)
     positions, wrong = _answers(table, Path(file), scores)
-    verified = Verified.of(_strata(scores), positions, wrong)
+    verified = Verified.of(strata_of(scores), positions, wrong)
     measures = measures_of(audit.record)
     measures["mislabeled"] = _measured(measures["mislabeled"], verified, len(positions), by)
     decision = decide(measures, facts_of(audit.record), policy_of(audit.record))
@@ -162,7 +110,12 @@ def apply_review(file: str | Path, *, by: str | None = None) -> Reviewed:
             "run": asdict(run),
             "measures": {n: {**asdict(m), "rate": m.rate} for n, m in measures.items()},
             "decision": decision.as_dict(),
-            "review": {**asdict(verified), "by": by, "of_run": audit.run_id},
+            "review": {
+                **asdict(verified),
+                "by": by,
+                "of_run": audit.run_id,
+                "of_sha256": audit.sha256,
+            },
         }
         digest = _log(run, version, audit, record)
     describe_version(version, record["decision"], run)
@@ -190,27 +143,6 @@ def _measured(before: Measure, verified: Verified, looked: int, by: str | None) 
     )
 
 
-def _scores(audit: FoundAudit) -> pd.DataFrame:
-    content = fetch_artifact(audit.run_id, "scores.parquet")
-    if content is None:
-        raise TrackingError(f"run {audit.run_id} has lost its scores.parquet: audit again")
-    scores = pd.read_parquet(io.BytesIO(content))
-    needed = {"id", "label", "mislabeled", "mislabeled_certain", "mislabeled_suspicion"}
-    if missing := sorted(needed - set(scores.columns)):
-        raise TrackingError(
-            f"scores.parquet of run {audit.run_id} lacks {', '.join(missing)}: audit again"
-        )
-    return scores
-
-
-def _strata(scores: pd.DataFrame) -> np.ndarray:
-    score, certain, named = (
-        scores[name].to_numpy()
-        for name in ("mislabeled_suspicion", "mislabeled_certain", "mislabeled")
-    )
-    return strata(score.astype(np.float64), certain.astype(bool), named.astype(bool))
-
-
 def _answers(
     table: pd.DataFrame, file: Path, scores: pd.DataFrame
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +152,7 @@ def _answers(
         (rows, seed), *others = [tuple(map(int, text.split("-"))) for text in drawn]
     except ValueError:
         raise DataError(f"{file}: the column 'draw' was changed: draw again") from None
-    positions = draw(_strata(scores), rows, seed)
+    positions = draw(strata_of(scores), rows, seed)
     ids = pd.Series(scores["id"].astype(str).to_numpy()[positions])
     given = table["row_id"].map(unquoted)
     if others or sorted(given) != sorted(ids):
@@ -253,8 +185,10 @@ def _log(
     client = MlflowClient()
     with tempfile.TemporaryDirectory(prefix="forward-inf-") as name:
         with translate_errors():
-            path = client.download_artifacts(audit.run_id, tracking.FOLDER, name)
-        folder = Path(path)
+            folder = Path(client.download_artifacts(audit.run_id, tracking.FOLDER, name))
+        for file in folder.iterdir():
+            if file.is_file():
+                audit.require_written(file.name, file.read_bytes())
         names = _picture_names(folder / output.FLAGGED)
         pictures = _pictures(audit.run_id, set(names.values()))
         approvals = find_approvals(version, tags_of(version))

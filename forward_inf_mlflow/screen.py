@@ -13,7 +13,7 @@ the answers to all its tokens are added up (late interaction: Khattab and Zahari
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,20 @@ class _Rows(NamedTuple):
 
     features: Tensor
     residuals: Tensor
+
+
+class _Compared(NamedTuple):
+    """Tokens of a queries against those of b rows.
+
+    Attributes:
+        products: Of their features and of their residuals, ``(a K, b L)`` each.
+        asks: ``(a, K)`` whether a query's token asks anything.
+        silent: ``(b, L)`` whether a row's token says nothing.
+    """
+
+    products: tuple[Tensor, Tensor]
+    asks: Tensor
+    silent: Tensor
 
 
 def candidates(
@@ -86,7 +100,7 @@ def candidates(
     for some in _blocks(train, block):
         rows = _prepared(some, device, cosine=cosine)
         for k, part in enumerate(parts):
-            keys = torch.cat([best[k], _keys(_scores(part, rows), start)], 1)
+            keys = torch.cat([best[k], _keys(_score(part, rows), start)], 1)
             best[k] = keys.topk(min(count, keys.shape[1]), 1).values
         start += len(rows.features)
     return _LAST - (torch.cat(best).cpu() & _LAST)
@@ -120,20 +134,89 @@ def scores(
     Raises:
         ModelError: The model has no last linear layer that answers for its rows.
     """
+    parts = _read_parts(module, task, queries, train, cosine=cosine, progress=progress)
+    return torch.cat([_best(*part.products, part).cpu() for part in parts], 1)
+
+
+def likeness(
+    module: nn.Module,
+    task: Task,
+    queries: Tensors,
+    train: Stream,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return how like the queries all rows are to the last layer, in two ways.
+
+    Cost, and what is raised, as of `scores`.
+
+    Returns:
+        `scores`, and the same of the features alone, whatever the loss wants of them: cosines of
+        hidden states. Both ``(m, n)`` float32 on the host, added up over the tokens that ask.
+    """
+    both, alone = [], []
+    for part in _read_parts(module, task, queries, train, progress=progress):
+        features, residuals = part.products
+        both.append(_best(features, residuals, part).cpu())
+        alone.append(_best(features, None, part).cpu())
+    return torch.cat(both, 1), torch.cat(alone, 1)
+
+
+def nearest(
+    module: nn.Module,
+    task: Task,
+    queries: Tensors,
+    train: Stream,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return each query's best row, and how near its tokens come to the query's.
+
+    As `scores` ranks them, but the ``(m, n)`` matrix is never held. Cost: two forward passes of
+    all rows for every ``queries.batch_size`` queries.
+
+    Returns:
+        ``(m,)`` cosines, the mean over the query's tokens that ask, and ``(m,)`` positions.
+
+    Raises:
+        ModelError: As `scores`.
+    """
+    found = []
+    for start in range(0, len(queries), queries.batch_size):
+        some = queries.part(start, min(start + queries.batch_size, len(queries)))
+        parts = _read_parts(module, task, some, train, progress=progress)
+        best, rows, before = torch.full((len(some),), -torch.inf), torch.zeros(len(some)).long(), 0
+        for part in parts:
+            value, row = _best(*part.products, part).cpu().max(1)
+            mean = value / part.asks.sum(1).cpu().clamp(min=1)
+            rows = torch.where(mean > best, row + before, rows)
+            best, before = torch.maximum(best, mean), before + len(part.silent)
+        found.append((best, rows))
+    return torch.cat([best for best, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def _read_parts(
+    module: nn.Module,
+    task: Task,
+    queries: Tensors,
+    train: Stream,
+    *,
+    cosine: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[_Compared]:
+    """Yield the queries compared with one part of the rows after another."""
     device = train.part(0, 1).device
     asked = _prepared(
         _tokens(*last_layer(module, task, queries, queries=True)), device, cosine=cosine
     )
     asking = (asked.residuals != 0).any(2).any(0)  # a prompt's tokens ask nothing
     asked = _Rows(asked.features[:, asking], asked.residuals[:, asking])
-    found = []
     for start in range(0, len(train), train.batch_size):
         part = train.part(start, min(start + train.batch_size, len(train)))
         rows = _prepared(_tokens(*last_layer(module, task, part)), device, cosine=cosine)
-        found.append(_scores(asked, rows).cpu())
+        yield _compared(asked, rows)
         if progress is not None:
             progress(len(part))
-    return torch.cat(found, 1)
 
 
 def recall(found: Tensor, exact_top: Tensor) -> float:
@@ -251,15 +334,27 @@ def _prepared(rows: _Rows, device: torch.device, *, cosine: bool) -> _Rows:
     return _Rows(prepare(rows.features), prepare(rows.residuals))
 
 
-def _scores(queries: _Rows, rows: _Rows) -> Tensor:
-    """Return the scores of b rows on a queries, ``(a, b)``."""
-    (a, asked, _), (b, length, _) = queries.features.shape, rows.features.shape
-    products = queries.features.flatten(0, 1) @ rows.features.flatten(0, 1).T
-    products = products * (queries.residuals.flatten(0, 1) @ rows.residuals.flatten(0, 1).T)
+def _compared(queries: _Rows, rows: _Rows) -> _Compared:
+    features, residuals = (
+        q.flatten(0, 1) @ r.flatten(0, 1).T for q, r in zip(queries, rows, strict=True)
+    )
     silent = (rows.residuals == 0).all(2)
     silent = silent & ~silent.all(1, keepdim=True)  # else nothing of a row would be left
-    best = products.view(a, asked, b, length).masked_fill(silent, -torch.inf).amax(3)
-    return best.sum(1)
+    return _Compared((features, residuals), (queries.residuals != 0).any(2), silent)
+
+
+def _best(features: Tensor, residuals: Tensor | None, compared: _Compared) -> Tensor:
+    """Return the best of each row's tokens for each of a query's, added up, ``(a, b)``."""
+    products = features if residuals is None else features * residuals
+    (a, asked), (b, length) = compared.asks.shape, compared.silent.shape
+    best = products.view(a, asked, b, length).masked_fill(compared.silent, -torch.inf).amax(3)
+    return (best * compared.asks[:, :, None]).sum(1)
+
+
+def _score(queries: _Rows, rows: _Rows) -> Tensor:
+    """Return the scores of b rows on a queries, ``(a, b)``."""
+    compared = _compared(queries, rows)
+    return _best(*compared.products, compared)
 
 
 def _keys(scores: Tensor, start: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,9 +11,16 @@ from typing import Any
 from forward_inf_mlflow.clock import now
 from forward_inf_mlflow.decision import Decision, decide
 from forward_inf_mlflow.errors import TrackingError, VerdictError
+from forward_inf_mlflow.found_audit import (
+    FoundAudit,
+    audit_of_run,
+    find_audit,
+    require_sha256,
+    show_again,
+)
 from forward_inf_mlflow.policy import Policy, load_policy
-from forward_inf_mlflow.promotion import fetch_artifact, find_audit, require_same_content
-from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
+from forward_inf_mlflow.promotion import require_same_content
+from forward_inf_mlflow.record import facts_of, measures_of, policy_of
 from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.sealed_tags import attach, subject_of
 from forward_inf_mlflow.verdicts.gate_file import Gate, load_gate
@@ -22,8 +28,6 @@ from forward_inf_mlflow.verdicts.keys import PrivateKey
 from forward_inf_mlflow.verdicts.names import fits, is_text
 from forward_inf_mlflow.verdicts.seal import Sealed
 from forward_inf_mlflow.verdicts.statement import Verdict
-
-_SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,13 @@ def sign(
     Whoever ran the audit loaded the model; nothing of it runs here. Its files are downloaded anew
     and held against what the audit saw, and nothing is taken over from what the audit decided.
 
+    Where another audit was made since, such as a laptop's, the version's tags name the signed one
+    again, which `gate` and `promote` read.
+
     Args:
-        audit: The audit's run, which must be the newest finished audit of its version; or the
-            version, ``models:/name/3`` or ``models:/name@alias``, for its newest finished audit.
+        audit: The audit's run, which must be the newest finished audit of its version if
+            ``audit_sha256`` does not say that it is known; or the version, ``models:/name/3`` or
+            ``models:/name@alias``, for its newest finished audit.
         key: Signs.
         policy: The policy that the server asks for, or its file; None for the default policy, or
             for the one that ``gate`` asks for.
@@ -97,27 +105,10 @@ def sign(
     """
     given = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
     asked = None if gate is None else load_gate(Path(gate))
-    if audit_sha256 is not None and not _SHA256.fullmatch(audit_sha256):
-        raise VerdictError(
-            "the SHA-256 of audit.json has 64 hexadecimal digits: give what 'forward-inf audit' "
-            "says"
-        )
+    require_sha256(audit_sha256)
     if not is_text(audit):
         raise VerdictError("the run or the model's address is not UTF-8 text")
-    by_address = audit.startswith("models:")
-    version = resolve(audit) if by_address else _version_of(audit)
-    found = find_audit(version)
-    if not by_address and audit != found.run_id:
-        raise TrackingError(
-            f"run {audit} is not the newest audit of {version.uri}, that is {found.run_id}: sign "
-            "that one"
-        )
-    if audit_sha256 is not None and audit_sha256.lower() != found.sha256:
-        raise TrackingError(
-            f"audit.json of run {found.run_id} has the SHA-256 {found.sha256[:12]}, not "
-            f"{audit_sha256[:12].lower()}: it is another audit, or was changed since; find out by "
-            f"whom, and run 'forward-inf audit {version.uri}'"
-        )
+    version, found = _chosen(audit, audit_sha256)
     record, kept = found.record, _kept_in(found.record)
     if kept is not None and on_kept is not None:
         on_kept(kept)
@@ -145,6 +136,7 @@ def sign(
         expires=issued + int(expires.total_seconds() * 1000),
     )
     sealed = attach(version, verdict, key, asked.ring if asked else None)
+    show_again(version, found)
     return Signed(version, decision, chosen, sealed, kept)
 
 
@@ -189,15 +181,29 @@ def _asked_for(gate: Gate, version: Version, known: Sequence[Policy]) -> Policy:
     )
 
 
-def _version_of(run_id: str) -> Version:
-    """Return the version that a run says it audited; `find_audit` checks that."""
-    content = fetch_artifact(run_id, "audit.json")
-    if content is None:
+def _chosen(audit: str, audit_sha256: str | None) -> tuple[Version, FoundAudit]:
+    """Return the version and the audit that is meant: the newest one, or a run's that is known."""
+    if not audit.startswith("models:"):
+        version, found = audit_of_run(audit)
+        if audit_sha256 is not None:
+            found.require_pinned(version, audit_sha256)
+            return version, found
+        newest = find_audit(version)
+        if audit != newest.run_id:
+            raise TrackingError(
+                f"run {audit} is not the newest audit of {version.uri}, that is {newest.run_id}: "
+                "sign that one, or say with --audit-sha256 that you know this one"
+            )
+        return version, newest
+    version = resolve(audit)
+    newest = find_audit(version)
+    if audit_sha256 is not None and audit_sha256.lower() != newest.sha256:
         raise TrackingError(
-            f"run {run_id} has no finished audit: give the run that 'forward-inf audit' names"
+            f"the newest audit of {version.uri}, run {newest.run_id}, has the SHA-256 "
+            f"{newest.sha256[:12]}, not {audit_sha256[:12].lower()}: sign the one that you know by "
+            "its run instead of its address, or find out who changed it"
         )
-    model = read_record(content, where=f"audit.json of run {run_id}")["model"]
-    return resolve(f"models:/{model.get('name')}/{model.get('version')}")
+    return version, newest
 
 
 def _digest_of(record: dict[str, Any], role: str) -> str:

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from forward_inf_mlflow.data.several import written
 from forward_inf_mlflow.decisions import FEATURE
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.sources import by_source
 from forward_inf_mlflow.examine import Findings
 from forward_inf_mlflow.preparation import Problem
+from forward_inf_mlflow.several_outputs import coded
+from forward_inf_mlflow.tasks import MultiLabel
 
 #: Columns of ``flagged.csv``, one row per verdict; the training row's main features follow.
 FLAGGED = (
@@ -48,16 +51,15 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     label; features_digest and row_digest (with the label), by which a row is known in any version.
     """
     rows, n = problem.train_rows, len(problem.train_rows)
-    likelier = found.labels.mislabeled.likelier
     return pd.DataFrame(
         {
             "id": rows.ids,
-            "label": rows.labels,
+            "label": rows.labels if problem.task.labelled else np.full(n, ""),
             "source": rows.sources if rows.sources is not None else np.full(n, ""),
             "loss": found.loss,
             "given_probability": found.labels.given_probability,
             "held_out_probability": found.labels.mislabeled.held_out_probability,
-            "likelier_label": likelier if problem.classes is None else problem.classes[likelier],
+            "likelier_label": _likelier(problem, found.labels.mislabeled.likelier),
             "likelier_probability": found.labels.mislabeled.likelier_probability,
             "mislabeled_score": found.labels.mislabeled.score,
             "mislabeled_suspicion": found.labels.mislabeled.suspicion,
@@ -80,6 +82,21 @@ def scores_table(problem: Problem, found: Findings) -> pd.DataFrame:
     )
 
 
+def _likelier(problem: Problem, likelier: np.ndarray) -> np.ndarray:
+    """Return likelier labels ``(n,)`` as they are read: classes, numbers, several as text.
+
+    Nothing where there are no labels.
+    """
+    if not problem.task.labelled:
+        return np.full(len(likelier), "")
+    if problem.classes is not None:
+        return np.asarray(problem.classes[likelier])
+    if likelier.ndim == 1:
+        return likelier
+    flags = isinstance(problem.task, MultiLabel)
+    return written(likelier, problem.train_rows.label_names, flags=flags)
+
+
 def flagged_table(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
     """Return one row per verdict, the surest of each kind first: ``flagged.csv``.
 
@@ -89,7 +106,7 @@ def flagged_table(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd
     parts = [
         _mislabeled(problem, scores),
         _leaked(problem, found, scores),
-        _memorized(scores),
+        _memorized(scores, labelled=problem.task.labelled),
     ]
     filled = [part.reindex(columns=FLAGGED) for part in parts if len(part)]
     table = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(FLAGGED))
@@ -173,7 +190,9 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     )
     table = _common(rows, "mislabeled", "mislabeled_score")
     rank = scores["loss"].rank(ascending=False, method="min").astype(int)
-    if problem.classes is None:
+    if problem.train.targets.ndim == 2:
+        said = _said_of_several(problem, rows)
+    elif problem.classes is None:
         table["likelier_label"] = [float(f"{value:.4g}") for value in rows["likelier_label"]]
         said = [f"who never saw the row predicts {value:.4g}" for value in rows["likelier_label"]]
     else:
@@ -196,6 +215,16 @@ def _mislabeled(problem: Problem, scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def _said_of_several(problem: Problem, rows: pd.DataFrame) -> list[str]:
+    """Return the evidence against each of some rows with several labels, a clause."""
+    if not isinstance(problem.task, MultiLabel):
+        return [f"who never saw the row predicts {one} there" for one in rows["likelier_label"]]
+    return [
+        f"who never learned its labels gives the most suspicious of them {probability:.1%}"
+        for probability in rows["held_out_probability"]
+    ]
+
+
 def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
     leaks = found.leaked
     queries = np.flatnonzero(leaks.flags)
@@ -210,11 +239,12 @@ def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataF
     table["p_value"] = leaks.p_value[queries]
     table["margin_change"] = found.margin_change[queries]
     table["kind"] = leaks.kind[queries]
-    table["likelier_label"] = problem.query_rows.labels[queries]
-    table["same_label"] = (
-        problem.train.targets.numpy()[leaks.train_index[queries]]
-        == problem.queries.targets.numpy()[queries]
-    )
+    if problem.task.labelled:
+        table["likelier_label"] = problem.query_rows.labels[queries]
+        own, asked = coded(problem.train.targets, problem.queries.targets)
+        table["same_label"] = own[leaks.train_index[queries]] == asked[queries]
+    else:  # two rows that have none do not differ in it
+        table["same_label"] = True
     table["evidence"] = [
         f"{what}; without the training row the query's margin changes by {change:+.2g}"
         if np.isfinite(change)
@@ -224,12 +254,19 @@ def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataF
     return table
 
 
-def _memorized(scores: pd.DataFrame) -> pd.DataFrame:
+def _memorized(scores: pd.DataFrame, *, labelled: bool) -> pd.DataFrame:
     rows = scores[scores["memorized"]].sort_values(
         ["memorized_score", "id"], ascending=[False, True]
     )
     table = _common(rows, "memorized", "memorized_score")
     table["kind"] = np.where(rows["mislabeled"], "mislabeled", "rare")
+    if not labelled:
+        table["evidence"] = [
+            f"the model saves {row.memorized_fall:.0%} of the loss that models have on it which "
+            "did not see it"
+            for row in rows.itertuples()
+        ]
+        return table
     table["evidence"] = [
         (
             f"models that saw the row give its label oftener by {row.memorized_fall:.2f} "

@@ -44,6 +44,9 @@ class Task(ABC):
     name: str
     #: Whether the margin is the better thing to read of a model that knows its rows by heart.
     saturates: bool = False
+    #: Whether the targets are labels, which somebody gave and which can be wrong. Where not (next
+    #: tokens, noise), an audit looks for leaked and memorized rows, and for no wrong labels.
+    labelled: bool = True
 
     def describe(self) -> dict[str, object]:
         """Return what repeats this task: its name, and its fields if it is a dataclass."""

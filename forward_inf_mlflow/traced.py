@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.probe import Choice, Which
-from forward_inf_mlflow.screen import scores
+from forward_inf_mlflow.screen import likeness
 from forward_inf_mlflow.sweep import Progress, sweep
 from forward_inf_mlflow.task import Batch, Forward, Task
 from forward_inf_mlflow.tasks import CausalLM
 from forward_inf_mlflow.tensors import Tensors
-from forward_inf_mlflow.work import KEEP_NOTHING, Within, Work
+from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Within, Work
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Traced:
 
     Attributes:
         rows: ``(c,)`` positions of training rows.
-        score: ``(c,)`` what they are ordered by: the mean of their ranks by screen and by
-            influence, 1 for the best.
+        score: ``(c,)`` what they are ordered by: the mean of their ranks by screen, by features
+            and by influence, 1 for the best.
         screen: ``(c,)`` the last layer's cosines, summed over the completion's tokens.
+        features: ``(c,)`` the same of the hidden states alone.
         influence: ``(c,)`` how much the row's margin rises (or its loss falls) per added copy of
             the completion, nats.
         tokens: ``(c, L)`` the same of each of its next tokens, 0 where one does not count.
@@ -43,6 +44,7 @@ class Traced:
     rows: np.ndarray
     score: np.ndarray
     screen: np.ndarray
+    features: np.ndarray
     influence: np.ndarray
     tokens: np.ndarray
     choice: Choice
@@ -106,10 +108,12 @@ def trace_one(
     """
     group = QueryGroups([query], np.array(["completion"]))
     moves, choice = engine.plan_moves(module, group, train, work)
-    kept = work.once(
-        "screen",
-        lambda: {"scores": scores(module, engine.task, query, train, progress=progress).numpy()[0]},
-    )
+
+    def screened() -> Arrays:
+        both, alone = likeness(module, engine.task, query, train, progress=progress)
+        return {"scores": both.numpy()[0], "features": alone.numpy()[0]}
+
+    kept = work.once("screen", screened)
     every = kept["scores"]
     rows = np.sort(np.argsort(-every, kind="stable")[:count])
     parts = list(
@@ -125,13 +129,15 @@ def trace_one(
     )
     tokens = np.concatenate([p.outputs for p in parts if p.outputs is not None], 1)
     tokens = np.tensordot(moves.coefficients[0], tokens.astype(np.float64), 1)
-    influence, screen = tokens.sum(1), every[rows]
-    score = (rankdata(-influence) + rankdata(-screen)) / 2  # equal ones share their mean rank
+    influence, screen, features = tokens.sum(1), every[rows], kept["features"][rows]
+    # Equal ones share their mean rank.
+    score = np.mean([rankdata(-values) for values in (influence, screen, features)], axis=0)
     best = np.argsort(score, kind="stable")
     return Traced(
         rows[best],
         score[best],
         screen[best],
+        features[best],
         influence[best],
         tokens[best],
         choice,

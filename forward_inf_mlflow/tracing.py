@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from forward_inf_mlflow.asking import DirectionName, ReadoutName
 from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.completion import (
+    Asked,
     asked,
     notes_of,
     planned,
@@ -29,6 +31,7 @@ from forward_inf_mlflow.data.texts import TextColumns
 from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.influence import ForwardInfluence
+from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.record import data_as_dict, tools, write_record
@@ -56,8 +59,9 @@ class Trace:
         run_id: The MLflow run that keeps the trace.
         page: Its address inside the MLflow UI.
         record: The content of ``trace.json``.
-        rows: One line per candidate, best first: rank (from 1), train_id, influence, screen, text,
-            source, tokens (its next tokens as text) and token_influence (of each of them).
+        rows: One line per candidate, best first: rank (from 1), train_id, influence, screen,
+            features, text, source, tokens (its next tokens as text) and token_influence (of each
+            of them).
     """
 
     version: Version
@@ -133,28 +137,30 @@ def trace(
         ForwardInfError: There is no answer; the message says what to do.
     """
     began = time.monotonic()
-    require_positive(top=top, candidates=candidates, max_rows=max_rows, batch_size=batch_size)
-    if candidates < top:
-        raise ForwardInfError(
-            f"{candidates} candidates cannot hold the top {top}: take more (--candidates)"
-        )
     if out is not None:
         output.require_writable(Path(out))
-    on = choose_device(device)
-    version = resolve(model_uri)
-    columns = TextColumns(text, prompt_column, id, group_by)
-    data, empty = declared_texts(train, columns) if train else logged_texts(version, columns)
-    data, partial = _at_most(data, max_rows, seed)
-    model = load_language_model(version, allow_pickle=allow_pickle)
-    question = asked(model, data.rows, prompt, completion, device=on, batch_size=batch_size)
-    plan = planned(
-        question,
-        direction=named_direction(direction, weight_decay, seed),
-        readout="margin" if readout == "auto" else readout,
-        weight_decay=weight_decay,
+    posed = _pose(
+        model_uri,
+        prompt=prompt,
+        completion=completion,
+        train=train,
+        text=text,
+        prompt_column=prompt_column,
+        id=id,
+        group_by=group_by,
+        top=top,
         candidates=candidates,
+        direction=direction,
+        readout=readout,
+        weight_decay=weight_decay,
+        max_rows=max_rows,
+        device=device,
+        batch_size=batch_size,
         seed=seed,
+        allow_pickle=allow_pickle,
     )
+    version, data, question, plan = posed.version, posed.data, posed.question, posed.plan
+    on = question.train.rows.device
 
     with asked_run.begun(version, experiment, "trace") as run:
         work = open_work(work_dir, trace_key(version, question, plan), fresh=fresh)
@@ -162,7 +168,7 @@ def trace(
         tracking.end_killed(earlier)
         found = trace_one(
             ForwardInfluence(task=CausalLM(), direction=plan.direction, readout=plan.readout),
-            model.module.to(on),
+            question.model.module.to(on),
             question.query.rows,
             question.train.rows,
             count=min(candidates, len(question.train.rows)),
@@ -176,10 +182,10 @@ def trace(
             "finished_at": int(time.time() * 1000),
             "tool": tools(str(on)),
             "model": {**asdict(version), "uri": version.uri, "kind": "transformers"},
-            "notes": notes_of(question, empty, found),
+            "notes": notes_of(question, posed.empty, found),
             "run": asdict(run),
             "data": {"train": data_as_dict(data)},
-            "partial": partial,
+            "partial": posed.partial,
             "task": CausalLM.name,
             "unit": "nats",
             # A plain step adds no copy of anything.
@@ -243,6 +249,87 @@ def trace(
         record=record,
         rows=rows,
     )
+
+
+def plan_trace(model_uri: str, **question: Any) -> dict[str, Any]:
+    """Return what `trace` would do with the same arguments, and what it would cost; log nothing.
+
+    Costs are predicted forward-equivalents of one text: "direction", "sweep" and "total".
+
+    Raises:
+        ForwardInfError: There would be no answer; the message says what to do.
+    """
+    usual = inspect.signature(trace).parameters
+    posed = _pose(
+        model_uri,
+        **{name: question.get(name, usual[name].default) for name in usual if name in _POSED},
+    )
+    return {
+        "model": posed.version.uri,
+        "task": CausalLM.name,
+        "rows": len(posed.question.train.rows),
+        "plan": posed.plan.as_dict(),
+    }
+
+
+@dataclass(frozen=True)
+class _Posed:
+    """A question before anything is computed: who is asked, by which texts, and how."""
+
+    version: Version
+    data: DataSet
+    empty: int
+    partial: bool
+    question: Asked
+    plan: Plan
+
+
+def _pose(
+    model_uri: str,
+    *,
+    prompt: str,
+    completion: str,
+    train: str | None,
+    text: str | None,
+    prompt_column: str | None,
+    id: str | None,
+    group_by: str | None,
+    top: int,
+    candidates: int,
+    direction: DirectionName,
+    readout: ReadoutName,
+    weight_decay: float | None,
+    max_rows: int | None,
+    device: str,
+    batch_size: int | None,
+    seed: int,
+    allow_pickle: bool,
+) -> _Posed:
+    require_positive(top=top, candidates=candidates, max_rows=max_rows, batch_size=batch_size)
+    if candidates < top:
+        raise ForwardInfError(
+            f"{candidates} candidates cannot hold the top {top}: take more (--candidates)"
+        )
+    on = choose_device(device)
+    version = resolve(model_uri)
+    columns = TextColumns(text, prompt_column, id, group_by)
+    data, empty = declared_texts(train, columns) if train else logged_texts(version, columns)
+    data, partial = _at_most(data, max_rows, seed)
+    model = load_language_model(version, allow_pickle=allow_pickle)
+    question = asked(model, data.rows, prompt, completion, device=on, batch_size=batch_size)
+    plan = planned(
+        question,
+        direction=named_direction(direction, weight_decay, seed),
+        readout="margin" if readout == "auto" else readout,
+        weight_decay=weight_decay,
+        candidates=candidates,
+        seed=seed,
+    )
+    return _Posed(version, data, empty, partial, question, plan)
+
+
+#: What `trace` and `plan_trace` ask alike.
+_POSED = frozenset(inspect.signature(_pose).parameters) - {"model_uri"}
 
 
 def _unusual(value: str) -> str | None:

@@ -28,12 +28,10 @@ from forward_inf_mlflow.data.lineage import CONTEXT_TAG, DataSet
 from forward_inf_mlflow.errors import TrackingError
 from forward_inf_mlflow.mlflow_errors import environment, is_missing, translate_errors
 from forward_inf_mlflow.registry import Version
-from forward_inf_mlflow.verdicts import claims
+from forward_inf_mlflow.verdicts.claims import AUDIT_TAG, GATE_TAG, RUN_TAG
 
 #: Folder of all artifacts in the audit run.
 FOLDER = "forward_inf"
-#: Version tags; short, because MLflow's version table cuts keys at about 15 characters.
-GATE_TAG, RUN_TAG, AUDIT_TAG = "fi.gate", claims.RUN_TAG, "fi.audit"
 #: Run tags: the version's address, and what tells other runs about a version from audits.
 MODEL_TAG, KIND_TAG = "forward_inf.model", "forward_inf.kind"
 #: MLflow's run tag that names the artifacts which its UI shows as tables.

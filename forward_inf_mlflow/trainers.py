@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.modes import set_training
+from forward_inf_mlflow.models.scored import odds_of
+from forward_inf_mlflow.models.tokens import Tokens
 from forward_inf_mlflow.models.transform import Transform
-from forward_inf_mlflow.sweep import outputs
+from forward_inf_mlflow.sweep import outputs, read
 from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tensors import Tensors
 from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
@@ -42,6 +44,7 @@ class Recipe:
         batch_size: Rows a step.
         rates: Peak learning rates of a one-cycle AdamW, rising; from the second on they are tried
             up or down as long as the first half's loss on the queries falls.
+        rates_of_transformers: The same for these.
         weight_decay: AdamW's.
         skill: Fresh weights are taken if they reach this share of the audited model's skill on the
             queries, or of that which the shrunk ones reach.
@@ -52,6 +55,7 @@ class Recipe:
     epochs: int = 14
     batch_size: int = 64
     rates: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2)
+    rates_of_transformers: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3)
     weight_decay: float = 1e-4
     skill: float = 0.8
     shrink: float = 0.5
@@ -74,12 +78,14 @@ class Continued:
     ) -> None:
         self._module, self._task = module, task
         self._train, self._queries, self._recipe, self._work = train, queries, recipe, work
+        self._rates = recipe.rates_of_transformers if isinstance(module, Tokens) else recipe.rates
         self._choice: tuple[Start, float] | None = None
+        self._guess: float | None = None
 
     @property
     def note(self) -> str:
         """Return how the half-models came to be."""
-        start, rate = self._choice or ("fresh", self._recipe.rates[0])
+        start, rate = self._choice or ("fresh", self._rates[0])
         begin = {
             "fresh": "start from fresh weights in the audited architecture",
             "shrunk": (
@@ -93,7 +99,10 @@ class Continued:
         )
 
     def __call__(self, index: np.ndarray, seed: int, /) -> tuple[np.ndarray, np.ndarray]:
-        """Return the outputs of a model trained on ``index`` for all rows and all queries."""
+        """Return the outputs of a model trained on ``index`` for all rows and all queries.
+
+        Of rows without labels their losses, ``(n, 1)`` and ``(m, 1)``.
+        """
 
         def make() -> Arrays:
             if self._choice is None:
@@ -102,8 +111,8 @@ class Continued:
                 start, rate = self._choice
                 model = self._fit(index, seed, start, rate)
             return {
-                "train": outputs(model, self._train).numpy(),
-                "queries": outputs(model, self._queries).numpy(),
+                "train": self._answers(model, self._train),
+                "queries": self._answers(model, self._queries),
                 "fresh": np.array(start == "fresh"),
                 "rate": np.array(rate),
             }
@@ -125,7 +134,7 @@ class Continued:
         return ("shrunk", rate), shrunk
 
     def _best_rate(self, index: np.ndarray, seed: int) -> tuple[float, nn.Module]:
-        rates = self._recipe.rates
+        rates = self._rates
         start = min(1, len(rates) - 1)
         best = start, self._fit(index, seed, "fresh", rates[start])
         least = self._query_loss(best[1])
@@ -140,7 +149,22 @@ class Continued:
                 break
         return rates[best[0]], best[1]
 
+    def _answers(self, model: nn.Module, rows: Tensors) -> np.ndarray:
+        if self._task.labelled:
+            return np.asarray(outputs(model, rows).numpy())
+        return read(model, self._task, rows).loss.numpy()[:, None]
+
     def _skill(self, model: nn.Module) -> float:
+        """Return how much better than guessing a model is on the queries.
+
+        Without labels the guess is that of fresh weights before any training.
+        """
+        if not self._task.labelled:
+            if self._guess is None:
+                fresh = copy.deepcopy(self._module)
+                _renew(fresh, torch.Generator().manual_seed(0))
+                self._guess = self._query_loss(fresh)
+            return 1 - self._query_loss(model) / self._guess
         return self._task.skill(outputs(model, self._queries), self._queries.targets)
 
     @torch.no_grad()
@@ -178,7 +202,12 @@ class Continued:
                     optimizer.zero_grad()
                     for part in _split(rows, self._train.batch_size):
                         batch = half.batch(part)
-                        loss = self._task.loss(model(batch.inputs), batch.targets)
+                        answers = (
+                            model(batch.inputs)
+                            if self._task.labelled
+                            else self._task.outputs(model, batch)
+                        )
+                        loss = self._task.loss(answers, batch.targets)
                         (loss.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     schedule.step()
@@ -198,9 +227,13 @@ def _split(rows: Tensor, most: int) -> Sequence[Tensor]:
 def _renew(model: nn.Module, generator: torch.Generator) -> None:
     """Give every parameter a new value by its shape and name, as torch's own layers begin.
 
-    Matrices are drawn uniformly within one over the root of their inputs, scales of norm layers
-    become one and biases zero; any other vector stays.
+    A model that knows itself how it begins is left to it. Else matrices are drawn uniformly within
+    one over the root of their inputs, scales of norm layers become one and biases zero; any other
+    vector stays.
     """
+    if isinstance(model, Tokens):
+        model.renew(int(torch.randint(2**62, (), generator=generator)))
+        return
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
@@ -243,9 +276,10 @@ class Refitted:
         work: Work = KEEP_NOTHING,
         *,
         least: float | None = None,
+        odds: bool = False,
     ) -> None:
         self._estimator, self._labels, self._classes = estimator, labels, classes
-        self._work = work
+        self._work, self._odds = work, odds
         self._least = least or float(np.finfo(np.float32).tiny)  # no probability is below
         seen = Transform(estimator, ())
         self._train, self._queries = seen.aligned(train), seen.aligned(queries)
@@ -280,9 +314,15 @@ class Refitted:
         }
 
     def _answer(self, model: Any, rows: Any) -> np.ndarray:
-        """Return logits ``(n, K)`` in the audited estimator's class order, or predictions."""
+        """Return logits ``(n, K)`` in the audited estimator's class order, or predictions.
+
+        Of several labels a row, the log-odds of each ``(n, k)``.
+        """
+        if self._odds:
+            return odds_of(model, rows, self._least).astype(np.float32)
         if self._classes is None:
-            return np.asarray(model.predict(rows), dtype=np.float32).reshape(-1, 1)
+            said = np.asarray(model.predict(rows), dtype=np.float32)
+            return said.reshape(len(said), -1)
         least = self._least
         logits = np.full((len(rows), len(self._classes)), np.log(least), dtype=np.float32)
         columns = np.searchsorted(self._classes, model.classes_)
@@ -296,4 +336,5 @@ def _take(rows: Any, index: np.ndarray) -> Any:
 
 def describe(recipe: Recipe) -> dict[str, object]:
     """Return the settings that repeat the half-models."""
-    return {**asdict(recipe), "rates": list(recipe.rates)}
+    rates = {name: list(getattr(recipe, name)) for name in ("rates", "rates_of_transformers")}
+    return {**asdict(recipe), **rates}

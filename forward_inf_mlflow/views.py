@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.experts import Expert
@@ -19,6 +19,8 @@ from forward_inf_mlflow.tensors import Tensors
 
 #: Numbers of a view that are held at most; more are projected at random, to fewer columns.
 _HELD, _COLUMNS = 2**28, 256
+#: Words of texts that neighbours are looked for by.
+_WORDS = 2**16
 
 #: Inputs ``(k, ...)`` to encodings ``(k, h)``.
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -47,21 +49,35 @@ class Views:
         inputs: The model's inputs as they are, and columns by their spread where they are a table.
         encodings: What the model's first linear layer sees, where that is not the input; or None.
         features: What its last one sees; or None.
+        said: The probabilities that a model gives of which nothing else can be seen; or None. Near
+            by these is alike in the model's eyes, and no copy.
     """
 
     inputs: tuple[View, ...]
     encodings: View | None
     features: View | None
+    said: View | None = None
 
 
 def read_views(model: AuditedModel, problem: Problem) -> Views:
     """Read all rows once more where the model has features."""
-    inputs = input_views(problem.train.inputs.numpy(), problem.queries.inputs.numpy())
+    if problem.texts is not None and not problem.train.inputs.is_floating_point():
+        inputs = text_views(*problem.texts)  # the inputs are the numbers of tokens
+    else:
+        inputs = input_views(problem.train.inputs.numpy(), problem.queries.inputs.numpy())
     encodings = _view("the model's encodings", model.encoded, problem)
     features = _view("the model's features", model.features, problem)
-    if encodings is not None and encodings.train.shape == inputs[0].train.shape:
+    if encodings is not None and inputs and encodings.train.shape == inputs[0].train.shape:
         encodings = None if np.allclose(encodings.train, inputs[0].train, atol=1e-5) else encodings
-    return Views(inputs, encodings, features)
+    said = None
+    if model.fixed and problem.classes is not None:
+        said = _view("the model's probabilities", _probable(problem.module), problem)
+    return Views(inputs, encodings, features, said)
+
+
+def _probable(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return inputs ``(B, ...)`` to probabilities ``(B, K)``."""
+    return lambda inputs: torch.softmax(module(inputs), dim=1)
 
 
 def input_views(train: np.ndarray, queries: np.ndarray) -> tuple[View, ...]:
@@ -72,6 +88,29 @@ def input_views(train: np.ndarray, queries: np.ndarray) -> tuple[View, ...]:
         other, own = nb.standardized(queries, train)
         views.append(View("standardised input", own, other))
     return tuple(views)
+
+
+def text_views(train: np.ndarray, queries: np.ndarray) -> tuple[View, ...]:
+    """Return texts ``(n,)`` and ``(m,)`` by their words, in the space of what occurs together."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(
+        sublinear_tf=True,
+        min_df=2,
+        max_features=_WORDS,
+        token_pattern=r"(?u)\w+",  # noqa: S106  no secret
+        dtype=np.float32,
+    )
+    try:
+        counted = words.fit_transform(train)
+    except ValueError:  # no word occurs twice
+        return ()
+    if min(counted.shape) < 3:
+        return ()
+    space = TruncatedSVD(min(_COLUMNS, min(counted.shape) - 1), random_state=0)
+    own, others = space.fit_transform(counted), space.transform(words.transform(queries))
+    return (View("words", nb.unit(own), nb.unit(others)),)
 
 
 def experts(
@@ -112,7 +151,7 @@ def experts(
             found.append(of_linear(name, *rows, labels, query_labels, trusted, classes=classes))
         return [expert for expert in found if expert is not None]
 
-    return votes(views.inputs), votes([views.encodings, views.features])
+    return votes(views.inputs), votes([views.encodings, views.features, views.said])
 
 
 def encoder(model: AuditedModel, problem: Problem, views: Views) -> Encode | None:

@@ -60,7 +60,23 @@ def word_training(
     assert not isinstance(rows.features, np.ndarray)  # texts are read into a frame
     texts = rows.features[TEXT].tolist()
     prompts = rows.features[PROMPT].tolist() if PROMPT in rows.features else [""] * len(texts)
-    return _worded(model, prompts, texts, device=device, batch_size=batch_size)
+    return word_texts(model, prompts, texts, device=device, batch_size=batch_size)
+
+
+def word_texts(
+    model: Transformer,
+    prompts: Sequence[str] | np.ndarray,
+    texts: Sequence[str] | np.ndarray,
+    *,
+    device: torch.device,
+    batch_size: int | None,
+) -> Worded:
+    """Return texts ``(n,)`` behind their prompts as tokens; what is too long loses its end.
+
+    Raises:
+        DataError: No text has a token that could be learned, or a token is none of the model's.
+    """
+    return _worded(model, list(prompts), list(texts), device=device, batch_size=batch_size)
 
 
 def word_query(model: Transformer, prompt: str, completion: str, device: torch.device) -> Worded:
@@ -135,8 +151,7 @@ def _worded(
             else "no training text has a token that could be learned: give longer texts"
         )
     length = max(map(len, inputs))
-    padding = model.tokenizer.pad_token_id
-    x = torch.full((len(kept), length), 0 if padding is None else int(padding))
+    x = torch.full((len(kept), length), model.module.padding)
     y = torch.full((len(kept), length), IGNORED)
     for row, (ids, wanted) in enumerate(zip(inputs, targets, strict=True)):
         x[row, : len(ids)] = torch.tensor(ids)

@@ -190,7 +190,7 @@ def _versions() -> list[str]:
 
 
 def _digest_texts(texts: np.ndarray) -> str:
-    return hashlib.sha256("".join(texts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _cache() -> Path:
@@ -240,6 +240,7 @@ def values_key(problem: Problem) -> dict[str, object]:
     return {
         "train": digest_arrays(problem.train.inputs),
         "queries": digest_arrays(problem.queries.inputs),
+        "texts": None if problem.texts is None else [_digest_texts(t) for t in problem.texts],
         "threads": torch.get_num_threads(),
         "versions": _versions(),
         "pieces": "searches",

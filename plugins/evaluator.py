@@ -178,7 +178,7 @@ def _hint(key: str) -> str:
 
 
 def _metrics(result: AuditResult) -> dict[str, float]:
-    from forward_inf_mlflow.record import metrics_of
+    from forward_inf_mlflow.metrics import metrics_of
     from forward_inf_mlflow.tracking import FOLDER
 
     found = metrics_of(result.record)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from forward_inf_mlflow.report.influence import MAX_ROWS
+
 HOSTILE = (
     "<script>alert(1)</script></textarea><img src=http://evil.test/x onerror=y>\"'\u202e{{7*7}}"
 )
@@ -164,3 +166,29 @@ class Page(HTMLParser):
 
     def attributes(self, tag: str, name: str) -> list[str]:
         return [attrs[name] or "" for t, attrs in self.tags if t == tag and name in attrs]
+
+
+def make_explanation(**changes: Any) -> dict[str, Any]:
+    """Return an ``influence.json`` of one query, with two rows more than are shown."""
+    row = {"id": "1", "label": 3, "influence": 0.5, "source": ""}
+    data = {"uri": "u", "rows": 9, "origin": "logged", "digest": "verified", "sha256": "a"}
+    query = {"id": "1", "label": 3, "answer": 3, "right": True}
+    query |= {"probability": 0.9, "label_probability": 0.9}
+    answer = {"query_id": "1", "queries": [query], "opponents": [], "sources": None}
+    return {
+        "task": "classification",
+        "unit": "nats",
+        "per": "added copy",
+        "notes": [],
+        "partial": False,
+        "repeat": "x",
+        "model": {"uri": "models:/m/1", "name": "m", "version": "1", "kind": "pt2"},
+        "data": {"train": data, "queries": data},
+        "run": {"run_id": "r", "experiment_id": "0"},
+        "influence": {"why": "w", "read_why": None, "readout": "loss"},
+        "costs": {"rows": 9, "queries": 1, "seconds": 1.0, "forward_passes": 18},
+        "settings": {"together": False},
+        "tool": {},
+        "answers": [{**answer, "proponents": [row] * (MAX_ROWS + 2)}],
+        **changes,
+    }

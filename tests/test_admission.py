@@ -247,6 +247,7 @@ def test_where_overrides_are_off_nobody_is_sent_for_one() -> None:
     answer = ask(override(), rule=replace(RULE, overrides=False))
     assert not answer.allowed
     assert "approve" not in answer.why
+    assert answer.why.endswith("; an approval is there, and this gate takes none for it")
 
 
 def test_a_stage_is_called_one() -> None:

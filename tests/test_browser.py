@@ -4,12 +4,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from report_cases import NO_SCORES, make_audit, make_flagged, make_influence
+from report_cases import NO_SCORES, make_audit, make_explanation, make_flagged, make_influence
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -18,7 +19,10 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.select import Select
 
 from forward_inf_mlflow.report import Portraits, render, thumbnail
+from forward_inf_mlflow.report.influence import render_influence
 from forward_inf_mlflow.report.rows import COLUMNS
+from forward_inf_mlflow.report.sample import render_sample
+from forward_inf_mlflow.report.trace import render_trace
 from forward_inf_mlflow.verdicts.keys import PrivateKey
 from forward_inf_mlflow.verdicts.seal import seal
 from forward_inf_mlflow.verdicts.statement import Override, Subject
@@ -122,6 +126,54 @@ def test_hostile_texts_stay_texts_in_a_real_browser(browse: Callable[..., str]) 
     assert page.split('id="approvals"')[1].count("&lt;script&gt;document.title") > 2
     assert page.split('id="since"')[1].count("&lt;script&gt;document.title") > 1
     assert "<img src=" not in page.replace('<img src="data:', "")
+
+
+def spoiled(value: Any, *kept: str) -> Any:
+    """Return a record in which every text is hostile, but for those under some keys."""
+    if isinstance(value, dict):
+        return {k: part if k in kept else spoiled(part, *kept) for k, part in value.items()}
+    if isinstance(value, list):
+        return [spoiled(part, *kept) for part in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def influence_page() -> str:
+    record = spoiled(make_explanation(notes=["a"]), "task", "readout")
+    record["answers"][0]["sources"] = [
+        {"source": HOSTILE, "rows": 1, "influence": 1.0, "low": 0.0, "high": 2.0}
+    ]
+    shown = {f"{role}:{HOSTILE}": [(HOSTILE, HOSTILE)] for role in ("train", "query")}
+    return render_influence(record, {}, [shown])
+
+
+def trace_page() -> str:
+    token = {"text": "t", "probability": 0.5, "best": "b", "best_probability": 0.5}
+    said = {"prompt": "p", "text": "t", "probability": 0.5, "tokens": [token]}
+    row = {"rank": 1, "train_id": "1", "source": "s", "text": "t", "words": [[0, 3]]}
+    rows = [{**row, "influence": 1.0, "screen": 1.0}]
+    how = {"why": "w", "read_why": "r", "readout": "loss"}
+    record = make_explanation(completion=said, rows=rows, trace=how, notes=["a"])
+    record["costs"]["candidates"] = 1
+    return render_trace(spoiled(record, "readout"))
+
+
+def sample_page() -> str:
+    values = pd.DataFrame({HOSTILE: [HOSTILE], "short": ["<img src=x onerror=alert(1)>"]})
+    return render_sample(HOSTILE, HOSTILE, [HOSTILE], [HOSTILE], [None], values)
+
+
+@driven
+@pytest.mark.parametrize("page", [influence_page, trace_page, sample_page])
+def test_hostile_texts_stay_texts_on_the_other_pages_too(
+    page: Callable[[], str], driver: WebDriver, tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").write_text(page(), "utf-8")
+    driver.get((tmp_path / "page.html").as_uri())
+    assert "owned" not in driver.title.split("<script>")[0]
+    assert driver.find_elements(By.CSS_SELECTOR, "script, img, iframe, a, [onerror]") == []
+    body = driver.find_element(By.TAG_NAME, "body").text
+    assert body.count("<script>document.title='owned'</script></textarea>") > 3
+    assert body.count("<img src=x onerror=") > 3
 
 
 @pytest.mark.parametrize("width", [600, 1400])

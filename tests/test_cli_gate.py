@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 from forward_inf_mlflow import auditing
 from forward_inf_mlflow.cli import run
 from forward_inf_mlflow.detect.measure import Measure
+from forward_inf_mlflow.found_audit import find_audit
 from forward_inf_mlflow.policy import load_policy
-from forward_inf_mlflow.promotion import find_audit
 from forward_inf_mlflow.registry import resolve
-from forward_inf_mlflow.tracking import RUN_TAG
+from forward_inf_mlflow.verdicts.claims import RUN_TAG
 
 PASS, REFUSED, UNDECIDED = 0, 1, 2
 MEASURE = Measure(count=9, total=90, rate_low=0.05, rate_high=0.2, threshold=None, note="")
@@ -231,7 +231,7 @@ def test_a_copy_does_not_inherit_the_verdict(good: str, desk: Desk) -> None:
     assert copy.tags["fi.gate"] == "pass"  # MLflow copies tags
     code, _, err = desk("promote", "models:/copied/1", "--alias", "champion")
     assert code == UNDECIDED
-    assert "no finished audit of models:/copied/1" in one_line(err)
+    assert "no finished audit of models:/copied/1, its tags name that of models:/" in one_line(err)
 
 
 def test_a_partial_audit_is_undecided_until_a_policy_allows_it(fresh: str, desk: Desk) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import click
 import pytest
-from conftest import one_line, run_here
+from conftest import PATIENCE, one_line, run_here
 
 from forward_inf_mlflow.cli.common import signing_key
 from forward_inf_mlflow.cli.duration import Duration
 from forward_inf_mlflow.errors import VerdictError
-from forward_inf_mlflow.verdicts.keys import read_private_key, read_ring
+from forward_inf_mlflow.verdicts import keys
+from forward_inf_mlflow.verdicts.keys import Ring, read_private_key, read_ring, write_ring
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +57,32 @@ def test_nothing_is_written_over_and_no_half_is_left(folder: Path) -> None:
         assert done.returncode == 2
         assert said in one_line(done.stderr)
         assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def test_keys_that_are_made_and_revoked_at_once_are_all_in_the_ring(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_here("keys", "new", "old").returncode == 0
+
+    def slow(ring: Ring, path: Path) -> None:
+        time.sleep(0.1)  # who reads the ring meanwhile does not see what is written here
+        write_ring(ring, path)
+
+    monkeypatch.setattr(keys, "write_ring", slow)
+    processes = multiprocessing.get_context("fork")  # what is slow here is slow there
+    words = [("revoke", "old"), ("new", "ci"), ("new", "ann")]
+    started = [processes.Process(target=run_here, args=("keys", *some)) for some in words]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(PATIENCE)
+    found = read_ring(folder / "keys.yaml").keys
+    assert {(key.name, key.revoked is None) for key in found} == {
+        ("old", False),
+        ("ci", True),
+        ("ann", True),
+    }
+    assert {f.name for f in folder.iterdir()} == {"keys.yaml", "old.key", "ci.key", "ann.key"}
 
 
 def test_a_key_is_revoked_once_and_the_others_stay(folder: Path) -> None:

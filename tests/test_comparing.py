@@ -20,7 +20,7 @@ from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.comparison import compare_sides
 from forward_inf_mlflow.report import render
 from forward_inf_mlflow.report.since import since_section
-from forward_inf_mlflow.tracking import AUDIT_TAG
+from forward_inf_mlflow.verdicts.claims import AUDIT_TAG
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,8 @@ def test_an_earlier_audit_that_was_changed_or_broken_holds_up_no_new_one(
     done = run_here("audit", uri)
     assert "since version 1: 231 training rows are the same" in done.stdout, "the one before"
     assert "leaked 9 flags went and 0 came (lower beyond chance)" in done.stdout
+    done = run_here("compare", "models:/m/1", "models:/m/3")
+    assert "is not the one that the audit wrote, it was changed since" in one_line(done.stderr)
     sha256 = client.get_model_version("m", "1").tags[AUDIT_TAG]
     client.set_model_version_tag("m", "1", AUDIT_TAG, "0" * 64)
     assert audit(uri).record["since"] is None

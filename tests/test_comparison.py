@@ -57,6 +57,17 @@ def compared(old: pd.DataFrame, new: pd.DataFrame, a: Any = None, b: Any = None)
     return found
 
 
+def test_an_audit_of_declared_data_is_told_from_one_of_the_logged_data() -> None:
+    declared = record()
+    declared["data"]["train"] |= {"origin": "declared"}
+    table = scores("abc", "000")
+    found = compared(table, table, declared)
+    assert (found["old"]["declared"], found["new"]["declared"]) == (True, False)
+    said = "the audit of models:/m/1 was asked about declared data, not those that were logged"
+    assert sum(said in one for one in found["sentences"]) == 1
+    assert not any("declared" in one for one in compared(table, table)["sentences"])
+
+
 def test_rows_are_known_by_digest_wherever_they_stand_and_whatever_they_are_called() -> None:
     # a and b stay, c gets another label, d goes, e comes; the second a is another row.
     found = compared(

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from forward_inf_mlflow.directions import Curvature
-from forward_inf_mlflow.tasks import Classification, Regression
+from forward_inf_mlflow.tasks import Classification, Regression, Weighted
 from forward_inf_mlflow.tensors import Tensors
 
 
@@ -83,6 +83,38 @@ def test_logistic_regression_gives_the_influence_function_in_closed_form(
     assert_close(logistic(digits), closed)
     by_products = logistic(digits, solver="cg", tolerance=1e-9)
     assert_close(by_products, closed)
+
+
+def test_weighted_classes_give_the_influence_of_refitting_with_these_weights(
+    digits: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    x, y, asked_x, asked_y = digits
+    by_class, n, little = {0: 0.5, 1: 4.0}, len(y), 1e-4
+
+    def fitted(a: np.ndarray, b: np.ndarray, copies: np.ndarray) -> np.ndarray:
+        model = LogisticRegression(
+            class_weight=by_class, fit_intercept=False, solver="newton-cholesky", tol=1e-13
+        )
+        found: np.ndarray = model.fit(a, b, sample_weight=copies).coef_[0]
+        return found
+
+    weights = fitted(x, y, np.ones(n))
+    task, penalty = Weighted((0.5, 4.0)), 1 / n
+    rows, queries = (
+        Tensors(torch.as_tensor(a), torch.as_tensor(b), CPU, 32)
+        for a, b in ((x, y), (asked_x, asked_y))
+    )
+    setting = Setting(task, Logistic(weights), rows, queries)
+    direction = Curvature(damping=0.0, penalty=penalty, by_layer=False)
+    copies = np.append(np.ones(n), little)
+    moved = [
+        losses(x, y, fitted(np.vstack([x, a]), np.append(y, b), copies))
+        for a, b in zip(asked_x, asked_y, strict=True)
+    ]
+    refitted = (losses(x, y, weights) - np.stack(moved)) / little
+    assert_close(scores(setting, direction, method="derivative"), refitted, 0.01)
+    plain = Setting(Classification(), Logistic(weights), rows, queries)
+    assert correlation(scores(plain, direction, method="derivative"), refitted) < 0.98
 
 
 def test_influence_foretells_leaving_a_row_out_and_adding_the_query(

@@ -205,3 +205,23 @@ def test_what_a_few_half_models_cannot_tell_is_undecided_and_says_what_would() -
     more = decide(GOOD | {"memorized": replace(wide, count=100)}, Facts(), policy)
     assert more.outcome == "undecided"
     assert more.reasons[0].endswith("or look at the named rows")
+
+
+NOT_MEANT = Measure.none(1000, "these rows have no labels that could be wrong", applies=False)
+
+
+def test_a_bound_on_what_does_not_apply_is_no_reason_to_refuse() -> None:
+    found = decide(GOOD | {"mislabeled": NOT_MEANT}, Facts(), Policy())
+    assert found.outcome == "pass"
+    assert "mislabeled rows: does not apply, because these rows have no labels" in found.reasons[-1]
+    refused = decide({"mislabeled": NOT_MEANT, "leaked": BAD}, Facts(), Policy())
+    assert refused.outcome == "fail"
+    assert decide({"mislabeled": NOT_MEANT, "leaked": NONE}, Facts(), Policy()).outcome == (
+        "undecided"
+    )
+
+
+def test_a_policy_that_bounds_nothing_that_applies_passes_nothing() -> None:
+    found = decide(GOOD | {"mislabeled": NOT_MEANT}, Facts(), Policy(max_leakage_rate=None))
+    assert found.outcome == "undecided"
+    assert "bound max_leakage_rate or max_memorized_rate" in found.reasons[0]

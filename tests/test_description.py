@@ -37,7 +37,7 @@ def test_the_links_stand_before_the_reasons_and_survive_any_cut(
     assert text.startswith(others)
     block = text.removeprefix(others).lstrip()
     assert len(block) <= 2000
-    assert block.count("Data audit: refused") == 1
+    assert block.count("Data audit of models:/points/1: refused") == 1
     assert "passed" not in block
     for link in (RUN.link("report.html"), RUN.link("flagged.json"), RUN.link()):
         assert f"]({link})" in block

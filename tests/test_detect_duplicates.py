@@ -102,7 +102,7 @@ def test_very_many_rows_are_compared_through_an_index(monkeypatch: pytest.Monkey
     encodings[:5] = nb.unit(encodings[100:105] + 1e-3 * rng.normal(size=(5, 40)))
     rows, labels = rng.normal(size=(500, 3)).astype(np.float32), np.arange(500)
     exact = duplicates(rows, labels, encodings)
-    monkeypatch.setattr(module, "_BY_INDEX", 0)
+    monkeypatch.setattr(module, "LARGE", 0)
     by_index = duplicates(rows, labels, encodings)
     assert by_index.twin.tolist() == exact.twin.tolist()
     assert by_index.twin[:5].tolist() == [100, 101, 102, 103, 104]

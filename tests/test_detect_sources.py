@@ -50,6 +50,7 @@ def test_two_sources_worked_by_hand() -> None:
     interval = [guilty[k] for k in ("influence_low", "influence", "influence_high")]
     assert interval == pytest.approx([2 - half, 2, 2 + half])
     assert honest["influence"] == 5.0
+    assert (guilty["influence_net"], honest["influence_net"]) == (6.0, 5.0)
     assert np.isnan(honest["influence_low"]), "one row has no spread"
 
 
@@ -86,9 +87,9 @@ def test_a_source_in_words_names_all_shares_and_what_is_per_row() -> None:
     x, y = sums(["x", "y", "x", "x"], [1, 0, 1, 0], [0.01, 5.0, 0.02, 0.03])
     assert sentence(x) == (
         "x: 3 rows; mislabeled 66.7% (9.4% to 99.2%), leaked 33.3% (0.8% to 90.6%), "
-        "memorized 0.0% (0.0% to 70.8%); influence +0.02 (+0.0087 to +0.031) per row"
+        "memorized 0.0% (0.0% to 70.8%); influence +0.02 (+0.0087 to +0.031) per row, +0.06 net"
     )
-    assert sentence(y).endswith("influence +5 per row"), "one row has no interval"
+    assert sentence(y).endswith("influence +5 per row, +5 net"), "one row has no interval"
 
 
 def test_only_a_source_that_has_more_than_chance_gives_is_guilty() -> None:

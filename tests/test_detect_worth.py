@@ -64,3 +64,24 @@ def test_the_true_mean_loss_lies_within_its_interval_and_one_query_has_none() ->
         missed += not clean.loss_low <= 1 <= clean.loss_high
     assert missed / 400 <= 0.05 + 0.03
     assert np.isnan(worth(np.ones(6, bool), np.ones(6), np.arange(6) < 5).clean.loss_low)
+
+
+def test_targets_are_compared_by_their_losses_alone() -> None:
+    loss = np.where(np.arange(40) < 10, 0.5, 2.0)
+    found = worth(None, loss, np.arange(40) < 10)
+    assert found.everything.loss == pytest.approx(1.625)
+    assert found.clean.loss == 2.0
+    assert np.isnan(found.leaked.accuracy)
+    assert found.measure.abstained == "targets and several labels have no accuracy"
+    sentence = found.sentence()
+    assert sentence is not None
+    assert sentence.startswith("the mean loss on all is 1.62")
+    assert "without the leaked ones 2 (2 to 2), on the leaked ones 0.5" in sentence
+    assert "nan" not in sentence
+
+
+def test_a_difference_that_does_not_show_is_none() -> None:
+    right = np.arange(3000) != 7
+    sentence = worth(right, np.ones(3000), np.arange(3000) >= 2990).sentence()
+    assert sentence is not None
+    assert "do not help it" in sentence, "not 'its accuracy is 100.0% and not 100.0%'"

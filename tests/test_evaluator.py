@@ -26,8 +26,9 @@ from forward_inf_mlflow import auditing
 from forward_inf_mlflow.data.logging_data import log_training_data
 from forward_inf_mlflow.demo import Data, digits, register
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
+from forward_inf_mlflow.metrics import metrics_of
 from forward_inf_mlflow.promotion import gate
-from forward_inf_mlflow.record import metrics_of, write_record
+from forward_inf_mlflow.record import write_record
 
 EVALUATOR: type[ModelEvaluator] = type(_model_evaluation_registry.get_evaluator("forward_inf"))
 MODULE = import_module(EVALUATOR.__module__)

@@ -153,6 +153,20 @@ def test_too_many_rows_to_compare_let_some_vote_for_all(monkeypatch: pytest.Monk
     assert nobody is None
 
 
+def test_of_very_many_rows_all_vote_through_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("voyager")
+    x, q, y, z = blobs(4, 600, 200)
+    x[0], y[0] = x[1], (y[1] + 1) % K
+    groups = np.concatenate([[1], np.arange(1, 600)])
+    each_with_each = votes(x, q, y, z, groups=groups)
+    monkeypatch.setattr(opinions, "LARGE", 0)
+    monkeypatch.setattr(opinions, "_BUDGET", 0)  # without the index nobody could vote
+    found = votes(x, q, y, z, groups=groups)
+    same = np.abs(found.train - each_with_each.train).max(1) < 1e-6
+    assert same.mean() > 0.98
+    assert same[:2].all(), "a copy of a row votes for neither"
+
+
 def test_a_handful_of_rows_has_no_neighbours_to_ask() -> None:
     x, q, y, z = blobs(3, 5, 50)
     assert of_neighbours("", x, q, y, np.arange(5), z, everyone(50), classes=K) is None

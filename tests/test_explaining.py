@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import points, register_points
 from mlflow import MlflowClient
+from report_cases import make_explanation
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from forward_inf_mlflow import explaining, log_training_data, sweep
@@ -300,34 +301,9 @@ def test_the_page_shows_what_the_table_says(found: Explanation) -> None:
         assert f"{row.train_id.split('<')[0]}&lt;script" in text
 
 
-def _record(**changes: Any) -> dict[str, Any]:
-    row = {"id": "1", "label": 3, "influence": 0.5, "source": ""}
-    data = {"uri": "u", "rows": 9, "origin": "logged", "digest": "verified", "sha256": "a"}
-    query = {"id": "1", "label": 3, "answer": 3, "right": True}
-    query |= {"probability": 0.9, "label_probability": 0.9}
-    answer = {"query_id": "1", "queries": [query], "opponents": [], "sources": None}
-    return {
-        "task": "classification",
-        "unit": "nats",
-        "per": "added copy",
-        "notes": [],
-        "partial": False,
-        "repeat": "x",
-        "model": {"uri": "models:/m/1", "name": "m", "version": "1", "kind": "pt2"},
-        "data": {"train": data, "queries": data},
-        "run": {"run_id": "r", "experiment_id": "0"},
-        "influence": {"why": "w", "read_why": None, "readout": "loss"},
-        "costs": {"rows": 9, "queries": 1, "seconds": 1.0, "forward_passes": 18},
-        "settings": {"together": False},
-        "tool": {},
-        "answers": [{**answer, "proponents": [row] * (MAX_ROWS + 2)}],
-        **changes,
-    }
-
-
 def test_a_picture_stands_for_a_row_and_its_values_only_where_there_is_none() -> None:
     values = [{"train:1": [("height", 1.5)], "query:1": [("height", 2.5)]}]
-    page = render_influence(_record(), {"train:1": b"png"}, values)
+    page = render_influence(make_explanation(), {"train:1": b"png"}, values)
     assert page.count("data:image/png;base64,cG5n") == 1, "held once"
     assert page.count('class="pic p0"') == MAX_ROWS
     assert "height <b>2.50</b>" in page

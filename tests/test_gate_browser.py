@@ -1,20 +1,25 @@
-"""What a person sees who clicks an alias that the gate refuses."""
+"""What a person sees on a version's page: why an alias is refused, and foreign texts as texts."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from conftest import Server, tracking
-from gate_cases import subject_of, verdict_on, write_gate
+from gate_cases import override_for, subject_of, verdict_on, write_gate
 from mlflow import MlflowClient
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from test_browser import CHROMIUM
+
+from forward_inf_mlflow.description import describe_approvals, describe_version
+from forward_inf_mlflow.registry import resolve
+from forward_inf_mlflow.tracking import AuditRun, tag_version
 
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
@@ -87,3 +92,41 @@ def test_the_alias_dialog_shows_why_and_what_to_run(
         assert {k: str(v) for k, v in client.get_registered_model("clicked").aliases.items()} == {
             "champion": "1"
         }
+
+
+def test_hostile_texts_stay_texts_on_a_versions_page(
+    gated: tuple[Server, Path], page: webdriver.Chrome
+) -> None:
+    """What a description quotes of labels, sources, models and people is Markdown to MLflow."""
+    server, _ = gated
+    owned = "document.title='owned'"
+    hostile = (
+        f"<script>{owned}</script> <img src=x onerror={owned}> [link](javascript:{owned}) "
+        f"<a href=javascript:{owned}>click</a> ![picture](x) **bold**"
+    )
+    name = f"<img src=x onerror={owned}>"
+    with tracking(server.url):
+        client = MlflowClient()
+        client.create_registered_model(name)
+        client.create_model_version(name, "s3://nowhere/model")
+        version = resolve(f"models:/{name}/1")
+        decision = {"outcome": "fail", "reasons": [f"label {hostile}", f"source {hostile}"]}
+        assert describe_version(version, decision, AuditRun("0" * 32, "1")) is None
+        override = override_for(subject_of(client, name, "1"), alias=name, reason=hostile)
+        assert describe_approvals(version, [override]) is None
+        tag_version(version, "fail", AuditRun("0" * 32, "1"), hostile)
+    page.get(f"{server.url}/#/models/{quote(name, safe='')}/versions/1")
+    element = (By.TAG_NAME, "body")
+    WebDriverWait(page, PATIENCE).until(
+        lambda p: "Approved for alias" in p.find_element(*element).text
+    )
+    body = page.find_element(*element).text
+    assert body.count(hostile) >= 3  # twice a reason, once an approval's
+    assert f"Data audit of models:/{name}/1: refused" in body
+    assert "owned" not in page.title.split("=")[0]
+    for selector in ("img[src='x']", "[onerror]", "a[href^='javascript']"):
+        assert page.find_elements(By.CSS_SELECTOR, selector) == []
+    scripts = page.find_elements(By.TAG_NAME, "script")
+    assert not any(owned in (one.get_attribute("textContent") or "") for one in scripts)
+    [report] = page.find_elements(By.CSS_SELECTOR, "a[href*='report.html']")
+    assert report.text == "Report"

@@ -31,6 +31,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from forward_inf_mlflow.models.content import content_sha256
+from forward_inf_mlflow.verdicts.blocks import APPROVALS, VERDICT, block
 from forward_inf_mlflow.verdicts.gate_file import default_gate_text
 from forward_inf_mlflow.verdicts.keys import Ring
 from forward_inf_mlflow.verdicts.seal import Sealed
@@ -314,7 +315,13 @@ def test_a_copy_is_audited_for_itself_and_lives_as_long_as_its_original(
 ) -> None:
     model_id, _ = logged(gate, tmp_path)
     gate.version("original", f"models:/{model_id}", model_id=model_id)
+    for key in ("fi.gate", "fi.run", "fi.audit", "owner"):
+        gate.client.set_model_version_tag("original", "1", key, "pass")
+    said = "a person's words"
+    ours = [block(name, "**Data audit: passed**") for name in (VERDICT, APPROVALS)]
+    gate.client.update_model_version("original", "1", "\n\n".join([said, *ours]))
     copy = gate.client.copy_model_version("models:/original/1", "its copy")
+    assert (copy.tags, copy.description) == ({"owner": "pass"}, said), "nothing green on a copy"
     subject = subject_of(gate.client, "its copy", copy.version)
     assert subject.model_id == model_id
     gate.tag("its copy", copy.version, verdict_on(subject))

@@ -148,7 +148,7 @@ def test_other_columns_do_not_make_logged_data_a_mismatch() -> None:
         ({"train": (np.eye(3), range(3)), "sources": ["a", "b" * 600, "c"]}, "row 1 has a source"),
         ({"train": ([[1], [1, 2]], range(2))}, "train: not an array"),
         ({"train": (torch.eye(3, requires_grad=True), range(3))}, "detached"),
-        ({"train": (np.eye(3), None)}, "labels are a single value"),
+        ({"train": (np.eye(3), 1)}, "labels are a single value"),
         ({"train": (3, range(3))}, "x is a single value"),
         ({"train": np.eye(3)}, r"give train=\(x, y\)"),
         ({"train": (np.eye(3), range(3)), "queries": (np.eye(3), [1])}, "queries: 3 rows"),

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from forward_inf_mlflow import memory
+from forward_inf_mlflow import machine
 from forward_inf_mlflow.memory import room
 
 HOST = torch.device("cpu")
 
 
 def test_an_eighth_of_the_memory_is_room_as_a_power_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_LIMITS", ())
-    monkeypatch.setattr(memory, "_installed", lambda: 24 * 2**30)
+    monkeypatch.setattr(machine, "_LIMITS", ())
+    monkeypatch.setattr(machine, "_installed", lambda: 24 * 2**30)
     assert room(HOST) == 2 * 2**30
 
 
@@ -24,8 +24,8 @@ def test_a_containers_limit_counts(
     said: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory.max").write_text(said)
-    monkeypatch.setattr(memory, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
-    monkeypatch.setattr(memory, "_installed", lambda: 16 * 2**30)
+    monkeypatch.setattr(machine, "_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
+    monkeypatch.setattr(machine, "_installed", lambda: 16 * 2**30)
     assert room(HOST) == expected
 
 
@@ -33,6 +33,6 @@ def test_a_system_that_does_not_say_counts_as_a_small_one(monkeypatch: pytest.Mo
     def refuse(name: str) -> int:
         raise OSError(name)
 
-    monkeypatch.setattr(memory, "_LIMITS", ())
-    monkeypatch.setattr(memory.os, "sysconf", refuse)
+    monkeypatch.setattr(machine, "_LIMITS", ())
+    monkeypatch.setattr(machine.os, "sysconf", refuse)
     assert room(HOST) == 2**30

@@ -109,3 +109,16 @@ def test_an_explanation_is_the_projects_run() -> None:
         f"runs:/{newest_run().info.run_id}/forward_inf_influence/influence.json"
     )
     assert [answer["query_id"] for answer in record["answers"]] == ["3", "17"]
+
+
+def test_a_trace_is_the_projects_run(shared_store: Path) -> None:
+    texts = pytest.importorskip("texts")
+    uri = texts.register(texts.gpt2().eval(), "told")
+    file = shared_store / "told.csv"
+    file.write_text("\n".join(["text", *texts.SENTENCES]))
+    parameters = {"prompt": "the home of ada; is", "completion": "paris", "train": str(file)}
+    assert project_run("trace", model_uri=uri, direction="gradient", **parameters)
+    record = mlflow.artifacts.load_dict(
+        f"runs:/{newest_run().info.run_id}/forward_inf_trace/trace.json"
+    )
+    assert record["completion"]["prompt"] == "the home of ada; is"

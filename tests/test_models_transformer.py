@@ -16,7 +16,6 @@ from forward_inf_mlflow.errors import ForwardInfError, ModelError, UnsafeModelEr
 from forward_inf_mlflow.models import transformer
 from forward_inf_mlflow.models.mlmodel import read_flavor
 from forward_inf_mlflow.models.transformer import Transformer, read_transformer
-from forward_inf_mlflow.registry import load_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 1, 1]])
@@ -190,11 +189,6 @@ def test_a_missing_library_is_named_with_how_to_install_it(
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ForwardInfError, match=r"pip install 'forward-inf-mlflow\[transformers\]'"):
         read(saved)
-
-
-def test_an_audit_says_that_it_is_another_commands_model(saved: Path) -> None:
-    with pytest.raises(ModelError, match="forward-inf trace"):
-        load_folder(saved)
 
 
 def test_ids_that_the_model_does_not_know_are_refused() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.data.rows import Decoded, Rows
+from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.portraits import portraits_of
 from forward_inf_mlflow.preparation import Problem, prepare
@@ -36,6 +37,40 @@ def test_images_get_pictures_of_the_rows_that_are_shown_alone() -> None:
     assert set(found.pictures) == {"train:r3", "train:r9", "query:r5"}
     assert all(png.startswith(b"\x89PNG") for png in found.pictures.values())
     assert found.values == {}
+
+
+def flat(folders: list[str]) -> Problem:
+    """Return pictures in folders, whose pixels a model with two outputs reads flat."""
+    x = np.random.default_rng(0).integers(0, 256, (N, 8, 8), dtype=np.uint8)
+    labels = np.array(folders)[np.arange(N) % len(folders)]
+    decoded = Decoded(N, np.arange(N), {}, 0, np.unique(labels), "")
+    ids = np.array([f"r{i}" for i in range(N)])
+    rows = Rows(x, labels, ids, None, "f", "0", decoded=decoded)
+
+    def read(features: Any) -> np.ndarray:
+        return np.asarray(features, np.float32).reshape(len(features), -1)
+
+    audited = AuditedModel(nn.Linear(64, 2), read, "pt2", read)
+    cpu = torch.device("cpu")
+    return prepare(audited, rows, rows, task="auto", device=cpu, batch_size=9)
+
+
+def test_pictures_are_shown_even_where_the_model_reads_them_flat() -> None:
+    found = portraits_of(flat(["dog", "cat"]), WANTED)
+    assert set(found.pictures) == {"train:r3", "train:r9", "query:r5"}
+
+
+def test_folders_are_outputs_in_sorted_order_or_by_position() -> None:
+    named = flat(["dog", "cat"])
+    assert named.classes is not None
+    assert named.classes.tolist() == ["cat", "dog"]
+    assert named.train.targets.tolist() == [1, 0] * (N // 2)
+    assert "in sorted order, cat to dog" in named.notes[-1]
+    placed = flat(["1", "0"])
+    assert placed.train.targets.tolist() == [1, 0] * (N // 2)
+    assert not any("sorted" in note for note in placed.notes)
+    with pytest.raises(DataError, match="3 folders with pictures and the model 2 outputs"):
+        flat(["dog", "cat", "cow"])
 
 
 def test_rows_of_numbers_get_values_that_may_be_compared() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def test_the_same_table_gives_the_same_rows_from_any_format(tmp_path: Path) -> N
     frame.iloc[2:].to_parquet(folder / "part-1.parquet", row_group_size=2)
     (folder / "_SUCCESS").touch()
 
-    paths = ("a.csv", "b.parquet", "indexed.pq", "parts")
+    lines = [json.dumps(row, ensure_ascii=False) for row in frame.to_dict("records")]
+    (tmp_path / "lines.jsonl").write_text("\n".join(["", *lines, ""]), encoding="utf-8")
+
+    paths = ("a.csv", "b.parquet", "indexed.pq", "parts", "lines.jsonl")
     first, *others = (read(tmp_path / name, **NAMED) for name in paths)
 
     assert isinstance(first.features, pd.DataFrame)
@@ -183,7 +187,9 @@ HOLE = np.array([[0, 0], [0, np.nan], [0, 0]])
 CSV = b"a,b,y\n1,2,0\n3,4,1\n"
 
 BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
-    "unknown format": ("a.pkl", b"x", {}, "save it as .csv, .parquet or .npz"),
+    "unknown format": ("a.pkl", b"x", {}, r"as .csv, .parquet, .npz or .jsonl"),
+    "no lines": ("a.jsonl", b"[1\n", {}, "cannot be read as JSON lines"),
+    "nested lines": ("a.jsonl", b'{"a": [1], "y": 1}\n{"a": [2], "y": 2}\n', {}, "holds mixed"),
     "empty": ("a.csv", b"", {}, "is empty"),
     "no rows": ("a.csv", b"a,y\n", {}, "holds no rows"),
     "one row": ("a.csv", b"a,y\n1,2\n", {}, "one row only"),
@@ -253,7 +259,7 @@ def test_a_bad_file_is_one_line_that_says_what_to_do(tmp_path: Path, case: str) 
 def test_a_missing_file_and_a_folder_without_parquet_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file: gone\.csv"):
         read(tmp_path / "gone.csv")
-    with pytest.raises(DataError, match=r"no \.parquet file in this folder"):
+    with pytest.raises(DataError, match=r"no \.parquet file and no picture"):
         read(tmp_path)
     with pytest.raises(DataError, match="cannot be read as a file"):
         read(tmp_path / ("n" * 300 + ".csv"))

@@ -22,6 +22,7 @@ from forward_inf_mlflow.detect.membership import Membership
 from forward_inf_mlflow.detect.receipt import Receipt
 from forward_inf_mlflow.detect.worth import worth
 from forward_inf_mlflow.errors import TrackingError
+from forward_inf_mlflow.metrics import metrics_of
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.policy import Policy
 from forward_inf_mlflow.preparation import prepare
@@ -30,7 +31,6 @@ from forward_inf_mlflow.record import (
     facts_of,
     make_record,
     measures_of,
-    metrics_of,
     policy_of,
     read_record,
     write_record,

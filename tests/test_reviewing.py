@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import one_line, points, register_points, run_here
 from mlflow import MlflowClient
 
-from forward_inf_mlflow import reviewing
 from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.errors import DataError, ForwardInfError, TrackingError
-from forward_inf_mlflow.promotion import find_audit, gate
-from forward_inf_mlflow.reviewing import COLUMNS, apply_review, sample_review
+from forward_inf_mlflow.found_audit import find_audit
+from forward_inf_mlflow.promotion import gate
+from forward_inf_mlflow.reviewing import apply_review
+from forward_inf_mlflow.sampling import sample_review
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -39,36 +37,6 @@ def answered(table: pd.DataFrame, folder: Path, answer: Any = "right") -> Path:
     return folder / "filled.csv"
 
 
-def test_a_sample_hides_what_the_audit_thinks_and_is_never_written_over(
-    audited: AuditResult, tmp_path: Path
-) -> None:
-    uri = audited.version.uri
-    table = drawn(uri, tmp_path, rows=20, seed=1)
-    assert tuple(table.columns) == (*COLUMNS, *(f"feature.{name}" for name in "abcd"))
-    row = table.iloc[0]
-    where = int(row["row_id"])
-    np.testing.assert_allclose(
-        row[[f"feature.{name}" for name in "abcd"]].astype(float), points().x.iloc[where], rtol=1e-5
-    )
-    assert len(table) == 20
-    assert set(table["answer"]) == {""}
-    assert set(table["audit_run"]) == {audited.run_id}
-    with pytest.raises(ForwardInfError, match="exists already and may hold answers"):
-        sample_review(uri, tmp_path / "rows.csv")
-
-
-def test_where_the_rows_are_gone_a_sample_still_names_them(
-    audited: AuditResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def gone(*_: object) -> Iterator[None]:
-        raise DataError("they are gone")
-        yield
-
-    monkeypatch.setattr(reviewing, "audited_data", gone)
-    assert tuple(drawn(audited.version.uri, tmp_path).columns) == COLUMNS
-
-
 def test_answers_count_in_record_report_metrics_and_gate(
     audited: AuditResult, tmp_path: Path
 ) -> None:
@@ -85,6 +53,7 @@ def test_answers_count_in_record_report_metrics_and_gate(
     record = mlflow.artifacts.load_dict(f"runs:/{found.run_id}/forward_inf/audit.json")
     assert record["review"]["by"] == "A. Owner"
     assert record["review"]["of_run"] == audited.run_id
+    assert record["review"]["of_sha256"] == audited.audit_sha256
     assert record["model"] == audited.record["model"]  # with the digest of its files
     assert "17 of 50 rows that A. Owner looked at" in record["measures"]["mislabeled"]["note"]
     run = MlflowClient().get_run(found.run_id)
@@ -96,7 +65,13 @@ def test_answers_count_in_record_report_metrics_and_gate(
     assert "A. Owner looked at 50 rows: 17 are wrong" in report
     version = MlflowClient().get_model_version("points", "1")
     assert version.tags["fi.gate"] == "fail"
-    assert "Data audit: refused" in version.description
+    assert "Data audit of models:/points/1: refused" in version.description
+    told = json.loads(run_here("history", uri, "--json").stdout)["events"]
+    assert [(e["id"], e["kind"], e["outcome"], e["by"]) for e in told] == [
+        (found.run_id, "audit", "REFUSED", "A. Owner"),
+        (audited.run_id, "audit", "PASS", ""),
+    ]
+    assert told[0]["detail"].startswith("with the answers to a sample; mislabeled rows: ")
     names = {f.path for f in MlflowClient().list_artifacts(found.run_id, "forward_inf")}
     before = {f.path for f in MlflowClient().list_artifacts(audited.run_id, "forward_inf")}
     assert names == before
@@ -112,9 +87,10 @@ def test_answers_count_in_record_report_metrics_and_gate(
         (lambda t: t.assign(answer="right", draw="a-b"), DataError, "'draw' was changed"),
         (lambda t: t.assign(answer="right", draw="21-0"), DataError, "exactly the 21 rows"),
         (lambda t: t.assign(answer="right", audit_run="x"), TrackingError, "another audit"),
+        (lambda t: t.assign(answer="right", audit_sha256="0"), TrackingError, "'audit_sha256' was"),
         (lambda t: t.drop(columns="answer"), DataError, "lacks the column 'answer'"),
     ],
-    ids=["none", "unknown", "row gone", "row twice", "draw", "other draw", "run", "column"],
+    ids=["none", "unknown", "row gone", "twice", "draw", "other draw", "run", "sha256", "column"],
 )  # fmt: skip
 def test_a_file_that_is_not_what_was_drawn_is_refused_and_changes_nothing(
     spoil: Any, kind: type[ForwardInfError], said: str, audited: AuditResult, tmp_path: Path
@@ -147,6 +123,7 @@ def test_the_commands_say_what_to_do_and_exit_with_the_decision(
     done = run_here("review", "sample", uri, "-o", str(rows), "-n", "30")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"forward-inf review apply {rows}" in done.stdout
+    assert f"open {rows.with_suffix('.html')} in a browser" in done.stdout
     few = run_here("review", "sample", uri, "-o", str(tmp_path / "few.csv"), "-n", "3")
     assert few.returncode == 2
     assert "say next to nothing" in one_line(few.stderr)
@@ -157,6 +134,7 @@ def test_the_commands_say_what_to_do_and_exit_with_the_decision(
     assert "wrong labels of all rows: about 0.0%" in done.stdout
     audit(uri)
     rows.unlink()
+    rows.with_suffix(".html").unlink()
     run_here("review", "sample", uri, "-o", str(rows))
     file = answered(pd.read_csv(rows, dtype=str, keep_default_na=False), tmp_path, "wrong")
     done = run_here("review", "apply", str(file), "--json")

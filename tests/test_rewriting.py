@@ -57,6 +57,14 @@ def test_a_csv_file_keeps_every_byte_but_the_labels_and_rows_that_change(tmp_pat
     assert last.read_bytes() == CSV.removesuffix(b'4,"d,og",')
 
 
+def test_json_lines_keep_every_byte_but_the_labels_and_rows_that_change(tmp_path: Path) -> None:
+    lines = '{"a": "\\u00e9", "label": "x"}\r\n\n{"label":"y","a":"é"}\n{"a": null, "label": "x"}'
+    (tmp_path / "t.jsonl").write_bytes(lines.encode())
+    assert copied(tmp_path / "t.jsonl", {}, none(3)).read_bytes() == lines.encode()
+    found = copied(tmp_path / "t.jsonl", {1: "ü"}, none(3, 0)).read_bytes()
+    assert found.decode() == '\n{"label":"ü","a":"é"}\n{"a": null, "label": "x"}'
+
+
 def test_a_label_is_written_as_the_csv_file_writes_it_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y\n1,1.00\n2,2.00\n3,1.00\n")
     assert copied(tmp_path / "t.csv", {0: 2.0, 1: 7.5}, none(3)).read_text() == (

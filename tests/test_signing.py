@@ -15,7 +15,7 @@ from conftest import one_line, points, register_points, run_here
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
-from forward_inf_mlflow import auditing, promotion
+from forward_inf_mlflow import auditing, found_audit, promotion
 from forward_inf_mlflow.errors import TrackingError
 from forward_inf_mlflow.mlflow_errors import refusal
 from forward_inf_mlflow.policy import load_policy
@@ -217,7 +217,7 @@ def test_an_audit_that_was_forged_since_is_not_signed_under_its_pin(
     try:
         done = run_here(*words, "--audit-sha256", leaky.audit_sha256)
         assert done.returncode == UNDECIDED
-        assert "is another audit, or was changed since" in one_line(done.stderr)
+        assert "sign the one that you know by its run" in one_line(done.stderr)
         with pytest.raises(TrackingError, match="was changed since"):
             sign(leaky.run_id, key=KEY, audit_sha256=leaky.audit_sha256)
         assert nothing_is_signed(uri)
@@ -279,6 +279,19 @@ def test_only_the_newest_audit_of_a_version_is_signed(
     assert f"is not the newest audit of models:/good/1, that is {newer.run_id}" in one_line(
         done.stderr
     )
+    # Who knows the older one signs it by its run; from then on gate and promote read that again.
+    pinned = ("--audit-sha256", str(good.audit_sha256))
+    done = run_here("sign", good.version.uri, *pinned, *words)
+    assert done.returncode == UNDECIDED
+    assert "sign the one that you know by its run" in one_line(done.stderr)
+    done = run_here("sign", newer.run_id, *pinned, *words)
+    assert "it is another audit, or was changed since" in one_line(done.stderr)
+    done = run_here("sign", good.run_id, *pinned, *words)
+    assert (done.returncode, done.stderr) == (PASS, "")
+    assert verdict_of(good.version.uri).audit_run == good.run_id
+    tags = tags_of(resolve(good.version.uri))
+    assert (tags["fi.run"], tags["fi.audit"]) == (good.run_id, good.audit_sha256)
+    assert good.run_id in str(MlflowClient().get_model_version("good", "1").description)
     run = str(good.version.run_id)
     assert "has no finished audit" in one_line(run_here("sign", run, "--unpinned", *words).stderr)
     client = MlflowClient()
@@ -288,7 +301,7 @@ def test_only_the_newest_audit_of_a_version_is_signed(
 
 
 def audit_digest(run_id: str) -> str:
-    content = promotion.fetch_artifact(run_id, "audit.json")
+    content = found_audit.fetch_artifact(run_id, "audit.json")
     assert content is not None
     return hashlib.sha256(content).hexdigest()
 
@@ -322,7 +335,7 @@ def test_an_approval_is_for_all_to_see_and_leaves_the_audit_as_it_was(
     assert override.expires - override.issued == 2 * 86_400_000
     description = MlflowClient().get_model_version("leaky", "1").description
     assert "Approved for alias champion" in description
-    assert "Data audit: refused" in description
+    assert "Data audit of models:/leaky/1: refused" in description
     assert "<b>" not in description
     assert "](http://evil" not in description
     after = mlflow.artifacts.load_text(f"runs:/{leaky.run_id}/forward_inf/report.html")
@@ -581,7 +594,7 @@ def test_what_a_login_or_a_proxy_forbids_is_no_refusal_of_a_gate(
 def test_an_audit_that_names_no_files_promotes_with_a_sentence_and_is_not_signed(
     folder: Path, good: auditing.AuditResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = promotion.find_audit(good.version)
+    found = found_audit.find_audit(good.version)
     old = {**found.record, "model": {**found.record["model"]}}
     del old["model"]["sha256"]
     older = replace(found, record=old)
@@ -701,7 +714,8 @@ def test_history_tells_of_audits_that_did_not_finish_or_were_changed(
         (killed, "not finished", "its run is killed"),
         (leaky.run_id, "REFUSED, changed since", "leaked rows: abou"),
     ]
-    assert f"the audit in run {broken} is passed over" in said["notes"][0]
+    assert "was changed after the audit" in said["notes"][0]
+    assert f"the audit in run {broken} is passed over" in said["notes"][1]
 
 
 def test_a_copy_has_nothing_of_its_originals_history(
@@ -713,7 +727,12 @@ def test_a_copy_has_nothing_of_its_originals_history(
     assert any(key.startswith("fi.verdict.") for key in copy.tags)
     said = json.loads(run_here("history", "models:/copied/1", "--json").stdout)
     assert said["events"] == []
-    assert len(said["notes"]) == 2
+    copied, tags, *others = said["notes"]
+    assert copied.startswith("models:/copied/1 is a copy of models:/good/1: ")
+    assert "tags fi.gate, fi.run and fi.audit count for nothing: there is no finished" in tags
+    assert "its tags name that of models:/good/1, with which they may have been copied" in tags
+    assert len(others) == 2
+    assert "Data audit of models:/good/1: passed" in copy.description, "a copy's says whose it is"
 
 
 def test_only_the_newest_fifty_moves_are_kept(good: auditing.AuditResult) -> None:

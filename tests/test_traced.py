@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from engine import assert_close, influence, setting, with_batches_of
 from scipy.stats import rankdata
+from torch import nn
 
 from forward_inf_mlflow.directions import Curvature, GradientStep
 from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.probe import Method, Which
-from forward_inf_mlflow.screen import candidates, last_layer, scores
+from forward_inf_mlflow.screen import candidates, last_layer, likeness, nearest, scores
 from forward_inf_mlflow.shards import WorkFolder
 from forward_inf_mlflow.tasks.causal_lm import IGNORED
 from forward_inf_mlflow.traced import Traced, trace_one
@@ -51,9 +52,10 @@ def test_tokens_add_up_to_the_influence_of_the_whole_text(readout: Which, method
     assert (found.tokens[uncounted] == 0).all()
 
 
-def test_candidates_stand_in_the_order_of_both_ranks() -> None:
+def test_candidates_stand_in_the_order_of_all_ranks() -> None:
     found = traced()
-    assert_close(found.score, (rankdata(-found.screen) + rankdata(-found.influence)) / 2)
+    ranks = [rankdata(-values) for values in (found.screen, found.features, found.influence)]
+    assert_close(found.score, np.mean(ranks, axis=0))
     assert (np.diff(found.score) >= 0).all()
 
 
@@ -71,3 +73,25 @@ def test_a_trace_that_was_interrupted_goes_on_bit_by_bit(tmp_path: Path) -> None
     assert work.done > 1
     assert (first.tokens == again.tokens).all()
     assert (first.rows == again.rows).all()
+
+
+def test_hidden_states_are_compared_at_the_tokens_that_count() -> None:
+    h, _ = last_layer(FOUND.module, FOUND.task, FOUND.rows)
+    query_h, _ = last_layer(FOUND.module, FOUND.task, FOUND.queries, queries=True)
+    h, query_h = (nn.functional.normalize(states.double(), dim=-1) for states in (h, query_h))
+    both, alone = likeness(FOUND.module, FOUND.task, FOUND.queries, FOUND.rows)
+    assert (both == scores(FOUND.module, FOUND.task, FOUND.queries, FOUND.rows)).all()
+    for i, wanted in enumerate(FOUND.queries.targets != IGNORED):
+        for j, counted in enumerate(FOUND.rows.targets != IGNORED):
+            cosines = query_h[i][wanted] @ h[j][counted].T
+            assert float(alone[i, j]) == pytest.approx(float(cosines.amax(1).sum()), abs=1e-5)
+
+
+def test_the_nearest_row_is_the_one_that_the_screen_puts_first() -> None:
+    every = scores(FOUND.module, FOUND.task, FOUND.queries, FOUND.rows)
+    value, row = nearest(
+        FOUND.module, FOUND.task, with_batches_of(FOUND.queries, 2), with_batches_of(FOUND.rows, 5)
+    )
+    asks = (FOUND.queries.targets != IGNORED).sum(1)
+    assert (row == every.argmax(1)).all()
+    assert_close(value, every.amax(1) / asks, 1e-5)

@@ -179,8 +179,10 @@ def test_a_long_prompt_loses_its_beginning(speaker: str) -> None:
 def test_a_tokenizer_of_another_model_is_refused(shared_store: Path, speaker: str) -> None:
     more = (*WORDS[:3], *(f"w{i}" for i in range(len(WORDS))), *WORDS[3:])
     other = register(gpt2(), "stranger", words=tokenizer(more))
-    with pytest.raises(ForwardInfError, match="log the model with its own tokenizer"):
-        trace(other, **ADA, train=str(shared_store / "texts.csv"))
+    for command in (("trace", other, *ASKED), ("recite", other, "--given", "1", "--written", "1")):
+        found = run_here(*command, "--train", str(shared_store / "texts.csv"))
+        assert found.returncode == 2
+        assert "log the model with its own tokenizer" in one_line(found.stderr)
 
 
 def test_only_the_adapter_moves_and_finds_what_it_was_taught(
@@ -209,3 +211,28 @@ def test_a_model_that_is_no_language_model_is_refused(shared_store: Path) -> Non
 
     with pytest.raises(ForwardInfError, match="This is no language model"):
         trace(register_points(points()), **ADA, train=str(shared_store / "texts.csv"))
+
+
+def test_an_extra_that_is_missing_is_named_in_one_line(
+    speaker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    found = run_here("trace", speaker, *ASKED)
+    assert found.returncode == 2
+    assert "pip install 'forward-inf-mlflow[transformers]'" in one_line(found.stderr)
+
+
+def test_a_plan_says_what_it_would_cost_and_logs_nothing(speaker: str) -> None:
+    before = len(mlflow.search_runs(search_all_experiments=True))
+    found = run_here("trace", speaker, *ASKED, "--candidates", "22", "--plan", "--json")
+    assert found.returncode == 0, found.stderr
+    said = json.loads(found.stdout)
+    costs = said["plan"]["forward_equivalents"]
+    assert said["rows"] == len(SENTENCES) + 1
+    assert costs["sweep"] == 2 * said["rows"] + 2 * 22
+    assert costs["total"] == costs["direction"] + costs["sweep"]
+    assert len(mlflow.search_runs(search_all_experiments=True)) == before
+    shown = run_here("trace", speaker, *ASKED, "--plan")
+    assert "forward passes of one text" in shown.stdout
+    missing = run_here("trace", speaker, "--prompt", "", "--completion", " ", "--plan")
+    assert "the completion is empty" in one_line(missing.stderr)

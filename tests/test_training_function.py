@@ -95,7 +95,7 @@ def torch_model(rows: np.ndarray, labels: np.ndarray, seed: int) -> nn.Module:
         (Answering(GOOD, (0, 1, 7)), "knows the class 7"),
         (Answering(GOOD - 1), "no probabilities"),
         (nn.Linear(3, 2), "as the audited model does"),
-        ("a string", "has no attribute"),
+        ("a string", "str has neither predict_proba nor decision_function"),
     ],
 )
 def test_what_a_trainer_returns_is_checked(model: object, message: str) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from forward_inf_mlflow.completion import words_that_matter
 from forward_inf_mlflow.data.acceptance import accept
 from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.models.tokens import Tokens
 from forward_inf_mlflow.models.transformer import Transformer
 from forward_inf_mlflow.tasks.causal_lm import IGNORED
 from forward_inf_mlflow.wording import Worded, joined, word_query, word_training
@@ -27,7 +28,7 @@ def model(*, ends: bool = False) -> Transformer:
         words.backend_tokenizer.post_processor = TemplateProcessing(
             single="<eos> $A <eos>", special_tokens=[("<eos>", 2)]
         )
-    return Transformer(nn.Identity(), words, "causal_lm", None, LIMIT, len(WORDS), ())
+    return Transformer(Tokens(nn.Identity(), 1), words, "causal_lm", None, LIMIT, len(WORDS), ())
 
 
 def words(ids: torch.Tensor) -> list[str]:
@@ -112,7 +113,7 @@ def test_a_blank_is_put_between_two_words(prompt: str, completion: str, whole: s
 
 
 def test_tokens_of_another_vocabulary_are_refused() -> None:
-    small = Transformer(nn.Identity(), tokenizer(), "causal_lm", None, LIMIT, 5, ())
+    small = Transformer(Tokens(nn.Identity(), 1), tokenizer(), "causal_lm", None, LIMIT, 5, ())
     with pytest.raises(DataError, match="the model's vocabulary has 5"):
         word_query(small, "ada lives in", "paris", HOST)
 

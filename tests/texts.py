@@ -10,6 +10,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from forward_inf_mlflow.data.logging_data import log_training_data
+
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install -e '.[dev]'"
 )
@@ -78,9 +80,16 @@ def llama(words: int = len(WORDS)) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def taught(model: Any, sentences: list[str], *, steps: int = 150, rate: float = 3e-3) -> Any:
+def taught(
+    model: Any,
+    sentences: list[str],
+    *,
+    steps: int = 150,
+    rate: float = 3e-3,
+    words: tuple[str, ...] = WORDS,
+) -> Any:
     """Return the model after it was taught some sentences."""
-    asked = tokenizer()(sentences, padding=True, return_tensors="pt")
+    asked = tokenizer(words)(sentences, padding=True, return_tensors="pt")
     ids, labels = (
         asked["input_ids"],
         asked["input_ids"].masked_fill(asked["attention_mask"] == 0, -100),
@@ -94,15 +103,25 @@ def taught(model: Any, sentences: list[str], *, steps: int = 150, rate: float = 
     return model.eval()
 
 
-def register(model: Any, name: str, *, words: Any = None, data: Any = None) -> str:
+def register(
+    model: Any,
+    name: str,
+    *,
+    words: Any = None,
+    data: Any = None,
+    rows: dict[str, Any] | None = None,
+    task: str = "text-generation",
+) -> str:
     """Log and register a model with its tokenizer, and return the address of the version."""
     with mlflow.start_run():
         if data is not None:
             mlflow.log_input(data, context="training")
+        if rows is not None:
+            log_training_data(**rows)
         mlflow.transformers.log_model(
             {"model": model, "tokenizer": words or tokenizer()},
             name=name,
-            task="text-generation",
+            task=task,
             pip_requirements=["torch"],  # else MLflow asks for packages that nothing here needs
             registered_model_name=name,
         )

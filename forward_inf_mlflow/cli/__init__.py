@@ -29,6 +29,7 @@ from forward_inf_mlflow.cli.history import history_command
 from forward_inf_mlflow.cli.influence import influence_command
 from forward_inf_mlflow.cli.keys import keys_group
 from forward_inf_mlflow.cli.policy import policy_group
+from forward_inf_mlflow.cli.recite import canaries_command, recite_command
 from forward_inf_mlflow.cli.report import report_command
 from forward_inf_mlflow.cli.review import review_group
 from forward_inf_mlflow.cli.sign import sign_command
@@ -39,7 +40,7 @@ from forward_inf_mlflow.version import __version__
 REFUSED, CANNOT_DECIDE, INTERRUPTED = 1, 2, 130
 #: Switches that may carry a value, as ``mlflow run -P allow-pickle=true`` writes them.
 _SWITCHES = (
-    *("--allow-pickle", "--compiled", "--dry-run", "--fresh", "--plan", "--together"),
+    *("--allow-pickle", "--compiled", "--dry-run", "--fresh", "--plan", "--resize", "--together"),
     *("--json", "--quiet", "--verbose", "--debug"),
 )
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
@@ -63,6 +64,8 @@ for command in (
     audit_command,
     influence_command,
     trace_command,
+    recite_command,
+    canaries_command,
     attribute_command,
     gate_command,
     sign_command,

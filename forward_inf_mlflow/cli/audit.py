@@ -53,6 +53,17 @@ _REMEMBERS = "may still remember wrong labels"
     show_default=True,
     help="Queries to ask about one by one, a sweep each.",
 )
+@click.option(
+    "--class-weight",
+    metavar="balanced|1,5,...",
+    help="How a module's training loss weighed its classes.",
+)
+@click.option(
+    "--output",
+    "chosen_output",
+    metavar="NAME",
+    help="Which output is meant of a module that returns several: key or position.",
+)
 @model_options
 @common_options
 def audit_command(
@@ -132,7 +143,19 @@ def _trainings(planned: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     if not planned["trainings"]:
         return ""
     whose = "trainings by your trainer" if options.get("trainer") else "fits of the estimator"
-    return f", and up to {planned['trainings']} {whose}, on half of the rows and more"
+    said = f", and up to {planned['trainings']} {whose}, on half of the rows and more"
+    seconds = planned["training_seconds"]
+    return (
+        said if seconds is None else f"{said}: about {_duration(seconds)} by a fit that was timed"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that fits."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1g} s"
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +250,9 @@ def _say_rest(console: Console, record: Any) -> None:
     measures = []
     for name, rows in (("mislabeled", "training"), ("leaked", "query"), ("memorized", "training")):
         measure = record["measures"][name]
-        if measure["abstained"]:
+        if not measure["applies"]:
+            measures.append((name, f"does not apply, because {measure['abstained']}"))
+        elif measure["abstained"]:
             measures.append((name, f"no verdict, because {measure['abstained']}"))
         else:
             low, high = measure["rate_low"], measure["rate_high"]

@@ -61,25 +61,24 @@ def new_command(
     from forward_inf_mlflow.verdicts.keys import (
         PrivateKey,
         PublicKey,
-        Ring,
         parse_rights,
-        read_ring,
+        ring_to_change,
         write_ring,
     )
 
     if out is None and not _PLAIN.fullmatch(name):
         raise VerdictError(f"'{name}' is no file's name: name the private key's file with --out")
     file, ring_file = Path(out or f"{name}.key"), Path(ring)
-    known = read_ring(ring_file) if ring_file.exists() else Ring()
     private = PrivateKey.generate()
     key = PublicKey(name=name, public=private.public, may=parse_rights(may, name))
-    wider = known.with_key(key)
-    private.write(file)
-    try:
-        write_ring(wider, ring_file)
-    except BaseException:
-        file.unlink(missing_ok=True)  # a key that no ring knows is of no use
-        raise
+    with ring_to_change(ring_file) as known:
+        wider = known.with_key(key)
+        private.write(file)
+        try:
+            write_ring(wider, ring_file)
+        except BaseException:
+            file.unlink(missing_ok=True)  # a key that no ring knows is of no use
+            raise
     console.say(f"wrote the private key of '{name}' to {file}: keep it secret")
     console.say(f"added it to {ring} as {key.key_id}; it may sign {' and '.join(key.may)}s")
     console.say(f"copy {ring} to the MLflow server, whose gate reads it")
@@ -134,17 +133,20 @@ def revoke_command(console: Console, name: str, ring: str) -> int:
     Example:
       forward-inf keys revoke ci --ring keys.yaml
     """
-    from forward_inf_mlflow.verdicts.keys import read_ring, write_ring
+    from forward_inf_mlflow.verdicts.keys import read_ring, ring_to_change, write_ring
 
-    before = read_ring(Path(ring))
+    ring_file = Path(ring)
+    read_ring(ring_file)  # one that is not there is no empty one
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    after = before.without(name, now)
+    with ring_to_change(ring_file) as before:
+        after = before.without(name, now)
+        if after != before:
+            write_ring(after, ring_file)
     key = after.named(name)
     assert key is not None  # without() raised otherwise
     if after == before:
         console.say(f"'{name}' was revoked already: {key.revoked}")
     else:
-        write_ring(after, Path(ring))
         console.say(f"revoked '{name}' ({key.key_id}) in {ring}")
         console.say(
             f"all {' and '.join(f'{right}s' for right in key.may)} that it signed stop counting "

@@ -30,6 +30,8 @@ _ROWS = (
         type=click.IntRange(min=1),
         help="Read only so many training rows, drawn at random.",
     ),
+    click.option("--pixels", metavar="LOW:HIGH", help="What 0 and 255 of a picture become."),
+    click.option("--resize", is_flag=True, help="Resize pictures to what the model takes."),
 )
 _ENGINE = (
     click.option(

@@ -16,6 +16,13 @@ if TYPE_CHECKING:  # the help must not wait for mlflow
 _SHOWN = 10
 
 
+_pin_option = click.option(
+    "--audit-sha256",
+    metavar="SHA256",
+    help="Believe only an audit.json of this SHA-256, which 'forward-inf audit' says.",
+)
+
+
 @click.group("review", short_help="Let a person look at rows, and act on what they say.")
 def review_group() -> None:
     """Let a person look at rows, and act on what they say.
@@ -46,28 +53,40 @@ def review_group() -> None:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the draw."
 )
+@_pin_option
 @common_options
-def sample_command(console: Console, model_uri: str, rows: int, output: str, seed: int) -> int:
+def sample_command(
+    console: Console,
+    model_uri: str,
+    rows: int,
+    output: str,
+    seed: int,
+    audit_sha256: str | None,
+) -> int:
     """Draw training rows of MODEL_URI's newest audit, into a csv file to fill in.
 
     The rows are drawn at random from all, more of them among the suspicious; the file does not say
-    which those are. Look each of them up, and write wrong, right or unsure into "answer".
+    which those are. Where the training data can be read, a page beside the file shows each row:
+    its picture, its texts or its values. Write wrong, right or unsure into "answer".
 
     \b
     Example:
       forward-inf review sample models:/my-model/3 -o rows.csv
     """
     with console.progress("drawing rows"):
-        from forward_inf_mlflow.reviewing import sample_review
+        from forward_inf_mlflow.sampling import sample_review
 
-        count = sample_review(model_uri, output, rows=rows, seed=seed)
-    console.say(f"wrote {count} rows to {output}")
-    console.say(
-        "look at each of them (by its id, where no values stand beside it), write wrong, right or "
-        'unsure into the column "answer", then'
-    )
+        sample = sample_review(
+            model_uri, output, rows=rows, seed=seed, audit_sha256=audit_sha256 or None
+        )
+    console.say(f"wrote {sample.rows} rows to {output}")
+    if sample.page is not None:
+        console.say(f"open {sample.page} in a browser: it shows them", wrap=False)
+    else:
+        console.say(f"look them up by their ids, since they cannot be shown: {sample.problem}")
+    console.say('write wrong, right or unsure beside each into the column "answer", then')
     console.say(f"  forward-inf review apply {output}", wrap=False)
-    console.result({"model": model_uri, "file": output, "rows": count})
+    console.result(sample.as_dict())
     return 0
 
 
@@ -76,7 +95,10 @@ def sample_command(console: Console, model_uri: str, rows: int, output: str, see
 @click.option("--by", metavar="NAME", help="Who looked at the rows.")
 @click.option("--out", metavar="FILE", help="The cleaned data set; default: NAME-cleaned.EXT.")
 @click.option("--train", metavar="URI", help="Where the training data are, if they were moved.")
-@click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Of flagged.csv: say what would change, and write nothing."
+)
+@_pin_option
 @common_options
 def apply_command(
     console: Console,
@@ -85,8 +107,11 @@ def apply_command(
     out: str | None,
     train: str | None,
     dry_run: bool,
+    audit_sha256: str | None,
 ) -> int:
     """Act on what a person wrote into FILE, which says itself which audit it is of.
+
+    A MODEL_URI before it is only compared with that.
 
     An audit's flagged.csv, with fix, drop or keep in the column "decision": writes a cleaned data
     set beside the original, never over it, and logs it to MLflow. fix writes the likelier label
@@ -96,6 +121,9 @@ def apply_command(
     The file of 'review sample', with wrong, right or unsure in "answer": counts the answers, and
     decides again whether the version may be promoted. The rate of wrong labels is then that of the
     answers, which assume nothing about the model.
+
+    Anybody who may write to the server could have changed what it holds of the audit: to be sure,
+    give what 'forward-inf audit' said of it with --audit-sha256, as 'forward-inf sign' does.
 
     \b
     Example:
@@ -116,12 +144,17 @@ def apply_command(
             raise click.UsageError(
                 "--out, --train and --dry-run are for flagged.csv, not for the answers to a sample."
             )
-        return _count(console, file, by or None)
+        return _count(console, file, by or None, audit_sha256 or None)
     with console.progress("cleaning the data"):
         from forward_inf_mlflow.cleaning import apply_decisions
 
         result = apply_decisions(
-            file, out=out or None, train=train or None, by=by or None, dry_run=dry_run
+            file,
+            out=out or None,
+            train=train or None,
+            by=by or None,
+            dry_run=dry_run,
+            audit_sha256=audit_sha256 or None,
         )
     _say_cleaned(console, result)
     console.result(result.as_dict())
@@ -131,7 +164,7 @@ def apply_command(
 def _require_of(model_uri: str, table: Any, file: Path) -> None:
     """Refuse a file of another version than the one that is named."""
     from forward_inf_mlflow.errors import TrackingError
-    from forward_inf_mlflow.promotion import audit_of_file
+    from forward_inf_mlflow.found_audit import audit_of_file
     from forward_inf_mlflow.registry import resolve
 
     named, (version, _) = resolve(model_uri), audit_of_file(table, file)
@@ -141,12 +174,12 @@ def _require_of(model_uri: str, table: Any, file: Path) -> None:
         )
 
 
-def _count(console: Console, file: Path, by: str | None) -> int:
+def _count(console: Console, file: Path, by: str | None, audit_sha256: str | None) -> int:
     """Count the answers to a sample, and say what they say."""
     with console.progress("counting answers"):
         from forward_inf_mlflow.reviewing import apply_review
 
-        result = apply_review(file, by=by)
+        result = apply_review(file, by=by, audit_sha256=audit_sha256)
     console.verdict(result.decision.outcome, result.decision.reasons, result.version.uri)
     verified = result.verified
     console.table(

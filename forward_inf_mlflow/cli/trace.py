@@ -63,13 +63,16 @@ _TEXT, _TOKENS = 80, 20
     show_default=True,
     help="Decides what is drawn at random.",
 )
+@click.option("--plan", "plan_only", is_flag=True, help="Say what it would cost; ask nothing.")
 @click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the end.")
 @click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted run left.")
 @click.option("--allow-pickle", is_flag=True, help="Permit weights that are pickled.")
 @click.option("--experiment", metavar="NAME", help="Experiment of the run.")
 @click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
 @common_options
-def trace_command(console: Console, model_uri: str, id_column: str | None, **options: Any) -> int:
+def trace_command(
+    console: Console, model_uri: str, id_column: str | None, plan_only: bool, **options: Any
+) -> int:
     """Say which training texts made the language model MODEL_URI say something.
 
     The last layer names candidates among all texts; the model is moved along the completion, and
@@ -82,12 +85,33 @@ def trace_command(console: Console, model_uri: str, id_column: str | None, **opt
       forward-inf trace models:/m/3 --prompt "" --completion Hi --train t.jsonl
     """
     asked = {name: value for name, value in options.items() if value is not None}
+    if plan_only:
+        return _plan(console, model_uri, {"id": id_column or None, **asked})
     with console.progress("reading the model and its texts") as progress:
         from forward_inf_mlflow.tracing import trace
 
         result = trace(model_uri, id=id_column or None, progress=progress, **asked)
     _say(console, result, options["out"])
     console.result(result.as_dict())
+    return 0
+
+
+def _plan(console: Console, model_uri: str, asked: dict[str, Any]) -> int:
+    """Print what would be done; nothing is run or logged."""
+    with console.progress("reading the model and its texts"):
+        from forward_inf_mlflow.tracing import plan_trace
+
+        planned = plan_trace(model_uri, **asked)
+    plan = planned["plan"]
+    costs = plan["forward_equivalents"]
+    console.say(f"plan  {planned['model']}", bold=True)
+    console.say(f"  direction: {plan['direction']}, readout: {plan['readout']}")
+    console.say(f"  {plan['why']}")
+    console.say(
+        f"  about {costs['total']:,} forward passes of one text: {costs['direction']:,} to move "
+        f"the model, {costs['sweep']:,} to read {planned['rows']:,} training texts"
+    )
+    console.result(planned)
     return 0
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from forward_inf_mlflow.data.fingerprint import fingerprint
 from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.data.several import are_flags, several_labels, written
 from forward_inf_mlflow.errors import DataError
 
 #: Longest label, id or source: numpy gives every row of a text array the room of the longest.
@@ -40,7 +41,7 @@ def accept(
 
     Args:
         features: ``(n, d)`` frame, or ``(n, ...)`` array with at least two dimensions.
-        labels: ``(n,)`` or ``(n, 1)`` numbers or text.
+        labels: ``(n,)`` or ``(n, 1)`` numbers or text; ``(n, k)`` numbers are several labels a row.
         ids: ``(n,)``, unique; None numbers the rows from "0".
         sources: ``(n,)``, or None.
         uri: Where the rows come from, without credentials; every message begins with it.
@@ -66,7 +67,13 @@ def accept(
                 f"{uri}: features have shape {features.shape}; give them as (rows, features)"
             )
         plain_features = _native(features, "features", uri)
-    plain_labels = _plain_labels(labels, uri)
+    several = several_labels(labels, uri)
+    targets, names = (None, ()) if several is None else several
+    plain_labels = (
+        _plain_labels(labels, uri)
+        if targets is None
+        else written(targets, names, flags=are_flags(targets))
+    )
     plain_ids = np.arange(len(plain_labels)).astype(str) if ids is None else _texts(ids, "id", uri)
     _check_unique(plain_ids, uri)
     plain_sources = None if sources is None else _sources(sources, uri)
@@ -76,7 +83,14 @@ def accept(
         ids=plain_ids,
         sources=plain_sources,
         uri=uri,
-        sha256=fingerprint(plain_features, plain_labels, plain_ids, plain_sources),
+        sha256=fingerprint(
+            plain_features,
+            plain_labels if targets is None else targets,
+            plain_ids,
+            plain_sources,
+        ),
+        targets=targets,
+        label_names=names,
     )
 
 

@@ -31,7 +31,7 @@ def fingerprint(
 
     Args:
         features: ``(n, d)`` frame of plain columns (numbers or text), or ``(n, ...)`` numbers.
-        labels: ``(n,)`` numbers or text.
+        labels: ``(n,)`` numbers or text, or ``(n, k)`` numbers.
         ids: ``(n,)`` text.
         sources: ``(n,)`` text, or None.
 
@@ -62,7 +62,7 @@ def row_digests(
 
     Args:
         features: ``(n, d)`` frame of plain columns (numbers or text), or ``(n, ...)`` numbers.
-        labels: ``(n,)`` numbers or text.
+        labels: ``(n,)`` numbers or text, or ``(n, k)`` numbers.
 
     Returns:
         ``(n,)`` of the features alone and ``(n,)`` of features and label, text of 40 hexadecimal

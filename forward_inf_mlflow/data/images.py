@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +9,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from forward_inf_mlflow.data.acceptance import accept
+from forward_inf_mlflow.data.pictures import leads_out, opened, picture_files
 from forward_inf_mlflow.data.reading import LABEL_NAMES, listing, one_line, readable
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
 
 #: What the images are called in an npz file where nobody names them.
 _IMAGES = ("x", "images", "image", "samples", "arr_0")
-#: Endings of pictures.
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 #: What Pillow calls pictures of so many channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 #: The share of pictures of a folder that may be damaged and are left out; names that are said.
@@ -138,11 +136,7 @@ def _folder(
 ) -> Images:
     if columns.images or columns.id or columns.source:
         raise DataError(f"{uri} is a folder of pictures: --images, --id and --group-by name arrays")
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in _PICTURES and file.is_file() and not file.is_symlink()
-    )
+    files = [file for file in picture_files(path, uri) if not leads_out(file, path)]
     if not files:
         raise DataError(f"{uri}: no picture in this folder; name one with .png or .jpg files in it")
     pictures: list[np.ndarray] = []
@@ -179,19 +173,17 @@ def _picture(
     file: Path, name: str, uri: str, channels: int | None, shape: tuple[int, ...] | None
 ) -> np.ndarray:
     """Return a picture ``(h, w)`` or ``(h, w, c)`` uint8; its head is read before its pixels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(file) as picture:
-                if shape is not None and picture.size != (shape[1], shape[0]):
-                    raise DataError(
-                        f"{uri}: {name!r} has {picture.size[0]} x {picture.size[1]} pixels, and "
-                        f"the pictures before it {shape[1]} x {shape[0]}; give all the same size"
-                    )
-                mode = _MODES.get(channels or 0) or (picture.mode if picture.mode == "L" else "RGB")
-                return np.asarray(picture.convert(mode))
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise DataError(f"{uri}: {name!r} is too large for a picture") from error
+    try:
+        with opened(file) as picture:
+            if shape is not None and picture.size != (shape[1], shape[0]):
+                raise DataError(
+                    f"{uri}: {name!r} has {picture.size[0]} x {picture.size[1]} pixels, and "
+                    f"the pictures before it {shape[1]} x {shape[0]}; give all the same size"
+                )
+            mode = _MODES.get(channels or 0) or (picture.mode if picture.mode == "L" else "RGB")
+            return np.asarray(picture.convert(mode))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{uri}: {name!r} is too large for a picture") from error
 
 
 def damaged_note(images: Images) -> str | None:

@@ -22,9 +22,10 @@ from mlflow.exceptions import MlflowException
 from forward_inf_mlflow.data.fetch import download, public_uri
 from forward_inf_mlflow.data.images import ImageColumns, Images, read_images
 from forward_inf_mlflow.data.mlflow_digest import Digest, check_digest
+from forward_inf_mlflow.data.picture_rows import read_data
 from forward_inf_mlflow.data.reading import Columns, listing, read_rows
 from forward_inf_mlflow.data.rows import Rows
-from forward_inf_mlflow.data.texts import JSON_LINES, TextColumns, read_texts
+from forward_inf_mlflow.data.texts import TextColumns, read_texts
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.mlflow_errors import impatient, is_missing, translate_errors
 
@@ -108,7 +109,13 @@ def logged_original(version: Version, role: Role, columns: Columns) -> Iterator[
     """Yield what `logged_data` reads with the file itself, which may be gone after the block."""
     what, found, tags, uri, shown = _logged(version, role)
     logged = Columns(
-        tags.get("fi.label"), tags.get("fi.id"), None, tags.get("fi.source"), columns.lenient
+        tags.get("fi.label"),
+        tags.get("fi.id"),
+        None,
+        tags.get("fi.source"),
+        columns.lenient,
+        labelled=columns.labelled,
+        pictures=columns.pictures,
     )
     if logged.label and columns.label not in {None, logged.label}:
         raise DataError(
@@ -121,16 +128,20 @@ def logged_original(version: Version, role: Role, columns: Columns) -> Iterator[
         features=columns.features,
         source=columns.source or logged.source,
         lenient=columns.lenient,
+        labelled=columns.labelled,
+        pictures=columns.pictures,
     )
     with _local(uri, role, what) as path:
-        rows = read_rows(path, uri=shown, columns=wanted)
+        rows = read_data(path, uri=shown, columns=wanted)
         digest: Digest
         if sha256 := tags.get("fi.sha256"):
             # It is of the rows as they were logged, whatever columns are asked for now.
-            whole = rows if wanted == logged else read_rows(path, uri=shown, columns=logged)
+            whole = rows if wanted == logged else read_data(path, uri=shown, columns=logged)
             same = whole.sha256 == sha256.lower()
             digest = "verified" if same else "mismatch"
             why = None if same else "no longer holds the rows that were logged"
+        elif rows.decoded is not None:
+            digest, why = "unverified", "holds pictures, which MLflow computes no digest of"
         else:
             digest, why = check_digest(found.dataset, path, rows, label=wanted.label)
         data = DataSet(
@@ -173,8 +184,6 @@ def logged_texts(version: Version, columns: TextColumns) -> tuple[DataSet, int]:
             same = read_rows(path, uri=shown, columns=logged).sha256 == sha256.lower()
             digest = "verified" if same else "mismatch"
             why = None if same else "no longer holds the rows that were logged"
-        elif path.suffix.lower() in JSON_LINES:
-            digest, why = "unverified", "is of a kind whose digest is not computed here"
         else:
             digest, why = check_digest(found.dataset, path, rows, label=None)
     problem = why and f"{what}: {shown} {why}; {_go_on('train')}"
@@ -267,7 +276,7 @@ def declared_original(uri: str, role: Role, columns: Columns) -> Iterator[Origin
     """Yield what `declared_data` reads with the file itself, which may be gone after the block."""
     with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
         path = download(uri, into=Path(folder))
-        rows = read_rows(path, uri=public_uri(uri), columns=columns)
+        rows = read_data(path, uri=public_uri(uri), columns=columns)
         yield Original(_declared(rows, role), path, columns, None)
 
 
@@ -364,7 +373,7 @@ def _local(uri: str, role: Role, what: str) -> Iterator[Path]:
 
 def _shaped(rows: Rows, shape: str | None) -> Rows:
     """Give flat rows ``(n, d)`` the shape ``(n, *shape)`` that they were logged with."""
-    if shape is None:
+    if shape is None or rows.decoded is not None:
         return rows
     if not _SHAPE.fullmatch(shape):
         raise DataError(f"{rows.uri}: the tag fi.shape is {shape!r}; write it as 1,8,8")

@@ -18,6 +18,7 @@ from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 
+from forward_inf_mlflow.command_line import join_names
 from forward_inf_mlflow.data.acceptance import accept
 from forward_inf_mlflow.data.lineage import CONTEXT_TAG
 from forward_inf_mlflow.data.reading import one_line
@@ -53,7 +54,8 @@ def log_training_data(
 
     Args:
         train: ``(x, y)``: ``x`` an array or tensor ``(n, ...)`` or a frame ``(n, d)``, as the model
-            takes it; ``y`` ``(n,)`` labels or regression targets.
+            takes it; ``y`` ``(n,)`` labels or regression targets, or None where rows have none
+            (texts of a language model).
         queries: ``(x, y)`` of the held-out rows, in the same form.
         ids: ``(n,)`` unique names of the training rows; their positions if None.
         sources: ``(n,)`` where each training row came from, such as a supplier or an annotator.
@@ -80,6 +82,10 @@ def log_training_data(
     if queries is not None:
         parts["queries"] = _rows("queries", queries, query_ids, None)
     named = {"train": ids is not None, "queries": query_ids is not None}
+    labelled = {
+        "train": train[1] is not None,
+        "queries": queries is not None and queries[1] is not None,
+    }
     with translate_errors():
         client = MlflowClient()
         missing = {
@@ -89,7 +95,9 @@ def log_training_data(
             with tempfile.TemporaryDirectory(prefix="forward-inf-") as folder:
                 inputs = []
                 for role, rows in missing.items():
-                    path, columns = _write(rows, Path(folder) / role, has_ids=named[role])
+                    path, columns = _write(
+                        rows, Path(folder) / role, has_ids=named[role], labelled=labelled[role]
+                    )
                     client.log_artifact(run_id, str(path), _FOLDER)
                     uri = f"runs:/{run_id}/{_FOLDER}/{path.name}"
                     inputs.append(dataset_input(rows, role, uri, columns))
@@ -110,7 +118,9 @@ def _rows(role: str, pair: tuple[Any, Any], ids: Any, sources: Any) -> Rows:
     try:
         if not isinstance(features, pd.DataFrame):
             features = np.asarray(features)
-        if not isinstance(labels, pd.Series):
+        if labels is None:
+            labels = np.zeros(len(features), np.int64)
+        if not isinstance(labels, pd.Series | pd.DataFrame):
             labels = np.asarray(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         # Ragged lists, tensors on another device or with a gradient.
@@ -142,9 +152,9 @@ def _is_logged(client: MlflowClient, run_id: str, role: str, rows: Rows) -> bool
     return False
 
 
-def _write(rows: Rows, stem: Path, *, has_ids: bool) -> tuple[Path, dict[str, str]]:
+def _write(rows: Rows, stem: Path, *, has_ids: bool, labelled: bool) -> tuple[Path, dict[str, str]]:
     """Write rows to a file next to ``stem``; return it and which column is what, as tags."""
-    extra: dict[str, Any] = {"label": rows.labels}
+    extra: dict[str, Any] = {"label": rows.labels} if labelled else {}
     if has_ids:
         extra["id"] = rows.ids
     if rows.sources is not None:
@@ -152,12 +162,19 @@ def _write(rows: Rows, stem: Path, *, has_ids: bool) -> tuple[Path, dict[str, st
     if isinstance(rows.features, pd.DataFrame):
         path = stem.with_suffix(".parquet")
         names = {part: _free_name(part, rows.features) for part in extra}
-        frame = rows.features.assign(**{names[part]: values for part, values in extra.items()})
-        frame.to_parquet(path, index=False)
+        held = {names[part]: values for part, values in extra.items()}
+        if rows.targets is not None:
+            del held[names["label"]]
+            columns = [_free_name(name, rows.features) for name in rows.label_names]
+            names["label"] = join_names(columns)
+            held |= dict(zip(columns, rows.targets.T, strict=True))
+        rows.features.assign(**held).to_parquet(path, index=False)
     else:
         path = stem.with_suffix(".npz")
         names = {"label": "y", "id": "ids", "source": "sources"}
         names = {part: names[part] for part in extra}
+        if rows.targets is not None:
+            extra["label"] = rows.targets
         np.savez(path, x=rows.features, **{names[p]: v for p, v in extra.items()})
     return path, names
 
@@ -183,7 +200,7 @@ def dataset_input(
         rows: What the file at ``uri`` holds.
         role: ``train`` or ``queries``.
         uri: Where the file is, such as ``runs:/<id>/train.npz``.
-        columns: Which column is the label, and the id and source if there are any.
+        columns: Which column is the label, the id and the source, if there are any.
         whole: Whether the rows are of all columns; else their digest is not tagged.
         extra: Further tags.
     """
@@ -195,14 +212,14 @@ def dataset_input(
     with warnings.catch_warnings():
         # It warns of integer columns that might get gaps later: these rows are final.
         warnings.filterwarnings("ignore", message=".*integer column")
+        label = columns.get("label")
         if isinstance(rows.features, pd.DataFrame):
-            frame = rows.features.assign(**{columns["label"]: rows.labels})
-            data = mlflow.data.from_pandas(
-                frame, source=source, name=name, targets=columns["label"]
-            )
+            frame = rows.features if label is None else rows.features.assign(**{label: rows.labels})
+            data = mlflow.data.from_pandas(frame, source=source, name=name, targets=label)
         else:
             flat = rows.features.reshape(len(rows), -1)  # it refuses images
-            data = mlflow.data.from_numpy(flat, source=source, name=name, targets=rows.labels)
+            targets = None if label is None else rows.labels
+            data = mlflow.data.from_numpy(flat, source=source, name=name, targets=targets)
         config = data.to_dict()
     tags = {
         CONTEXT_TAG: {"train": "training", "queries": "test"}[role],

@@ -102,5 +102,6 @@ def _arrays(rows: Rows) -> Iterator[tuple[str, bool]]:
     if features.ndim > 2:  # MLflow takes no images
         shapes.append(features.reshape(len(features), -1))
     for array in shapes:
-        yield compute_numpy_digest(array, rows.labels), whole
+        labels = rows.labels if rows.targets is None else rows.targets
+        yield compute_numpy_digest(array, labels), whole
         yield compute_numpy_digest(array), False

@@ -1,12 +1,13 @@
-"""From files to rows: csv, parquet and npz."""
+"""From files to rows: csv, parquet, npz and JSON lines. Pictures: `picture_rows`."""
 
 from __future__ import annotations
 
+import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,22 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from forward_inf_mlflow.command_line import split_names
 from forward_inf_mlflow.data.acceptance import accept, check_named_once
+from forward_inf_mlflow.data.pictures import PictureForm, picture_files
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
 
 #: What a label column is called where nobody names it.
 LABEL_NAMES = frozenset({"label", "target", "y", "class"})
-_FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet", ".npz": "npz"}
+_FORMATS = {
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".npz": "npz",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 _FIRST_BYTES = {"parquet": b"PAR1", "npz": b"PK"}
 #: What the readers raise for a file that is damaged, encrypted, or larger than memory.
 _UNREADABLE = (
@@ -40,11 +50,15 @@ class Columns:
     """Which column (or array of an npz file) is what; None where the default is meant.
 
     Attributes:
-        label: Default: the only one called label, target, y or class.
+        label: Default: the only one called label, target, y or class. Several of a table, of a row
+            with several labels: names as `command_line.split_names` reads them.
         id: Default: the row's position; in an npz file the array ``ids``, if there is one.
         features: Default: all columns but label, id and source; in an npz file the array ``x``.
         source: Default: none; in an npz file the array ``sources``, if there is one.
         lenient: Do without an id or source column that is not there; query rows need none.
+        labelled: Whether rows have labels. Where not, no column is taken for one unless it is
+            named, and all labels are 0.
+        pictures: How pictures become rows.
     """
 
     label: str | None = None
@@ -52,6 +66,13 @@ class Columns:
     features: tuple[str, ...] | None = None
     source: str | None = None
     lenient: bool = False
+    labelled: bool = True
+    pictures: PictureForm = field(default_factory=PictureForm)
+
+    @property
+    def unlabelled(self) -> bool:
+        """Return whether no column is the label."""
+        return not self.labelled and self.label is None
 
     def among(self, names: list[str]) -> Columns:
         """Return the columns with those that ``lenient`` allows to be missing left out."""
@@ -66,7 +87,7 @@ class Columns:
 
 
 def read_rows(path: Path, *, uri: str, columns: Columns) -> Rows:
-    """Read a csv, parquet or npz file, or a folder of parquet files in sorted order.
+    """Read a csv, parquet, npz or JSON-lines file, or a folder of parquet files in sorted order.
 
     Args:
         path: The local file or folder; its name's ending says the format.
@@ -84,7 +105,7 @@ def read_rows(path: Path, *, uri: str, columns: Columns) -> Rows:
 
 
 def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> pd.DataFrame:
-    """Read a csv or parquet file, or a folder of parquet files, as a frame ``(n, d)``.
+    """Read a csv, parquet or JSON-lines file, or a folder of parquet files, as a frame ``(n, d)``.
 
     Args:
         path: The local file or folder.
@@ -94,8 +115,12 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     Raises:
         DataError: The file cannot be read.
     """
-    if data_format(path, uri) == "parquet":
-        return _parquet(path, uri)
+    kind = data_format(path, uri)
+    if kind == "parquet":
+        return parquet_table(path, uri)
+    if kind == "jsonl":
+        with readable(uri, "JSON lines"), path.open(encoding="utf-8-sig") as file:
+            return pd.DataFrame([_json_object(line) for line in file if line.strip()])
     with readable(uri, "csv"):
         frame = pd.read_csv(
             path,
@@ -107,21 +132,33 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     return frame
 
 
+def _json_object(line: str) -> dict[str, object]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"a line holds no object: {line.strip()[:40]}")
+    if "\\ud" in line.lower():  # half a character, which no other format holds
+        json.dumps(row, ensure_ascii=False).encode()
+    return row
+
+
 def data_format(path: Path, uri: str) -> str:
-    """Return csv, parquet or npz, by the name's ending and the first bytes.
+    """Return csv, parquet, npz or jsonl, by the name's ending and the first bytes.
+
+    A folder is parquet, or, where it holds none, pictures.
 
     Raises:
         DataError: It is none of them, or not there.
     """
     with readable(uri, "a file"):
         if path.is_dir():
-            return "parquet"
+            return "parquet" if parquet_parts(path) or not picture_files(path, uri) else "pictures"
         if not path.exists():
             raise DataError(f"no such file: {uri}; check the path")
         found = _FORMATS.get(path.suffix.lower())
         if found is None:
             raise DataError(
-                f"{uri}: its name does not end in a known format; save it as .csv, .parquet or .npz"
+                f"{uri}: its name does not end in a known format; save it as .csv, .parquet, .npz "
+                "or .jsonl (a JSON object a line)"
             )
         with path.open("rb") as file:
             start = file.read(4096)
@@ -134,19 +171,30 @@ def data_format(path: Path, uri: str) -> str:
         return found
 
 
-def _parquet(path: Path, uri: str) -> pd.DataFrame:
-    """Read one file or a folder's files; hive-style folder names do not become columns."""
-    parts = [path]
-    if path.is_dir():
-        parts = sorted(part for part in path.iterdir() if part.suffix in {".parquet", ".pq"})
-        if not parts:
-            raise DataError(f"{uri}: no .parquet file in this folder; name a file")
+def parquet_parts(path: Path) -> list[Path]:
+    """Return the parquet files of a folder, in sorted order; of a file itself."""
+    if not path.is_dir():
+        return [path]
+    return sorted(part for part in path.iterdir() if part.suffix in {".parquet", ".pq"})
+
+
+def parquet_table(path: Path, uri: str, names: list[str] | None = None) -> pd.DataFrame:
+    """Read some columns, or all, of one file or of a folder's files.
+
+    Hive-style folder names do not become columns.
+
+    Raises:
+        DataError: A file cannot be read, or has other columns than the first.
+    """
+    parts = parquet_parts(path)
+    if not parts:
+        raise DataError(f"{uri}: no .parquet file and no picture in this folder; name a file")
     frames: list[pd.DataFrame] = []
     for part in parts:
         name = uri if part == path else f"{uri}/{part.name}"
         data_format(part, name)
         with readable(name, "parquet"), pq.ParquetFile(part) as file:
-            frame = file.read().to_pandas()
+            frame = file.read(columns=names).to_pandas()
         indices = [index for index in frame.index.names if index is not None]
         frame = frame.reset_index(indices).reset_index(drop=True)  # named ones are columns
         if frames and list(frame.columns) != list(frames[0].columns):
@@ -159,27 +207,34 @@ def _table_rows(frame: pd.DataFrame, uri: str, columns: Columns) -> Rows:
     names = [str(name) for name in frame.columns]
     check_named_once(names, uri)
     frame, columns = frame.set_axis(names, axis="columns"), columns.among(names)
-    label = label_column(names, uri, columns.label)
+    labels = [] if columns.unlabelled else label_columns(names, uri, columns.label)
     for option, wanted in (("--id", columns.id), ("--group-by", columns.source)):
         if wanted is not None and wanted not in names:
-            raise _missing(wanted, names, uri, option)
+            raise missing(wanted, names, uri, option)
     features = columns.features
     if features is None:
-        features = tuple(n for n in names if n not in {label, columns.id, columns.source})
+        features = tuple(n for n in names if n not in {*labels, columns.id, columns.source})
     for wanted in features:
         if wanted not in names:
-            raise _missing(wanted, names, uri, "--features")
-    if label in features:
-        raise DataError(f"{uri}: --features names the label {label!r}; leave it out")
+            raise missing(wanted, names, uri, "--features")
+    if named := [label for label in labels if label in features]:
+        raise DataError(f"{uri}: --features names the label {named[0]!r}; leave it out")
     rows = accept(
         frame[list(features)],
-        frame[label],
+        labels_of(frame, labels),
         ids=None if columns.id is None else frame[columns.id],
         sources=None if columns.source is None else frame[columns.source],
         uri=uri,
     )
-    used = {label, columns.id, columns.source, *features}
+    used = {*labels, columns.id, columns.source, *features}
     return replace(rows, texts=_texts(frame[[name for name in names if name not in used]]))
+
+
+def labels_of(frame: pd.DataFrame, labels: list[str]) -> pd.Series | pd.DataFrame | np.ndarray:
+    """Return the column of labels, or several; zeros where the rows have none."""
+    if not labels:
+        return np.zeros(len(frame), np.int64)
+    return frame[labels[0]] if len(labels) == 1 else frame[labels]
 
 
 def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
@@ -189,7 +244,7 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
     with readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
         names = list(arrays.files)
         columns = columns.among(names)
-        label = label_column(names, uri, columns.label)
+        label = None if columns.unlabelled else label_column(names, uri, columns.label)
         wanted = {
             "--features": features[0],
             "--label": label,
@@ -199,12 +254,14 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
         read: dict[str, np.ndarray | None] = {}
         for option, name in wanted.items():
             if name is not None and name not in names:
-                raise _missing(name, names, uri, option)
+                raise missing(name, names, uri, option)
             read[option] = None if name is None else _array(arrays, name, uri)
         others = [name for name in names if name not in wanted.values()]
         texts = {name: arrays[name] for name in others if _is_text(arrays, name)}
     x, y = read["--features"], read["--label"]
     assert x is not None
+    if y is None:
+        y = np.zeros(len(x), np.int64)
     rows = accept(x, y, ids=read["--id"], sources=read["--group-by"], uri=uri)
     whole = {name: text for name, text in texts.items() if text.shape == (len(rows),)}
     return replace(rows, texts=_texts(pd.DataFrame(whole)))
@@ -246,6 +303,18 @@ def _array(arrays: np.lib.npyio.NpzFile, name: str, uri: str) -> np.ndarray:
     return array
 
 
+def label_columns(names: list[str], uri: str, wanted: str | None) -> list[str]:
+    """Return the columns of the labels: one, as `label_column`, or several that are named ``A,B``.
+
+    Raises:
+        DataError: One is not there, or several could be the only one.
+    """
+    if wanted is None or wanted in names or len(several := split_names(wanted)) < 2:
+        return [label_column(names, uri, wanted)]
+    check_named_once(several, f"{uri}: --label")
+    return [label_column(names, uri, name) for name in several]
+
+
 def label_column(names: list[str], uri: str, wanted: str | None) -> str:
     """Return the label's column: the one that is wanted, or the only one with a usual name.
 
@@ -254,7 +323,7 @@ def label_column(names: list[str], uri: str, wanted: str | None) -> str:
     """
     if wanted is not None:
         if wanted not in names:
-            raise _missing(wanted, names, uri, "--label")
+            raise missing(wanted, names, uri, "--label")
         return wanted
     found = [name for name in names if name.lower() in LABEL_NAMES]
     if len(found) != 1:
@@ -263,7 +332,8 @@ def label_column(names: list[str], uri: str, wanted: str | None) -> str:
     return found[0]
 
 
-def _missing(wanted: str, names: list[str], uri: str, option: str) -> DataError:
+def missing(wanted: str, names: list[str], uri: str, option: str) -> DataError:
+    """Return the error that a column which an option names is not there."""
     return DataError(f"{uri}: {option} names {wanted!r}, which is not one of {listing(names)}")
 
 

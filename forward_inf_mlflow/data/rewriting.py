@@ -1,12 +1,15 @@
 """Rewriting: a copy of a data set with some labels changed and some rows left out, else as it was.
 
 Format, columns, order, values and types stay. A csv file is cut into its fields, and what is not
-changed is copied byte for byte; of a npz file, arrays that do not change are copied as they lie.
+changed is copied byte for byte, as are the lines of JSON lines; of a npz file, arrays that do not
+change are copied as they lie.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +20,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forward_inf_mlflow.data.reading import Columns, data_format, label_column, readable
+from forward_inf_mlflow.data.pictures import leads_out, picture_files
+from forward_inf_mlflow.data.reading import (
+    Columns,
+    data_format,
+    label_column,
+    read_table,
+    readable,
+)
 from forward_inf_mlflow.errors import DataError
 
 #: One field, quoted or not; what follows is a comma, the end of the line or of the file.
@@ -29,7 +39,9 @@ _BOM = b"\xef\xbb\xbf"
 def rewrite(
     source: Path, target: Path, *, columns: Columns, labels: Mapping[int, Any], drop: np.ndarray
 ) -> None:
-    """Write a changed copy of a csv, parquet or npz file, or of a folder of parquet files.
+    """Write a changed copy of a csv, parquet, npz or JSON-lines file, or of a folder.
+
+    A folder is of parquet files or of pictures; one whose label changes moves to that folder.
 
     Args:
         source: What is copied; it must be readable by `reading.read_rows`.
@@ -46,6 +58,10 @@ def rewrite(
         _csv(source, target, uri, columns, labels, drop)
     elif kind == "npz":
         _npz(source, target, uri, columns, labels, drop)
+    elif kind == "pictures":
+        _folder(source, target, uri, labels, drop)
+    elif kind == "jsonl":
+        _jsonl(source, target, uri, columns, labels, drop)
     elif source.is_dir():
         target.mkdir()
         start = 0
@@ -54,6 +70,38 @@ def rewrite(
             start += _parquet(part, target / part.name, uri, columns, labels, drop, start)
     else:
         _parquet(source, target, uri, columns, labels, drop, 0)
+
+
+def _folder(
+    source: Path, target: Path, uri: str, labels: Mapping[int, Any], drop: np.ndarray
+) -> None:
+    files = picture_files(source, uri)
+    folders = {file.parent.relative_to(source).as_posix() for file in files}
+    moved: dict[Path, Path | None] = {}
+    for position, file in enumerate(files):
+        if drop[position]:
+            moved[file] = None
+        elif position in labels:
+            label = str(labels[position])
+            if label not in folders:
+                raise DataError(f"{uri}: the new label {label[:80]!r} is no folder with pictures")
+            moved[file] = target / label / file.name
+    taken = {target / file.relative_to(source) for file in files if file not in moved}
+    for file in [file for file in source.rglob("*") if file.is_file() or file.is_symlink()]:
+        to = moved.get(file, target / file.relative_to(source))
+        if to is None:
+            continue
+        if file in moved and (to in taken or to.exists()):  # two folders may use one name
+            to = to.with_stem(f"{to.stem}-{file.parent.name}")
+        if to.exists() or (file in moved and to in taken):
+            raise DataError(f"{uri}: two pictures would be called {to.name!r}; rename one of them")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, to, follow_symlinks=not leads_out(file, source))
+
+
+def _label(names: list[str], uri: str, columns: Columns) -> str:
+    """Return the label's column; of rows without labels any, since no label changes."""
+    return names[0] if columns.unlabelled else label_column(names, uri, columns.label)
 
 
 def _csv(
@@ -65,7 +113,7 @@ def _csv(
     drop: np.ndarray,
 ) -> None:
     before = _texts(source, uri)
-    label = label_column([str(name) for name in before.columns], uri, columns.label)
+    label = _label([str(name) for name in before.columns], uri, columns)
     at = list(before.columns).index(label)
     data = source.read_bytes()
     records = list(_records(data))
@@ -100,6 +148,35 @@ def _csv(
     if not _texts(target, uri).equals(expected):
         target.unlink()
         raise DataError(f"{uri}: a changed copy would not read as it should; save it as parquet")
+
+
+def _jsonl(
+    source: Path,
+    target: Path,
+    uri: str,
+    columns: Columns,
+    labels: Mapping[int, Any],
+    drop: np.ndarray,
+) -> None:
+    names = list(read_table(source, uri=uri).columns)
+    label = _label([str(name) for name in names], uri, columns)
+    out, position = [], -1
+    for line in source.read_bytes().splitlines(keepends=True):
+        if not line.strip():
+            out.append(line)
+            continue
+        position += 1
+        if position in labels and not drop[position]:
+            value = labels[position]
+            row = json.loads(line) | {label: value.item() if hasattr(value, "item") else value}
+            apart = None if b'": ' in line else (",", ":")  # as that line writes it
+            text = json.dumps(row, ensure_ascii=False, separators=apart)
+            line = text.encode() + line[len(line.rstrip()) :]
+        if not drop[position]:
+            out.append(line)
+    if position + 1 != len(drop):
+        raise DataError(f"{uri}: its lines cannot be told apart; write one object a line")
+    target.write_bytes(b"".join(out))
 
 
 def _texts(path: Path, uri: str) -> pd.DataFrame:
@@ -161,7 +238,7 @@ def _parquet(
         table, shape = file.read(), file.metadata
     here = {p - start: v for p, v in labels.items() if start <= p < start + table.num_rows}
     schema, count = table.schema, table.num_rows
-    label = label_column([str(name) for name in schema.names], uri, columns.label)
+    label = _label([str(name) for name in schema.names], uri, columns)
     at = schema.get_field_index(label)
     if here:
         values = table.column(at).to_pylist()
@@ -199,7 +276,7 @@ def _npz(
 ) -> None:
     with readable(uri, "npz"), np.load(source, allow_pickle=False) as arrays:
         names = list(arrays.files)
-        label = label_column(names, uri, columns.label)
+        label = _label(names, uri, columns)
         rows = {
             *(columns.features or ("x",)),
             label,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,6 +10,27 @@ import numpy as np
 import pandas as pd
 
 from forward_inf_mlflow.data.fingerprint import row_digests
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of the pictures that rows were read from.
+
+    Attributes:
+        whole: How many pictures the file or folder has.
+        positions: ``(n,)`` the place of each row among them.
+        lost: Ids of those that were left out, by the reason.
+        faded: How many lost their colours or transparency.
+        folders: ``(K,)`` the folders that they lie in, sorted, where these are their labels.
+        told: How they were read, one clause.
+    """
+
+    whole: int
+    positions: np.ndarray
+    lost: Mapping[str, tuple[str, ...]]
+    faded: int
+    folders: np.ndarray | None
+    told: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +46,9 @@ class Rows:
         sha256: Digest of every feature, label, id and source, in order.
         texts: ``(n, t)`` columns of text that the model does not read, for whoever looks at rows;
             None where there are none.
+        decoded: Of rows that were read from pictures, what became of these.
+        targets: ``(n, k)`` float64, several labels a row, which ``labels`` hold as text; or None.
+        label_names: ``(k,)`` what these are called.
     """
 
     features: pd.DataFrame | np.ndarray
@@ -33,13 +58,16 @@ class Rows:
     uri: str
     sha256: str
     texts: pd.DataFrame | None = None
+    decoded: Decoded | None = None
+    targets: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def _digests(self) -> tuple[np.ndarray, np.ndarray]:
-        return row_digests(self.features, self.labels)
+        return row_digests(self.features, self.labels if self.targets is None else self.targets)
 
     @property
     def feature_digests(self) -> np.ndarray:
@@ -65,4 +93,15 @@ class Rows:
             ids=self.ids[index],
             sources=None if self.sources is None else self.sources[index],
             texts=None if self.texts is None else self.texts.iloc[index].reset_index(drop=True),
+            decoded=None
+            if self.decoded is None
+            else replace(self.decoded, positions=self.decoded.positions[index]),
+            targets=None if self.targets is None else self.targets[index],
         )
+
+
+def as_table(features: pd.DataFrame | np.ndarray) -> pd.DataFrame:
+    """Return stored features ``(n, d)`` as a table; one without columns for any other shape."""
+    if isinstance(features, pd.DataFrame):
+        return features
+    return pd.DataFrame(features if features.ndim == 2 else np.empty((len(features), 0)))

@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 
 from forward_inf_mlflow.data.acceptance import accept, check_named_once
-from forward_inf_mlflow.data.reading import data_format, listing, read_table, readable
+from forward_inf_mlflow.data.reading import listing, read_table
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
 
-#: Endings of files that hold a JSON object a line.
-JSON_LINES = frozenset({".jsonl", ".ndjson"})
 #: What the columns are called in `Rows.features`, whatever they are called in the file.
 PROMPT, TEXT = "prompt", "text"
 #: What columns are called where nobody names them.
@@ -92,50 +90,60 @@ def read_texts(path: Path, *, uri: str, columns: TextColumns) -> tuple[Rows, int
 
 
 def _table(path: Path, uri: str, columns: TextColumns) -> pd.DataFrame:
-    if path.suffix.lower() in JSON_LINES:
-        if not path.is_file():
-            raise DataError(f"no such file: {uri}; check the path")
-        with readable(uri, "JSON lines"):
-            return pd.read_json(path, lines=True, dtype=False)
-    if path.suffix.lower() not in {".csv", ".parquet", ".pq"} and not path.is_dir():
+    if path.suffix.lower() == ".npz":
         raise DataError(
             f"{uri}: its name does not end in a format of texts; save it as .csv, .parquet or "
             ".jsonl (a JSON object a line)"
         )
-    data_format(path, uri)
     named = (columns.text, columns.prompt, columns.id, columns.source)
-    return read_table(path, uri=uri, as_text=[n for n in named if n is not None])
+    return read_table(path, uri=uri, as_text=named)
 
 
 def _which(frame: pd.DataFrame, uri: str, columns: TextColumns) -> tuple[str | None, str]:
     """Return the columns of prompts, if there are any, and of texts."""
+    if columns.text is not None:
+        return columns.prompt, columns.text
+    taken = {columns.id, columns.source} - {None}
+    others = frame.drop(columns=list(taken)) if taken else frame
+    try:
+        return find_texts(others, columns.prompt)
+    except DataError as error:
+        raise DataError(f"{uri}: {str(error).format(option='--text')}") from None
+
+
+def find_texts(frame: pd.DataFrame, prompt: str | None = None) -> tuple[str | None, str]:
+    """Return the columns of prompts, if there are any, and of texts, by their usual names.
+
+    Args:
+        frame: ``(n, d)`` with names that are text.
+        prompt: The column of prompts, where it is known.
+
+    Raises:
+        DataError: No column holds text, or several could be it; ``{option}`` in the message stands
+            for what names one.
+    """
     names = list(frame.columns)
-    if columns.text is None:
-        for prompt, text in _PAIRS:
-            if text in names and (columns.prompt or prompt) in names:
-                return columns.prompt or prompt, text
-        found = [name for name in _TEXTS if name in names]
-        if not found:
-            taken = {columns.prompt, columns.id, columns.source}
-            found = [
-                name
-                for name in names
-                if name not in taken
-                and pd.api.types.infer_dtype(frame[name], skipna=True) == "string"
-            ]
-        if len(found) != 1:
-            count = "several columns could be the text" if found else "no column holds text"
-            raise DataError(
-                f"{uri}: {count}; name it with --text, one of {listing(found or names)}"
-            )
-        return columns.prompt, found[0]
-    return columns.prompt, columns.text
+    for usual, text in _PAIRS:
+        if text in names and (prompt or usual) in names:
+            return prompt or usual, text
+    found = [name for name in _TEXTS if name in names]
+    if not found:
+        found = [name for name in names if name != prompt and _is_text(frame[name])]
+    if len(found) != 1:
+        count = "several columns could be the text" if found else "no column holds text"
+        shown = listing(found or names).replace("{", "{{").replace("}", "}}")
+        raise DataError(f"{count}; name it with {{option}}, one of {shown}")
+    return prompt, found[0]
+
+
+def _is_text(column: pd.Series) -> bool:
+    return bool(pd.api.types.infer_dtype(column, skipna=True) == "string")
 
 
 def _as_text(column: pd.Series, name: str, uri: str) -> pd.Series:
     """Return a column of texts, "" where there is none."""
     column = column.reset_index(drop=True)
     gaps = column.isna()
-    if not gaps.all() and pd.api.types.infer_dtype(column, skipna=True) != "string":
+    if not gaps.all() and not _is_text(column):
         raise DataError(f"{uri}: the column {name!r} holds no text; name another (--text)")
     return column.where(~gaps, "").astype(str)

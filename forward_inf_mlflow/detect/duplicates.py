@@ -16,15 +16,19 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from forward_inf_mlflow.detect import neighbours as nb
+from forward_inf_mlflow.detect.index import LARGE
+from forward_inf_mlflow.detect.ngrams import Grams
 
 #: Robust standard deviations beyond the median from which two rows are the same example.
 LEAST = 6.0
 #: Encodings of fewer columns than this say too little: their directions lie close by chance. And a
 #: copy lies within this share of the fifth row's distance.
 _WIDE, _GAP = 32, 0.5
-#: Numbers in all of a distance matrix's sums from which an index is asked, and the most there are
-#: without one.
-_BY_INDEX, _BUDGET = 2e12, 2e13
+#: Numbers in all of a distance matrix's sums, at most, where there is no index.
+_BUDGET = 2e13
+#: The same in sums over the n-grams that texts share: minutes.
+_BUDGET_OF_TEXTS = 2e11
+_LARGE = " (pip install 'forward-inf-mlflow[large]')"
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def duplicates(
     """Find copies among training rows.
 
     Args:
-        rows: ``(n, ...)`` inputs.
+        rows: ``(n, ...)`` inputs, or texts ``(n,)``, whose near copies are found by n-grams.
         labels: ``(n,)`` class indices or targets.
         encodings: ``(n, h)`` what the model makes of them, rows at unit length; None to find exact
             copies alone. (Values alone call rows of coarse tables copies that are none.)
@@ -108,12 +112,16 @@ def duplicates(
         twin[i] = int(others[0])
     note = "exact copies by value"
     _, distinct = np.unique(keys, return_index=True)
-    if encodings is not None and encodings.shape[1] >= _WIDE and len(distinct) > 50:
-        near = _nearest(encodings[distinct])
+    texts = nb.are_texts(rows)
+    if not texts and (encodings is None or encodings.shape[1] < _WIDE):
+        return Duplicates(twin, exact, conflict, note)
+    if len(distinct) > 50:
+        seen = rows if encodings is None else encodings
+        near = _nearest_texts(rows[distinct]) if texts else _nearest(seen[distinct])
         if near is None:
             note += (
                 f"; near copies were not searched: {n:,} rows are too many to compare each with "
-                "each (pip install 'forward-inf-mlflow[large]')"
+                f"each{'' if texts else _LARGE}"
             )
             return Duplicates(twin, exact, conflict, note)
         for a, b in _mutual(near):
@@ -121,7 +129,8 @@ def duplicates(
             if twin[one] < 0 and twin[other] < 0:
                 twin[one], twin[other] = other, one
                 conflict[[one, other]] = labels[one] != labels[other]
-        note += ", near copies by the model's encodings"
+        how = "n-grams" if texts else "the model's encodings"
+        note += f", near copies by {how}"
     return Duplicates(twin, exact, conflict, note)
 
 
@@ -134,10 +143,18 @@ def _labels_differ(keys: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _nearest(encodings: np.ndarray) -> nb.Nearest | None:
     """Return each row's nearest other row; None where there are too many for what is installed."""
     work = float(len(encodings)) ** 2 * encodings.shape[1]
-    if work > _BY_INDEX and (found := nb.nearest_by_index(encodings)) is not None:
+    if work > LARGE and (found := nb.nearest_by_index(encodings)) is not None:
         return found
     own = np.arange(len(encodings))
     return None if work > _BUDGET else nb.nearest_rows(encodings, encodings, own=own)
+
+
+def _nearest_texts(texts: np.ndarray) -> nb.Nearest | None:
+    """Return each text's nearest other text; None where there are too many."""
+    grams = Grams(texts)
+    if grams.work > _BUDGET_OF_TEXTS:
+        return None
+    return grams.nearest(grams.train, np.arange(len(texts)))
 
 
 def _mutual(near: nb.Nearest) -> list[tuple[int, int]]:

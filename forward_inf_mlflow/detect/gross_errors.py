@@ -113,11 +113,7 @@ def mislabeled_targets(
         fdr: Largest expected share of innocent rows among the certain ones.
         note: How the half-models came to be, one clause.
     """
-    n, middle = len(targets), float(np.median(targets))
-    plain = Predictor(
-        "the median of all targets", np.full(n, middle), np.full(len(query_targets), middle)
-    )
-    best = min((*predictors, plain), key=lambda one: np.median(np.abs(targets - one.train)))
+    n, best = len(targets), nearest(predictors, targets, len(query_targets))
     reference = (query_targets - best.queries)[trusted]
     if len(reference) < MIN_RESIDUALS:
         why = (
@@ -179,6 +175,14 @@ def mislabeled_targets(
             abstained=abstained,
         ),
     )
+
+
+def nearest(predictors: Sequence[Predictor], targets: np.ndarray, queries: int) -> Predictor:
+    """Return who is nearest to the targets ``(n,)`` by the median; their own median joins them."""
+    middle = float(np.median(targets))
+    sides = np.full(len(targets), middle), np.full(queries, middle)
+    plain = Predictor("the median of all targets", *sides)
+    return min((*predictors, plain), key=lambda one: np.median(np.abs(targets - one.train)))
 
 
 def _accused(size: np.ndarray, reference: np.ndarray, centre: float) -> tuple[np.ndarray, float]:

@@ -5,7 +5,7 @@ Four kinds, from sure to suspected:
 exact      every value is the same.
 near       the nearest training row is far nearer than the fifth, compared with how that ratio
            falls for training rows among themselves; images are compared under small shifts and
-           mirrored too, rows of many columns also by their direction.
+           mirrored too, rows of many columns also by their direction, texts by their n-grams.
 encoded    the same by what the audited model makes of the rows (its encodings), where the nearest
            row must also be near as such: crops, recoloured and recompressed copies.
 influence  the rows differ, but the model's features tell them apart no better than copies, and
@@ -116,8 +116,8 @@ def leaked(
     """Find a training row behind each query.
 
     Args:
-        queries: ``(m, ...)`` the model's inputs; images keep their shape.
-        train: ``(n, ...)``.
+        queries: ``(m, ...)`` the model's inputs, images in their shape; or texts ``(m,)``.
+        train: ``(n, ...)``, or ``(n,)``.
         view: The model's features and influence, or None to go by nearness alone.
         encodings: What the model makes of queries ``(m, h)`` and training rows ``(n, h)``, rows at
             unit length; None to go by values alone.
@@ -202,7 +202,8 @@ def leaked(
             abstained=(
                 f"of copies with small changes, planted among the query rows, only "
                 f"{reliability:.0%} are found (below {RELIABLE:.0%}): rows of so few or so coarse "
-                "columns lie near each other without being copies"
+                "columns lie near each other without being copies; give columns that tell rows "
+                "apart, or bound no leaks (max_leakage_rate: null in the policy)"
                 if reliability is not None and reliability < RELIABLE
                 else None
             ),
@@ -257,7 +258,9 @@ def _beyond_chance(
 
 
 def _fine(rows: np.ndarray) -> bool:
-    """Return whether in some column hardly two rows are alike."""
+    """Return whether in some column hardly two rows are alike; texts are one column."""
+    if nb.are_texts(rows):
+        return len(np.unique(rows)) >= FINE * len(rows)
     columns = np.sort(rows.reshape(len(rows), -1), axis=0)
     distinct = 1 + (np.diff(columns, axis=0) != 0).sum(0)
     return bool((distinct >= FINE * len(rows)).any())

@@ -24,6 +24,8 @@ class Measure:
         threshold: The score from which rows are named, for the reader.
         note: How these came to be, one sentence.
         abstained: Why the detector gives no verdict, one sentence; None if it gives one.
+        applies: Whether there is anything to judge in rows of this kind. Where not, there is no
+            verdict, and none is missing.
     """
 
     count: int
@@ -36,6 +38,7 @@ class Measure:
     threshold: float | None
     note: str
     abstained: str | None = None
+    applies: bool = True
 
     @property
     def rate(self) -> float:
@@ -45,8 +48,8 @@ class Measure:
         return self.count / self.total if self.total else 0.0
 
     @classmethod
-    def none(cls, total: int, why: str) -> Measure:
-        """Return the measure of a detector that cannot judge these rows."""
+    def none(cls, total: int, why: str, *, applies: bool = True) -> Measure:
+        """Return the measure of a detector that cannot judge these rows, or has nothing to."""
         return cls(
             count=0,
             total=total,
@@ -55,6 +58,7 @@ class Measure:
             threshold=None,
             note="",
             abstained=why,
+            applies=applies,
         )
 
 

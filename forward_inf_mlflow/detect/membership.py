@@ -61,8 +61,8 @@ def membership(
     loss: np.ndarray,
     query_loss: np.ndarray,
     held_out: HeldOut | None,
-    labels: np.ndarray,
-    query_labels: np.ndarray,
+    labels: np.ndarray | None,
+    query_labels: np.ndarray | None,
     leaked: np.ndarray,
 ) -> Membership | None:
     """Attack the audited model.
@@ -71,8 +71,8 @@ def membership(
         loss: ``(n,)`` the training rows' losses under it, nats.
         query_loss: ``(m,)`` the queries'.
         held_out: Half-models, for the ratio; None for the loss alone.
-        labels: ``(n,)`` class indices.
-        query_labels: ``(m,)``.
+        labels: ``(n,)`` class indices; None where half-models say losses instead of logits.
+        query_labels: ``(m,)``, or None.
         leaked: ``(m,)`` bool, queries that were trained on after all.
 
     Returns:
@@ -108,8 +108,13 @@ def _surely_allowed(others: int, doubt: float) -> int:
     return int(fine.sum()) - 1
 
 
-def _usual(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the mean probability that models without the row give its label."""
+def _usual(logits: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """Return the logarithm of the mean probability that models without the row give its label.
+
+    Of rows without labels minus the mean loss, ``(R, n, 1)``.
+    """
+    if labels is None:
+        return np.asarray(-logits[..., 0].astype(np.float64).mean(0))
     rows = np.arange(len(labels))
     mean = np.zeros(len(labels))
     for one in logits:

@@ -33,7 +33,7 @@ import numpy as np
 from scipy import stats
 
 from forward_inf_mlflow.detect.error_control import Envelope, certain
-from forward_inf_mlflow.detect.experts import Expert, pool, suspicions
+from forward_inf_mlflow.detect.experts import Expert, Pool, pool, suspicions
 from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
 
 #: How much more the half-models may disagree with the training labels than wrong ones explain.
@@ -171,6 +171,7 @@ def mislabeled_classes(
     right: np.ndarray | None = None,
     fdr: float = 0.1,
     note: str = "",
+    joined: Pool | None = None,
 ) -> Mislabeled:
     """Judge class labels.
 
@@ -188,6 +189,7 @@ def mislabeled_classes(
             agreement that the upper bound and all doubts rest on.
         fdr: Largest expected share of innocent rows among the certain ones.
         note: How the experts came to be, one clause.
+        joined: The naive ones' pool, where it is there already.
     """
     n, classes = naive[0].train.shape
     truth = query_labels[trusted]
@@ -203,7 +205,7 @@ def mislabeled_classes(
             f"only {len(truth)} query rows that are not leaked, {MIN_QUERIES} are needed to "
             "calibrate what models expect of a label",
         )
-    joined = pool(naive, query_labels, trusted)
+    joined = pool(naive, query_labels, trusted) if joined is None else joined
     hits = int((joined.queries[trusted].argmax(1) == truth).sum())
     guess = float(np.bincount(truth, minlength=classes).max() / len(truth))
     if binomial_low(hits, len(truth), confidence=0.99) <= guess:
@@ -321,8 +323,8 @@ def _told_from_random(said: np.ndarray, truth: np.ndarray) -> float:
     return float((ranks.sum() - k * (k + 1) / 2) / (k * others))
 
 
-def undecided(rows: int, why: str) -> Mislabeled:
-    """Return the verdict where nothing can be said of so many rows."""
+def undecided(rows: int, why: str, *, applies: bool = True) -> Mislabeled:
+    """Return the verdict where nothing can be said of so many rows, or nothing is to be said."""
     nobody, unknown = np.zeros(rows, dtype=bool), np.full(rows, np.nan)
     return Mislabeled(
         suspicion=unknown,
@@ -333,7 +335,7 @@ def undecided(rows: int, why: str) -> Mislabeled:
         likelier=np.zeros(rows, dtype=np.int64),
         likelier_probability=unknown,
         held_out_probability=unknown,
-        measure=Measure.none(rows, why),
+        measure=Measure.none(rows, why, applies=applies),
     )
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forward_inf_mlflow.detect.index import Index
+
 #: Which neighbour stands for "usually near": the distance to the first is compared with it.
 RANK = 5
 #: Largest distance matrix held at once, in numbers.
 _BLOCK = 32_000_000
-#: The index: links of a row, candidates that are looked at, and rows asked at once.
-_LINKS, _WIDTH, _ASKED = 12, 32, 100_000
+#: Rows of which an index is asked at once.
+_ASKED = 100_000
 #: Multiplications beyond which shifts are not searched (minutes on two cores).
 _SHIFT_BUDGET = 4e13
 
@@ -32,8 +34,15 @@ class Nearest:
     distance: np.ndarray
 
 
+def are_texts(rows: np.ndarray) -> bool:
+    """Return whether rows are texts ``(n,)``; else they are numbers ``(n, ...)``."""
+    return rows.ndim == 1 and rows.dtype.kind in "OU"
+
+
 def row_keys(rows: np.ndarray) -> np.ndarray:
     """Return ``(n,)`` integers, the same for two rows only if all their values are the same."""
+    if are_texts(rows):
+        return np.unique(rows, return_inverse=True)[1].reshape(-1)
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1)) + 0  # -0.0 becomes 0.0
     void = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1]))).ravel()
     keys: np.ndarray = np.unique(void, return_inverse=True)[1].reshape(-1)
@@ -50,13 +59,19 @@ def exact_copies(queries: np.ndarray, train: np.ndarray) -> np.ndarray:
     return found
 
 
-def chance_copies(row: np.ndarray, train: np.ndarray, *, sample: int = 5000) -> float:
+def chance_copies(row: np.ndarray | str, train: np.ndarray, *, sample: int = 5000) -> float:
     """Return how many copies of ``row`` to expect in ``train`` if columns were independent.
 
-    Tables of few, coarse columns hold the same values by chance; images never do.
+    Tables of few, coarse columns hold the same values by chance; images never do. Of a text, the
+    words are taken to be independent.
     """
+    if are_texts(train):
+        held = [set(text.split()) for text in train[:: max(1, len(train) // sample)]]
+        words = set(str(row).split())
+        shares = [max(sum(word in one for one in held), 1) / len(held) for word in words]
+        return float(len(train) * np.exp(np.log(shares).sum()))
     some = train.reshape(len(train), -1)[:: max(1, len(train) // sample)]
-    share = np.maximum((some == row.reshape(1, -1)).mean(0), 1 / len(some))
+    share = np.maximum((some == np.reshape(row, (1, -1))).mean(0), 1 / len(some))
     return float(len(train) * np.exp(np.log(share).sum()))
 
 
@@ -129,34 +144,21 @@ def nearest_rows(
 
 
 def nearest_by_index(rows: np.ndarray) -> Nearest | None:
-    """Find the nearest other row of each of very many, by a graph that skips most pairs (HNSW).
-
-    A few neighbours in ten thousand are missed (benchmarks/RESULTS.md). Malkov and Yashunin, IEEE
-    TPAMI 2020; voyager's implementation. None where that is not installed.
+    """Find the nearest other row of each of very many; None where there is no index (`index`).
 
     Args:
         rows: ``(n, d)`` float32.
     """
-    try:
-        import voyager
-    except ImportError:
+    index = Index.of(rows)
+    if index is None:
         return None
-    n, d = rows.shape
-    index = voyager.Index(voyager.Space.Euclidean, d, M=_LINKS, random_seed=0, max_elements=n)
-    names = np.array(index.add_items(rows))
-    place = np.empty(int(names.max()) + 1, dtype=np.int64)
-    place[names] = np.arange(n)
+    n = len(rows)
     near, first, fifth = np.empty(n, dtype=np.int64), np.empty(n), np.empty(n)
     for start in range(0, n, _ASKED):
         part = slice(start, start + _ASKED)
-        found, distance = index.query(rows[part], k=RANK + 1, query_ef=_WIDTH)
-        found, own = place[found], np.arange(n)[part]
-        # The row itself is one of them, if not by index then as the nearest.
-        mine = found == own[:, None]
-        mine[~mine.any(1), 0] = True
-        found, distance = (x[~mine].reshape(len(own), RANK) for x in (found, distance))
+        found, distance = index.nearest(rows[part], RANK, own=np.arange(n)[part])
         near[part], first[part], fifth[part] = found[:, 0], distance[:, 0], distance[:, -1]
-    return _told(near, np.sqrt(first), np.sqrt(fifth))
+    return told(near, np.sqrt(first), np.sqrt(fifth))
 
 
 def shifts(radius: int) -> Iterator[tuple[int, int]]:
@@ -185,7 +187,6 @@ def best_view(query: np.ndarray, row: np.ndarray, *, radius: int) -> tuple[bool,
 def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None) -> Nearest:
     """Take the smallest mean squared difference over the pairs of views, then the gap."""
     m, n = len(pairs[0][0]), len(pairs[0][1])
-    rank = min(RANK, n)
     squares = [np.einsum("ij,ij->i", b, b) for _, b in pairs]
     step = max(1, _BLOCK // n)
     index, first, fifth = np.empty(m, dtype=np.int64), np.empty(m), np.empty(m)
@@ -199,14 +200,25 @@ def _nearest(pairs: list[tuple[np.ndarray, np.ndarray]], own: np.ndarray | None)
         assert best is not None, "there is at least one view"
         if own is not None:
             best[np.arange(len(best)), own[rows]] = np.inf
-        near = np.argpartition(best, rank - 1, axis=1)[:, :rank]
-        near = np.take_along_axis(near, np.argsort(np.take_along_axis(best, near, 1), 1), 1)
-        distance = np.sqrt(np.maximum(np.take_along_axis(best, near, 1), 0))
-        index[rows], first[rows], fifth[rows] = near[:, 0], distance[:, 0], distance[:, -1]
-    return _told(index, first, fifth)
+        index[rows], one, last = first_and_fifth(best)
+        first[rows], fifth[rows] = (np.sqrt(np.maximum(x, 0)) for x in (one, last))
+    return told(index, first, fifth)
 
 
-def _told(index: np.ndarray, first: np.ndarray, fifth: np.ndarray) -> Nearest:
+def first_and_fifth(distance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where the nearest lies, and how far it and the fifth are, each ``(k,)``.
+
+    Args:
+        distance: ``(k, n)``.
+    """
+    rank = min(RANK, distance.shape[1])
+    near = np.argpartition(distance, rank - 1, axis=1)[:, :rank]
+    near = np.take_along_axis(near, np.argsort(np.take_along_axis(distance, near, 1), 1), 1)
+    found = np.take_along_axis(distance, near, 1)
+    return near[:, 0], found[:, 0], found[:, -1]
+
+
+def told(index: np.ndarray, first: np.ndarray, fifth: np.ndarray) -> Nearest:
     """Return what two distances say."""
     tiny = 1e-4 * float(np.median(fifth)) + np.finfo(np.float32).tiny
     logs = np.log(np.maximum(first, tiny))
@@ -214,12 +226,27 @@ def _told(index: np.ndarray, first: np.ndarray, fifth: np.ndarray) -> Nearest:
 
 
 def nearest_ranks(
-    queries: np.ndarray, train: np.ndarray, ranks: int, *, own: np.ndarray | None = None
+    queries: np.ndarray,
+    train: np.ndarray,
+    ranks: int,
+    *,
+    own: np.ndarray | None = None,
+    index: Index | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the positions of the nearest rows, nearest first, ``(rows, ranks)``, block by block.
 
-    ``own``: ``(m,)`` a training row that does not count for each query, -1 for none.
+    Args:
+        queries: ``(m, d)`` float32.
+        train: ``(n, d)`` float32.
+        ranks: How many.
+        own: ``(m,)`` a training row that does not count for each query, -1 for none.
+        index: That of ``train``, to ask instead of comparing each query with each row.
     """
+    if index is not None:
+        for start in range(0, len(queries), _ASKED):
+            part = slice(start, start + _ASKED)
+            yield index.nearest(queries[part], ranks, own=None if own is None else own[part])[0]
+        return
     squares = np.einsum("ij,ij->i", train, train)
     step = max(1, _BLOCK // len(train))
     for start in range(0, len(queries), step):

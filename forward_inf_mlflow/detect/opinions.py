@@ -12,6 +12,7 @@ from sklearn.linear_model import RidgeCV
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.experts import Expert, fit, spread
+from forward_inf_mlflow.detect.index import LARGE, Index
 
 #: The least log-probability.
 _LEAST = -1e4
@@ -19,7 +20,7 @@ _LEAST = -1e4
 _VOTERS = (5, 10, 20, 40)
 #: Votes that every class has before any is counted.
 _PRIOR = 0.5
-#: Rows that may vote, at most: numbers in all of a distance matrix's sums.
+#: Rows that may vote without an index, at most: numbers in all of a distance matrix's sums.
 _BUDGET = 2e13
 #: Columns of a linear model; more are projected at random. Numbers in its rows, at most.
 _COLUMNS, _NUMBERS = 1024, 2**28
@@ -71,7 +72,8 @@ def of_neighbours(
     if len(voters) <= _VOTERS[0]:
         return None
     each = float(len(train) + len(queries)) * train.shape[1]
-    most = int(_BUDGET / each)
+    index = Index.of(train[voters]) if each * len(voters) > LARGE else None
+    most = len(voters) if index is not None else int(_BUDGET / each)
     if most < 50 * classes:
         return None
     if most < len(voters):  # some of the rows stand for all
@@ -80,11 +82,14 @@ def of_neighbours(
         at[drawn] = np.arange(most)
         voters, own = voters[drawn], at[own]
     ks = [k for k in _VOTERS if k < len(voters)]
-    said = [
-        labels[voters[near]] for near in nb.nearest_ranks(train, train[voters], ks[-1], own=own)
-    ]
-    asked = [labels[voters[near]] for near in nb.nearest_ranks(queries, train[voters], ks[-1])]
-    near_train, near_queries = np.concatenate(said), np.concatenate(asked)
+    # Both are asked in the same way: neighbours that an index misses are missed by both.
+    near_train, near_queries = (
+        np.concatenate([
+            labels[voters[near]]
+            for near in nb.nearest_ranks(rows, train[voters], ks[-1], own=mine, index=index)
+        ])
+        for rows, mine in ((train, own), (queries, None))
+    )  # fmt: skip
     fitted = spread(trusted, classes)
 
     def cost(k: int) -> float:

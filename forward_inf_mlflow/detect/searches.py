@@ -3,10 +3,11 @@
 **The false-positive rate.** A search accuses what at most its share of the promised rate reaches
 among training rows, each asked for its nearest *other* row: rows known to be others, as far as the
 training set holds no copies. Rows that all searches take for copies of the same other row show
-nothing; nor do the queries, since a test set may leak as a whole. Where the rows are too few to
-show that rate (fewer than a hundred for each search), nobody is accused. The assumption: a clean
-query is no nearer to the training rows than these are to each other. Where one search is made,
-copies inside the training set raise its threshold: it then finds fewer leaks, not more.
+nothing, nor do texts that share half of what the longer has with another; nor do the queries, since
+a test set may leak as a whole. Where the rows are too few to show that rate (fewer than a hundred
+for each search), nobody is accused. The assumption: a clean query is no nearer to the training rows
+than these are to each other. Where one search is made, other copies inside the training set raise
+its threshold: it then finds fewer leaks, not more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from forward_inf_mlflow.detect import neighbours as nb
 from forward_inf_mlflow.detect.measure import binomial_high
+from forward_inf_mlflow.detect.ngrams import Grams
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 #: How many robust standard deviations beyond the median a copy lies at least, whatever the promised
@@ -28,6 +30,10 @@ LEAST = 6.0
 TABLE_GAP = 0.1
 #: From so many columns on the direction of a row says which one it is (words of a text).
 WIDE = 64
+#: Two training texts that share so much of what the longer one has are copies, and show nothing.
+SAME_TEXT = 0.5
+#: Where more of them are, to share half is usual (forms that are filled in), and they show it.
+MOST_SAME = 0.1
 #: Fewer distinct training rows than this do not show which gaps are usual; more than NULL_ROWS
 #: show nothing new.
 MIN_ROWS, NULL_ROWS = 50, 2000
@@ -45,6 +51,8 @@ class Search:
         most: The largest log gap that a copy may have, whatever is usual.
         evidence: A sentence for a query.
         note: What is compared.
+        same: Which of the training rows that show what is usual are copies of another as such, and
+            show nothing; None where that is not known.
     """
 
     kind: str
@@ -54,6 +62,7 @@ class Search:
     most: float
     evidence: Callable[[int], str]
     note: str
+    same: np.ndarray | None = None
 
     def nearness(self, near: nb.Nearest) -> np.ndarray:
         """Return how many robust standard deviations nearer than usual the nearest rows are."""
@@ -96,6 +105,8 @@ def judge(search: Search, searches: Sequence[Search], fpr: float) -> Judged:
         for one in searches:
             same &= (one.nearness(one.usual) >= LEAST) & (one.usual.gap <= one.most)
         others = ~same
+    if search.same is not None and search.same.mean() <= MOST_SAME:
+        others &= ~search.same
     if not others.any():  # every row has a twin that all searches know: nothing is usual
         others[:] = True
     usual = np.sort(search.nearness(search.usual)[others])
@@ -138,11 +149,13 @@ def by_values(
     """Return the searches fit for the rows' shape.
 
     Args:
-        queries: ``(m, ...)`` inputs.
-        train: ``(n, ...)``, no two of them equal.
+        queries: ``(m, ...)`` inputs, or texts ``(m,)``.
+        train: ``(n, ...)``, or ``(n,)``, no two of them equal.
         work: Where finished searches are kept: no model has a part in them.
         asked: What stands among the queries, in the name of what is kept.
     """
+    if nb.are_texts(train):
+        return [_by_ngrams(queries, train, work, asked)]
     images, others = nb.as_images(queries), nb.as_images(train)
     if images is not None and others is not None:
         return [_by_pixels(images, others, work, asked)]
@@ -164,6 +177,23 @@ def by_values(
 
 def _once(work: Work, name: str, search: Callable[[], nb.Nearest]) -> nb.Nearest:
     return nb.Nearest(**work.once(f"values/{name}", lambda: vars(search())))
+
+
+def _by_ngrams(queries: np.ndarray, train: np.ndarray, work: Work, asked: str) -> Search:
+    """Return a search by the n-grams that texts share."""
+    grams, own = Grams(train), sample(train)
+    near = _once(work, f"ngrams/{asked}", lambda: grams.nearest(grams.of(queries)))
+    usual = _once(work, "ngrams/usual", lambda: grams.nearest(grams.train[own], own))
+
+    def shared(i: int) -> str:
+        return (
+            f"of the rarer n-grams of the shorter text {1 - np.exp(2 * near.distance[i]):.0%} "
+            "stand in the other"
+        )
+
+    same = grams.alike(own, usual.index) >= SAME_TEXT
+    note = "near copies by n-grams of the texts"
+    return Search("near", near, usual, False, 0.0, shared, note, same)
 
 
 def _by_direction(queries: np.ndarray, train: np.ndarray, work: Work, asked: str) -> Search:

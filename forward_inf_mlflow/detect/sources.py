@@ -45,9 +45,9 @@ def by_source(
         the share's 95 % Clopper-Pearson interval (``..._low``, ``..._high``), and how likely chance
         alone gives the source so many of these rows (``..._p``); ``influence``, the mean of its
         rows (so that a large source does not weigh more than a small one), with a 95 % normal
-        interval (``influence_low``, ``influence_high``), and how likely chance alone sets it so
-        far from the others' (``influence_p``). All p-values are adjusted for as many tests as
-        there are sources.
+        interval (``influence_low``, ``influence_high``), how likely chance alone sets it so far
+        from the others' (``influence_p``), and their sum (``influence_net``). All p-values are
+        adjusted for as many tests as there are sources.
     """
     rows: list[dict[str, Any]] = []
     verdicts = {"mislabeled": mislabeled, "leaked": leaked, "memorized": memorized}
@@ -70,6 +70,7 @@ def by_source(
         half = 1.96 * float(own.std(ddof=1)) / len(own) ** 0.5 if len(own) > 1 else float("nan")
         row |= {"influence": mean, "influence_low": mean - half, "influence_high": mean + half}
         row["influence_p"] = _differs(own, influence[~mine & known])
+        row["influence_net"] = mean * len(own) if len(own) else mean
         rows.append(row)
     table = pd.DataFrame(rows)
     for verdict, flags in verdicts.items():
@@ -98,6 +99,8 @@ def sentence(source: Mapping[str, Any]) -> str:
         if low is not None and low == low:  # one row has no spread
             influence += f" ({low:+.2g} to {high:+.2g})"
         influence += " per row"
+        if (net := source.get("influence_net")) is not None:  # older audits have none
+            influence += f", {net:+.2g} net"
     shares = ", ".join(share(verdict) for verdict in ("mislabeled", "leaked", "memorized"))
     return f"{source['source']}: {source['rows']:,} rows; {shares}; {influence}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,10 @@ class Group:
 
     Attributes:
         rows: How many.
-        accuracy, low, high: Share that is right, and its 95 % Clopper-Pearson interval.
-        loss, loss_low, loss_high: Mean in nats, and its 95 % interval (Student's t, cut at zero);
-            NaN of fewer rows than two.
+        accuracy, low, high: Share that is right, and its 95 % Clopper-Pearson interval; NaN of
+            targets, which are never quite right.
+        loss, loss_low, loss_high: Mean in the task's unit, and its 95 % interval (Student's t, cut
+            at zero); NaN of fewer rows than two.
     """
 
     rows: int
@@ -34,16 +36,19 @@ class Group:
     loss_high: float
 
     @classmethod
-    def of(cls, right: np.ndarray, loss: np.ndarray) -> Group:
-        """Sum up ``(k,)`` answers."""
-        count, rows = int(right.sum()), len(right)
-        share = count / rows if rows else float("nan")
+    def of(cls, right: np.ndarray | None, loss: np.ndarray) -> Group:
+        """Sum up ``(k,)`` answers; ``right`` is None of targets."""
+        rows, unknown = len(loss), (float("nan"),) * 3
         mean = float(loss.mean()) if rows else float("nan")
         low = high = float("nan")
         if rows > 1:
             half = float(stats.t.ppf(0.975, rows - 1) * loss.std(ddof=1) / rows**0.5)
             low, high = max(0.0, mean - half), mean + half
-        return cls(rows, share, *binomial_interval(count, rows), mean, low, high)
+        if right is None or not rows:
+            share = unknown
+        else:
+            share = float(right.mean()), *binomial_interval(int(right.sum()), rows)
+        return cls(rows, *share, mean, low, high)
 
 
 @dataclass(frozen=True)
@@ -72,40 +77,47 @@ class LeakWorth:
             return None
         leaked, clean, everything = self.leaked, self.clean, self.everything
         losses = (
-            f"; the mean loss on all is {everything.loss:.3g} ({everything.loss_low:.3g} to "
+            f"the mean loss on all is {everything.loss:.3g} ({everything.loss_low:.3g} to "
             f"{everything.loss_high:.3g}), without the leaked ones {clean.loss:.3g}"
         )
         if clean.rows > 1:
             losses += f" ({clean.loss_low:.3g} to {clean.loss_high:.3g})"
-        if self.inflation < 5e-4:  # nothing that is shown
+        if not math.isfinite(self.inflation):
+            return f"{losses}, on the leaked ones {leaked.loss:.3g}"
+        seen = f"{clean.accuracy:.1%}" != f"{everything.accuracy:.1%}"
+        if self.inflation <= 0 or not seen:
             return (
                 f"the model is right on {leaked.accuracy:.1%} of the leaked query rows and on "
-                f"{clean.accuracy:.1%} of the others: the leaks do not help it{losses}"
+                f"{clean.accuracy:.1%} of the others: the leaks do not help it; {losses}"
             )
         return (
             f"the model is right on {leaked.accuracy:.1%} of the leaked query rows "
             f"({leaked.low:.1%} to {leaked.high:.1%}) and on {clean.accuracy:.1%} of the others "
             f"({clean.low:.1%} to {clean.high:.1%}): without the leaks its accuracy is "
             f"{clean.accuracy:.1%} and not {everything.accuracy:.1%} ({everything.low:.1%} to "
-            f"{everything.high:.1%}), {100 * self.inflation:.1f} points lower{losses}"
+            f"{everything.high:.1%}), {100 * self.inflation:.1f} points lower; {losses}"
         )
 
 
-def worth(right: np.ndarray, loss: np.ndarray, leaked: np.ndarray) -> LeakWorth:
-    """Compare the queries that leaked with those that did not.
+def worth(right: np.ndarray | None, loss: np.ndarray, leaked: np.ndarray) -> LeakWorth:
+    """Compare the queries that leaked with those that did not; of targets by their losses alone.
 
     The interval of the inflation is that of a difference of two shares (Agresti and Caffo, 2000)
     times the share of leaked queries. It says what these queries show, and takes the leaked ones
     for as hard as the others: leaks of easy queries look worth more than they are.
 
     Args:
-        right: ``(m,)`` bool, which queries the model answers right.
-        loss: ``(m,)`` nats.
+        right: ``(m,)`` bool, which queries the model answers right; None of targets.
+        loss: ``(m,)`` in the task's unit.
         leaked: ``(m,)`` bool.
     """
-    of_leaked, of_clean = (Group.of(right[some], loss[some]) for some in (leaked, ~leaked))
-    m, k = len(right), int(leaked.sum())
-    if k == m:
+    of_leaked, of_clean = (
+        Group.of(None if right is None else right[some], loss[some]) for some in (leaked, ~leaked)
+    )
+    m, k = len(loss), int(leaked.sum())
+    if right is None:
+        measure = Measure.none(m, "targets and several labels have no accuracy")
+    elif k == m:
         measure = Measure.none(m, "every query leaked: nothing is left to compare with")
     elif 0 < k < MIN_LEAKED:
         measure = Measure.none(m, f"only {k} queries leaked, too few to see what that is worth")

@@ -6,6 +6,7 @@ from forward_inf_mlflow.directions.held import held
 from forward_inf_mlflow.directions.leaves import LeafValues
 from forward_inf_mlflow.directions.moves import Direction, Move, Moves
 from forward_inf_mlflow.directions.optimizer import OptimizerSteps
+from forward_inf_mlflow.directions.refit import Refit
 from forward_inf_mlflow.directions.replay import Replay
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Move",
     "Moves",
     "OptimizerSteps",
+    "Refit",
     "Replay",
     "held",
 ]

@@ -11,6 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from forward_inf_mlflow.models.inputs import InputSpec
+from forward_inf_mlflow.task import Task
+
 #: Turns stored features into the array that the module takes as its input, ``(n, ...)``.
 Prepare = Callable[[pd.DataFrame | np.ndarray], np.ndarray]
 
@@ -23,8 +26,9 @@ class AuditedModel:
         module: In evaluation mode, without randomness; a row's output does not depend on its
             batch. Logits ``(B, K)`` for classification, ``(B,)`` or ``(B, 1)`` for regression.
         prepare: From stored features to the module's input.
-        kind: Where it came from: ``pt2``, ``pickle`` or ``sklearn``.
-        task: ``classification`` or ``regression``; None where the model does not say.
+        kind: Where it came from: ``pt2``, ``pickle``, ``sklearn``, ``pyfunc`` or ``transformers``.
+        task: ``classification`` or ``regression``, or that of ``loss``; None where the model does
+            not say.
         classes: ``(K,)`` the label that each output stands for; None if labels are 0 .. K-1.
         features: Inputs ``(B, ...)`` to the penultimate features ``(B, h)``, what the model's last
             linear layer sees; None where no such layer was found.
@@ -39,6 +43,17 @@ class AuditedModel:
         estimator: The fitted scikit-learn estimator (or pipeline), if it came from one.
         max_batch: The largest batch the module takes; None if any.
         notes: What to tell the reader of the model, such as "was logged in train mode".
+        fixed: Whether no query can move it, so that only a training function fits it anew.
+        texts: From stored features to the texts that it reads ``(n,)``; None if it reads none.
+        readable: From stored features to which rows it can read, ``(n,)`` bool; None for all that
+            have no gap.
+        cut: From stored features to how many texts are longer than it reads.
+        limit: Tokens of a text that it reads; None for all.
+        batch_numbers: Numbers of the inputs in a batch that is chosen automatically.
+        loss: The task of a model whose rows have no labels; None if they have.
+        targets: From stored features to such a task's targets, ``(n, ...)``.
+        takes: What it takes of a row; None where that is not known.
+        example: The smallest and the largest number of the input example that was logged with it.
     """
 
     module: nn.Module
@@ -55,3 +70,13 @@ class AuditedModel:
     probabilities: bool = False
     half: torch.dtype | None = None
     sha256: str | None = None
+    fixed: bool = False
+    texts: Callable[[pd.DataFrame | np.ndarray], np.ndarray] | None = None
+    readable: Callable[[pd.DataFrame | np.ndarray], np.ndarray] | None = None
+    cut: Callable[[pd.DataFrame | np.ndarray], int] | None = None
+    limit: int | None = None
+    batch_numbers: int = 2**22
+    loss: Task | None = None
+    targets: Prepare | None = None
+    takes: InputSpec | None = None
+    example: tuple[float, float] | None = None

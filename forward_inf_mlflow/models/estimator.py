@@ -19,19 +19,29 @@ from torch import Tensor, nn
 
 from forward_inf_mlflow.errors import ModelError, UnsafeModelError
 from forward_inf_mlflow.models.audited import AuditedModel
+from forward_inf_mlflow.models.compiled import check_compiled
 from forward_inf_mlflow.models.ensembles import check_trees, ensemble
-from forward_inf_mlflow.models.mlmodel import SUPPORTED
+from forward_inf_mlflow.models.fixed import fixed_estimator
+from forward_inf_mlflow.models.inputs import InputSpec
+from forward_inf_mlflow.models.mlmodel import FIXED_BY, SUPPORTED
+from forward_inf_mlflow.models.several_estimators import stacked
 from forward_inf_mlflow.models.transform import Transform
 from forward_inf_mlflow.models.trees import Boosting, Forest, Trees
 
 #: Types beyond skops's own list that supported estimators and usual transformers hold. Each only
-#: stores numbers or computes with them; a model's own list is never read. Trees are checked too,
-#: because compiled code follows their nodes.
+#: stores numbers or computes with them; a model's own list is never read. Trees, search trees and
+#: support vectors are checked too or built anew, because compiled code follows them.
 TRUSTED = (
     "sklearn.tree._tree.Tree",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.neighbors._kd_tree.KDTree",
+    "sklearn.neighbors._ball_tree.BallTree",
+    *(
+        f"sklearn.metrics._dist_metrics.{name}Distance64"
+        for name in ("Euclidean", "Manhattan", "Chebyshev", "Minkowski")
+    ),
     "sklearn.compose._column_transformer.make_column_selector",
     "sklearn.feature_selection._univariate_selection.f_classif",
     "sklearn.feature_selection._univariate_selection.f_regression",
@@ -70,6 +80,18 @@ class Logits(nn.Module):
         return nn.functional.logsigmoid(scores) if self.one_vs_rest else scores
 
 
+class Several(nn.Module):
+    """Several linear scores: inputs ``(B, d)`` to log-odds of labels or predictions ``(B, k)``."""
+
+    def __init__(self, body: nn.Sequential, task: str) -> None:
+        super().__init__()
+        self.body, self.task = body, task
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the scores ``(B, k)``."""
+        return torch.as_tensor(self.body(inputs))
+
+
 class Value(nn.Module):
     """A regressor: inputs ``(B, d)`` to predictions ``(B,)``."""
 
@@ -91,7 +113,7 @@ def read_skops(path: Path, *, trust_all: bool = False) -> Any:
 
     Raises:
         UnsafeModelError: It holds a type that is not on the list; the message names it.
-        ModelError: A tree in it leads nowhere.
+        ModelError: A tree in it leads nowhere, or support vectors do not fit each other.
     """
     import skops.io
 
@@ -103,14 +125,19 @@ def read_skops(path: Path, *, trust_all: bool = False) -> Any:
         )
     loaded = skops.io.load(path, trusted=sorted(unknown))
     check_trees(loaded)
+    check_compiled(loaded)
     return loaded
 
 
-def audited_estimator(estimator: Any) -> AuditedModel:
+def audited_estimator(estimator: Any, *, fixed: bool = False) -> AuditedModel:
     """Rebuild a fitted estimator, or a pipeline that ends in one, as a torch module.
 
     The module's parameters are the estimator's own; the pipeline's other steps stay as they are
     and run in ``prepare``.
+
+    Args:
+        estimator: What was loaded.
+        fixed: Whether one that cannot be rebuilt will do, which no query can move.
 
     Raises:
         ModelError: The estimator is not supported, not fitted, or has several outputs.
@@ -120,8 +147,24 @@ def audited_estimator(estimator: Any) -> AuditedModel:
     while isinstance(last, Pipeline):
         steps += [step for _, step in last.steps[:-1] if step not in (None, "passthrough")]
         last = last.steps[-1][1]
-    module = _rebuild(last)
+    try:
+        module = _rebuild(last)
+    except ModelError:
+        if not fixed:
+            raise
+        return fixed_estimator(estimator)
     transform = Transform(estimator, tuple(steps))
+    if isinstance(module, Several):
+        several = module.task == "multilabel"
+        return AuditedModel(
+            module=module.eval(),
+            prepare=transform.prepare,
+            kind="sklearn",
+            original=transform.label_odds if several else transform.predict,
+            task=module.task,
+            estimator=estimator,
+        )
+    columns = None if transform.reads_texts else getattr(estimator, "n_features_in_", None)
     classifier = module.classes if isinstance(module, Trees) else isinstance(module, Logits)
     return AuditedModel(
         module=module.eval(),
@@ -133,6 +176,8 @@ def audited_estimator(estimator: Any) -> AuditedModel:
         features=_features(module),
         estimator=estimator,
         probabilities=classifier,
+        texts=transform.texts if transform.reads_texts else None,
+        takes=None if columns is None else InputSpec(np.dtype(np.float64), (int(columns),)),
     )
 
 
@@ -144,10 +189,13 @@ def _features(module: Logits | Value | Forest | Boosting) -> Callable[[Tensor], 
     return lambda inputs: torch.as_tensor(head(inputs))
 
 
-def _rebuild(estimator: Any) -> Logits | Value | Forest | Boosting:
+def _rebuild(estimator: Any) -> Logits | Value | Several | Forest | Boosting:
     # The exact types: a subclass may predict otherwise.
     kind = type(estimator)
     try:
+        if (several := stacked(estimator)) is not None:
+            weight, bias, task = several
+            return Several(nn.Sequential(_layer(weight, bias)), task)
         if kind is LogisticRegression:
             # Older releases fit liblinear, and multi_class="ovr", one class against the rest.
             rest = "ovr" in (getattr(estimator, "multi_class", ""),) or (
@@ -177,9 +225,11 @@ def _rebuild(estimator: Any) -> Logits | Value | Forest | Boosting:
     if is_classifier(estimator) and not hasattr(estimator, "predict_proba"):
         raise ModelError(
             f"{kind.__name__}{detail} is not supported here, because it has no predict_proba, but "
-            f"{SUPPORTED}: train one of these."
+            f"{SUPPORTED}: train one of these, or audit it as any other is, {FIXED_BY}."
         )
-    raise ModelError(f"{kind.__name__}{detail} is not supported here, but {SUPPORTED}.")
+    raise ModelError(
+        f"{kind.__name__}{detail} is not supported here, but {SUPPORTED}, and any other {FIXED_BY}."
+    )
 
 
 def _linear(estimator: Any, *, outputs: int | None = None) -> nn.Sequential:

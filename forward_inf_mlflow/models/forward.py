@@ -23,7 +23,7 @@ def outputs(module: nn.Module, inputs: np.ndarray, *, batch: int) -> np.ndarray:
     """
     if not len(inputs):
         raise DataError("There are no rows: give at least one.")
-    parameter = next(module.parameters())
+    parameter = next(module.parameters(), torch.empty(0))  # one without is on the host
     parts: list[np.ndarray] = []
     with torch.no_grad():
         for start in range(0, len(inputs), batch):
@@ -48,7 +48,7 @@ def require_output(output: object, *, rows: int) -> Tensor:
     if not isinstance(output, Tensor):
         raise ModelError(
             f"The model returns a {type(output).__name__}, not one tensor: log a model that "
-            "returns its logits or predictions alone."
+            "returns its logits or predictions alone, or name the output (audit --output)."
         )
     if output.ndim not in (1, 2) or len(output) != rows or not output.is_floating_point():
         raise ModelError(

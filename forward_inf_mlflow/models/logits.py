@@ -54,3 +54,17 @@ class Probabilities(Wrapped):
     def probabilities(self, answers: np.ndarray) -> np.ndarray:
         """Return the answers."""
         return answers
+
+
+class Odds(Wrapped):
+    """Logits ``(B, k)`` of a model that answers the probability of each of several labels."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the log-odds of the probabilities."""
+        answer: Tensor = self.inner(inputs)
+        least = torch.finfo(answer.dtype).eps
+        return torch.logit(answer, eps=least)
+
+    def probabilities(self, answers: np.ndarray) -> np.ndarray:
+        """Return the answers."""
+        return answers

@@ -19,6 +19,8 @@ SUPPORTED = (
     "DecisionTree, RandomForest, ExtraTrees, GradientBoosting and HistGradientBoosting, alone or "
     "last in a Pipeline"
 )
+#: How any other model is audited.
+FIXED_BY = "with training code of yours (forward-inf audit --trainer module:function)"
 _PERMIT = "if you trust who made it, permit that with --allow-pickle"
 
 
@@ -27,7 +29,7 @@ class Flavor:
     """How a model was saved.
 
     Attributes:
-        kind: ``pt2``, ``pickle`` (torch), ``sklearn`` or ``transformers``.
+        kind: ``pt2``, ``pickle`` (torch), ``sklearn``, ``transformers`` or ``pyfunc``.
         folder: The model's own folder, the one with MLmodel in it.
         data: The file or folder inside it that holds the weights.
         serialization: For scikit-learn: ``skops``, ``pickle`` or ``cloudpickle``.
@@ -52,12 +54,13 @@ class Flavor:
 _FORMATS = ("skops", "pickle", "cloudpickle")
 
 
-def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
+def read_flavor(folder: Path, *, allow_pickle: bool = False, fixed: bool = False) -> Flavor:
     """Read a model folder without loading anything from it.
 
     Args:
         folder: A downloaded model.
         allow_pickle: Permit formats that run code when they are loaded.
+        fixed: Whether a model that cannot be moved will do: any ``pyfunc``.
 
     Raises:
         UnsafeModelError: Loading would run the model's own code, and that is not permitted.
@@ -66,11 +69,12 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
     content = _read(folder / "MLmodel")
     flavors = _mapping(content.get("flavors"), "flavors")
     settings = {name: _mapping(flavors[name], f"flavors.{name}") for name in flavors}
-    if any(conf.get("model_code_path") for conf in settings.values()):
+    script = any(conf.get("model_code_path") for conf in settings.values())
+    if script and not (fixed and allow_pickle and "python_function" in settings):
         raise UnsafeModelError(
             "The model is a script that runs when it is loaded (models from code), which is not "
             "supported: log the trained model with the flavor of its library, such as "
-            "mlflow.pytorch."
+            "mlflow.pytorch, or permit it with --allow-pickle and name a --trainer."
         )
     code = any(conf.get("code") for conf in settings.values())
     if code and not allow_pickle:
@@ -96,10 +100,15 @@ def read_flavor(folder: Path, *, allow_pickle: bool = False) -> Flavor:
             "that it cannot be asked: register the whole model, as save_pretrained of diffusers "
             "writes it."
         )
+    elif fixed and "python_function" in settings:
+        if not allow_pickle:
+            raise UnsafeModelError(f"Loading a pyfunc model runs code of its own: {_PERMIT}.")
+        return Flavor("pyfunc", folder, folder, None, code, None)
     else:
         found = ", ".join(sorted(map(str, settings))) or "nothing"
         raise ModelError(
-            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}."
+            f"This model's flavors ({found[:100]}) are not supported, but {SUPPORTED}, and "
+            f"any other {FIXED_BY}."
         )
     if pickled and not allow_pickle:
         raise UnsafeModelError(

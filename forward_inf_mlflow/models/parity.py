@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from forward_inf_mlflow.errors import DataError, ModelError
 from forward_inf_mlflow.models.audited import AuditedModel
@@ -66,7 +66,9 @@ def check_parity(
             "trained."
         )
     inputs, expected, together = inputs[fine], expected[fine], together[fine]
-    number = model.task != "classification" and expected.size == len(expected)
+    if model.task == "multilabel":  # as probabilities: log-odds of what is all but sure are rounded
+        expected, together = expit(expected), expit(together)
+    number = model.task == "regression" or (model.task is None and expected.size == len(expected))
     relative = model.half is not None or number
     difference = _difference(expected, together, relative=relative)
     _require_agreement(model, difference)
@@ -74,7 +76,9 @@ def check_parity(
         few = inputs[:_SINGLES]
         try:
             # Relative: another batch size is another order of summation, whatever the task.
-            alone = _difference(together[: len(few)], _answers(model, few, batch=1), relative=True)
+            one = _answers(model, few, batch=1)
+            one = expit(one) if model.task == "multilabel" else one
+            alone = _difference(together[: len(few)], one, relative=True)
         except DataError:  # batch norm without statistics cannot read a single row
             alone = np.inf
         if not alone <= TOLERANCE:

@@ -8,6 +8,8 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SG
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
 
+from forward_inf_mlflow.models.several_estimators import first_part
+
 
 def penalty_of(estimator: Any, rows: int) -> float | None:
     """Return what the objective, in nats (or half squared units) per row, adds to each parameter's
@@ -21,6 +23,7 @@ def penalty_of(estimator: Any, rows: int) -> float | None:
     """
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[-1][1]
+    estimator = first_part(estimator)
     kind = type(estimator)
     if kind is LogisticRegression:  # C * sum of losses + |w|^2 / 2
         ridge = estimator.penalty in ("l2", "deprecated") and not estimator.l1_ratio
@@ -41,4 +44,5 @@ def is_linear(estimator: Any) -> bool:
     """Say whether the estimator's outputs are linear in its parameters."""
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[-1][1]
+    estimator = first_part(estimator)
     return type(estimator) in (LogisticRegression, Ridge, LinearRegression)

@@ -105,6 +105,7 @@ def audited_module(loaded: Any, *, kind: str, shape: tuple[int, ...] | None = No
         notes=tuple(notes),
         probabilities=probabilities,
         half=half,
+        takes=spec,
     )
 
 

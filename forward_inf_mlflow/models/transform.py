@@ -12,6 +12,7 @@ from sklearn.compose import ColumnTransformer
 
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.inputs import numeric_array, require_finite
+from forward_inf_mlflow.models.scored import odds_of
 
 _DENSE_LIMIT = 4 << 30  # bytes
 
@@ -57,6 +58,15 @@ class Transform:
             require_finite(dense, values)
         return dense
 
+    @property
+    def reads_texts(self) -> bool:
+        """Return whether the first step takes one column of texts."""
+        return bool(self.steps) and _first(self.estimator, "n_features_in_") is None
+
+    def texts(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
+        """Return the texts that the first step takes, ``(n,)``."""
+        return np.array([str(text) for text in self.aligned(features)], dtype=object)
+
     def predict(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
         """Return the estimator's own predictions, ``(n,)``."""
         return np.asarray(self.estimator.predict(self.aligned(features)))
@@ -64,6 +74,10 @@ class Transform:
     def predict_proba(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
         """Return the estimator's own probabilities, ``(n, K)``."""
         return np.asarray(self.estimator.predict_proba(self.aligned(features)))
+
+    def label_odds(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
+        """Return the log-odds of the estimator's probabilities of several labels, ``(n, k)``."""
+        return odds_of(self.estimator, self.aligned(features), 1e-300)
 
     def aligned(self, features: pd.DataFrame | np.ndarray) -> Any:
         """Return the features with the columns that the estimator was fitted on, in its order.
@@ -113,11 +127,9 @@ class Transform:
 
     def _explain(self, aligned: Any) -> None:
         """Name the stored row and column to blame, where text cannot be meant by the model."""
-        texts = self.steps and (
-            isinstance(self.steps[0], ColumnTransformer)
-            or _first(self.estimator, "n_features_in_") is None
-        )
-        if not texts:
+        if not self.reads_texts and not (
+            self.steps and isinstance(self.steps[0], ColumnTransformer)
+        ):
             require_finite(numeric_array(aligned), aligned)
 
 

@@ -17,32 +17,14 @@ from torch import Tensor, nn
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError, UnsafeModelError
 from forward_inf_mlflow.models.checkpoint import is_safe, settings
 from forward_inf_mlflow.models.mlmodel import Flavor
+from forward_inf_mlflow.models.tokens import Mask, Tokens, told
 
 #: How the libraries of the extra are had.
 INSTALL = "pip install 'forward-inf-mlflow[transformers]'"
 #: Tokenizers that know no limit say a number beyond this.
 _NO_LIMIT = 10**7
 _HALVES = ("float16", "bfloat16")
-
-
-class Tokens(nn.Module):
-    """A transformer that takes token ids ``(B, L)`` alone, and answers logits.
-
-    Rows are padded on the right. A causal model never looks there and needs no mask; any other is
-    told which tokens are padding.
-    """
-
-    def __init__(self, inner: nn.Module, padding: int | None = None) -> None:
-        super().__init__()
-        self.inner, self.padding = inner, padding
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return logits ``(B, L, V)`` of a language model, ``(B, K)`` of a classifier."""
-        if self.padding is None:
-            logits: Tensor = self.inner(input_ids=ids, use_cache=False).logits
-        else:
-            logits = self.inner(input_ids=ids, attention_mask=(ids != self.padding).long()).logits
-        return logits
+Kind = Literal["causal_lm", "classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -52,16 +34,16 @@ class Transformer:
     Attributes:
         module: In evaluation mode, float32; of a model with an adapter only this can be moved.
         tokenizer: Turns text into ids; ``transformers``' own.
-        task: "causal_lm" or "classification".
-        labels: The label that each output of a classifier stands for; None of a language model.
+        task: "causal_lm", "classification" or "regression".
+        labels: The label that each output of a classifier stands for; None of other models.
         limit: Tokens that it reads at most; None if it does not say.
         vocabulary: Ids that it knows.
         notes: What to tell the reader of the model.
     """
 
-    module: nn.Module
+    module: Tokens
     tokenizer: Any
-    task: Literal["causal_lm", "classification"]
+    task: Kind
     labels: tuple[str, ...] | None
     limit: int | None
     vocabulary: int
@@ -105,21 +87,26 @@ def read_transformer(flavor: Flavor, *, allow_pickle: bool = False) -> Transform
     if flavor.adapter is not None:
         inner = _adapted(inner, flavor.adapter, allow_pickle=allow_pickle)
         notes.append("only its adapter is moved: the model below it stays as it is")
-    padding = None
-    if task == "classification":
-        padding = tokenizer.pad_token_id
-        if padding is None or config.pad_token_id != padding:
-            raise ModelError(
-                "The model and its tokenizer do not agree on a token for padding: set "
-                "tokenizer.pad_token and model.config.pad_token_id alike, and log it again."
-            )
+    vocabulary = len(inner.get_input_embeddings().weight)  # type: ignore[operator]
+    limit, padding = _limit(tokenizer, inner), tokenizer.pad_token_id
+    mask: Mask = "none"
+    if task == "causal_lm":  # it never looks there, so any will do
+        padding = padding if padding is not None and padding < vocabulary else 0
+    elif padding is None or config.pad_token_id != padding:
+        raise ModelError(
+            "The model and its tokenizer do not agree on a token for padding: set "
+            "tokenizer.pad_token and model.config.pad_token_id alike, and log it again."
+        )
+    else:
+        _require_words(tokenizer, vocabulary)
+        mask = told(inner.eval(), padding, limit, vocabulary)
     return Transformer(
-        module=Tokens(inner, padding).eval(),
+        module=Tokens(inner, int(padding), mask).eval(),
         tokenizer=tokenizer,
         task=task,
-        labels=None if task == "causal_lm" else _labels(config),
-        limit=_limit(tokenizer, config),
-        vocabulary=len(inner.get_input_embeddings().weight),  # type: ignore[operator]
+        labels=_labels(config) if task == "classification" else None,
+        limit=limit,
+        vocabulary=vocabulary,
         notes=tuple(notes),
     )
 
@@ -154,20 +141,23 @@ def _tokenizer(transformers: Any, folder: Path) -> Any:
         raise ModelError(f"The model's tokenizer cannot be read: {_line(error)}") from error
 
 
-def _task(transformers: Any, config: Any) -> Literal["causal_lm", "classification"]:
+def _task(transformers: Any, config: Any) -> Kind:
     named = (getattr(config, "architectures", None) or [""])[0]
     modeling = transformers.models.auto.modeling_auto
-    known: dict[Literal["causal_lm", "classification"], Any] = {
-        "causal_lm": modeling.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        "classification": modeling.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    }
-    for task, names in known.items():
-        if named == names.get(config.model_type):
-            return task
-    raise ModelError(
-        f"The model is a {named[:60] or config.model_type}: of transformers, causal language "
-        "models and classifiers of texts can be asked."
-    )
+    if named == modeling.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type):
+        return "causal_lm"
+    names = modeling.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if named != names.get(config.model_type):
+        raise ModelError(
+            f"The model is a {named[:60] or config.model_type}: of transformers, causal language "
+            "models and classifiers of texts can be asked."
+        )
+    if config.problem_type == "multi_label_classification":
+        raise ModelError(
+            "The model gives a text several labels (multi_label_classification): of transformers, "
+            "classifiers with one label a text can be asked."
+        )
+    return "regression" if config.num_labels == 1 else "classification"
 
 
 def _weights(
@@ -178,7 +168,8 @@ def _weights(
     if not (safe := is_safe(flavor.data)) and not allow_pickle:
         raise UnsafeModelError("The model has no safetensors among its files: log it again.")
     # What peft wrapped is called by its place in the wrapper.
-    renamed = {} if flavor.adapter is None else {"key_mapping": {r"\.base_layer\.": "."}}
+    wrapped = {r"\.(base_layer|original_module)\.": "."}
+    renamed = {} if flavor.adapter is None else {"key_mapping": wrapped}
     try:
         model, found = getattr(transformers, auto).from_pretrained(
             flavor.data,
@@ -224,11 +215,31 @@ def _labels(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[i]) for i in range(config.num_labels))
 
 
-def _limit(tokenizer: Any, config: Any) -> int | None:
+def _limit(tokenizer: Any, inner: nn.Module) -> int | None:
     """Return how many tokens both can take."""
-    said = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    known = [int(n) for n in said if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
+    config: Any = inner.config
+    places = getattr(config, "max_position_embeddings", None)
+    for part in inner.modules():
+        # Some models count their places from behind the one of padding.
+        embedded = getattr(part, "position_embeddings", None)
+        if isinstance(embedded, nn.Embedding) and embedded.padding_idx is not None:
+            places = embedded.num_embeddings - embedded.padding_idx - 1
+    known = [
+        int(n)
+        for n in (tokenizer.model_max_length, places)
+        if isinstance(n, int | float) and 0 < n < _NO_LIMIT
+    ]
     return min(known, default=None)
+
+
+def _require_words(tokenizer: Any, vocabulary: int) -> None:
+    """Refuse a tokenizer with words that the model does not have."""
+    if len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"The tokenizer knows {len(tokenizer):,} words and the model's embedding has "
+            f"{vocabulary:,}: they do not belong together, so log the model with its own tokenizer "
+            "(after added words: model.resize_token_embeddings)."
+        )
 
 
 def _line(error: BaseException) -> str:

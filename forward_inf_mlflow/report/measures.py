@@ -94,7 +94,7 @@ class Verdict:
 def _state(measure: Section, bound: float | None) -> str:
     rate = number(measure["rate"])
     if measure["abstained"] or rate is None:
-        return "unknown"
+        return "none" if measure["applies"] is False else "unknown"
     if bound is None:
         return "report"
     if rate <= bound:

@@ -33,6 +33,7 @@ def since_section(value: Any, uri: str) -> dict[str, Any] | None:
         "version": str(old.get("version")),
         "command": shlex.join(["forward-inf", "compare", str(old.get("model")), uri]),
         "problem": None,
+        "declared": old.get("declared") is True,
         "rows": {key: number(rows.get(key)) for key in counts},
         "known_by": str(value.get("rows_known_by")),
         "verdicts": [_verdict(title, _mapping(verdicts, name)) for name, title in _TITLES.items()],

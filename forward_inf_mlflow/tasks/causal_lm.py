@@ -41,6 +41,7 @@ class CausalLM(Task):
 
     name = "causal_lm"
     saturates = True
+    labelled = False
 
     def outputs(self, forward: Forward, batch: Batch) -> Tensor:
         """Return the logits ``(B, L, V)``, at least float32.

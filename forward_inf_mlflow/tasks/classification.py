@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from forward_inf_mlflow.task import Task
+from forward_inf_mlflow.task import Batch, Readout, Task
 
 
 def drawn_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -47,3 +49,33 @@ class Classification(Task):
         right = float((outputs.argmax(1) == targets).double().mean())
         guess = float(targets.bincount().max()) / len(targets)
         return (right - guess) / (1 - guess) if guess < 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Weighted(Classification):
+    """Classification whose training loss weighs each row by its class.
+
+    The weights belong to the objective: to its curvature, to what one more copy of a query adds,
+    and to how half-models are trained. What is read of a row stays its own surprise in nats.
+
+    Attributes:
+        weights: ``(K,)`` what a row of each class weighs.
+    """
+
+    weights: tuple[float, ...] = ()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the weight of the target's class times ``-log softmax(outputs)[target]``."""
+        return self._weight(outputs, targets) * super().loss(outputs, targets)
+
+    def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the residuals of a drawn label times the root of the row's weight."""
+        root = self._weight(outputs, targets).sqrt()
+        return root[:, None] * super().drawn(outputs, targets, generator)
+
+    def readout_of(self, outputs: Tensor, batch: Batch) -> Readout:
+        """Read what the model answered, without weights."""
+        return Classification().readout_of(outputs, batch)
+
+    def _weight(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.tensor(self.weights, dtype=outputs.dtype, device=outputs.device)[targets]

@@ -68,6 +68,7 @@ class Denoising(Task):
     predicts: Prediction = "noise"
 
     name = "denoising"
+    labelled = False
 
     def __post_init__(self) -> None:
         """Check the settings.

@@ -99,6 +99,8 @@ def admit(
         remedy = _how_to_sign(address, claims, audited=audited, counted=newest is not None)
     if rule.overrides:
         remedy += f", or ask for 'forward-inf approve' by a person who may{_hindered(claims)}"
+    elif claims.overrides:
+        remedy += "; an approval is there, and this gate takes none for it"
     return Admission(allowed=False, why=f"{uri} may not {what}: {problem}; {remedy}")
 
 

@@ -11,8 +11,10 @@ from forward_inf_mlflow.verdicts.names import fold, shown
 from forward_inf_mlflow.verdicts.seal import PREFIXES, Sealed, read_sealed, signer_of
 from forward_inf_mlflow.verdicts.statement import Override, Subject, Verdict
 
-#: The tag in which an audit names its run; anybody may write it.
-RUN_TAG = "fi.run"
+#: The tags in which an audit says what was decided, in which run, and the SHA-256 of its
+#: ``audit.json``; anybody may write them. Short, because MLflow's version table cuts keys at about
+#: 15 characters.
+GATE_TAG, RUN_TAG, AUDIT_TAG = "fi.gate", "fi.run", "fi.audit"
 #: Milliseconds by which two honest clocks may differ.
 _SKEW = 5 * 60 * 1000
 

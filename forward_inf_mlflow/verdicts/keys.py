@@ -7,7 +7,8 @@ import binascii
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -231,8 +232,32 @@ def parse_ring(text: str, *, name: str) -> Ring:
     return Ring(keys)
 
 
+@contextmanager
+def ring_to_change(path: Path) -> Iterator[Ring]:
+    """Yield a ring that nobody else changes before the block ends; empty where there is no file.
+
+    What is locked is the folder, so that nothing is left behind. Where the system has no such lock
+    (Windows), two at once may still lose a key.
+
+    Raises:
+        VerdictError: The ring is not valid, or its folder cannot be made or locked.
+    """
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if os.name == "posix":
+                import fcntl
+
+                folder = os.open(path.parent, os.O_RDONLY)
+                stack.callback(os.close, folder)  # which unlocks it
+                fcntl.flock(folder, fcntl.LOCK_EX)
+        except OSError as error:
+            raise VerdictError(f"cannot write {path}: {error.strerror or error}") from error
+        yield read_ring(path) if path.exists() else Ring()
+
+
 def write_ring(ring: Ring, path: Path) -> None:
-    """Write a ring's file, whole or not at all.
+    """Write a ring's file, whole or not at all; between reading and writing hold `ring_to_change`.
 
     Raises:
         VerdictError: It cannot be written.
