@@ -19,8 +19,8 @@ each.
     OMP_NUM_THREADS=1 python benchmarks/detectors.py [--only mislabeled] [--data FILE]
         [--leakage FILE] [--seeds 3] [--draws 8] [--quick] [--json FILE]
 
---quick: one seed, one setting of each part, on fewer rows and queries, and one draw of each kind.
-The files' keys are in README.md.
+--quick: one seed, one setting of each part, on fewer rows and queries, and one draw of each kind;
+on the processor two parts at once. The files' keys are in README.md.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ import numpy as np
 import rivals
 import torch
 from cases import KNOWN, Case, case, kind_of, leaky, memorized, settings, smaller
+from joblib import Parallel, delayed
 from measure import line, machine, write
 from planted import KINDS, planted
 from scipy import stats
@@ -369,7 +371,6 @@ def main() -> None:
     torch.set_num_threads(1)
     print(line(machine("numpy", "scikit-learn", "mlflow")))
     parts = arguments.only or PARTS
-    seeds = 1 if arguments.quick else arguments.seeds
     for file in (arguments.data, arguments.leakage):
         if not file.exists():
             print(f"{file} is not there: what needs it is not measured (see benchmarks/README.md)")
@@ -386,54 +387,23 @@ def main() -> None:
         known = [name for kind in KNOWN for name in settings(kind)]
         if unknown := sorted(set(names) - set(known)):
             parser.error(f"no such setting: {unknown[0]}; there are {'; '.join(known)}")
+    asked = [part for part in ("mislabeled", "leakage", "memorization") if part in parts]
     results: dict[str, Any] = {part: {} for part in parts}
 
-    def source(setting: str) -> Path | None:
-        if setting.startswith("digits"):
-            return None
-        fits = file is not None and kind_of(file) == setting.split(",")[0]
-        return file if fits else arguments.texts
+    def keep(part: str, tables: dict[str, Any]) -> None:
+        results[part] = tables
+        results["calibration"] = promised(results)
+        write(arguments.json, results)
 
-    for setting in names:
-        if "mislabeled" in parts:
-            results["mislabeled"][setting] = table(
-                "mislabeled",
-                setting,
-                lambda seed, s=setting: judge_mislabeled(  # type: ignore[misc]
-                    smaller(
-                        case(s, seed, source(s), arguments.device, arguments.first),
-                        QUICK_ROWS if arguments.quick else None,
-                    )
-                ),
-                seeds,
-                "ap",
-            )
-            write(arguments.json, results | {"calibration": promised(results)})
-    for setting, leaks in leak_settings(arguments):
-        if "leakage" in parts:
-            results["leakage"][setting] = table(
-                "leakage",
-                setting,
-                lambda seed, leaks=leaks: judge_leaks(leaks(seed), quick=arguments.quick),  # type: ignore[misc]
-                seeds,
-                "tpr_at_1fpr",
-            )
-            write(arguments.json, results | {"calibration": promised(results)})
-    for setting in names:
-        if "memorization" in parts:
-            results["memorization"][setting] = table(
-                "memorization",
-                setting,
-                lambda seed, s=setting: judge_memorization(  # type: ignore[misc]
-                    smaller(
-                        case(s, seed, source(s), arguments.device, arguments.first),
-                        QUICK_SUBSETS if arguments.quick else FEWER,
-                    )
-                ),
-                seeds,
-                "spearman",
-            )
-            write(arguments.json, results | {"calibration": promised(results)})
+    if arguments.quick and arguments.device == "cpu":  # two parts at once
+        found = Parallel(2, backend="multiprocessing")(
+            delayed(measured)(part, names, file, arguments) for part in asked
+        )
+        for part, tables in zip(asked, found, strict=True):
+            keep(part, tables)
+    else:
+        for part in asked:
+            measured(part, names, file, arguments, partial(keep, part))
     results["calibration"] = promised(results)
     print("\n" + json.dumps(results["calibration"], indent=1))
     if "calibration" in parts:
@@ -442,6 +412,61 @@ def main() -> None:
         results["calibration"]["draws"] = calibration.tables(draws, jobs=jobs)
         results["calibration"]["targets"] = calibration_targets.tables(draws, jobs=jobs)
     write(arguments.json, results)
+
+
+def measured(
+    part: str,
+    names: Sequence[str],
+    file: Path | None,
+    arguments: argparse.Namespace,
+    keep: Callable[[dict[str, Any]], None] = lambda tables: None,
+) -> dict[str, Any]:
+    """Return a part's tables by setting, and tell ``keep`` of them after each.
+
+    Args:
+        part: Its name.
+        names: Settings of the two parts about labels.
+        file: Where their rows are from.
+        arguments: The command line's.
+        keep: Given the tables so far.
+    """
+    quick, seeds = arguments.quick, 1 if arguments.quick else arguments.seeds
+    tables: dict[str, Any] = {}
+
+    def some(setting: str, seed: int, most: int | None) -> Case:
+        if setting.startswith("digits"):
+            source = None
+        else:
+            fits = file is not None and kind_of(file) == setting.split(",")[0]
+            source = file if fits else arguments.texts
+        return smaller(case(setting, seed, source, arguments.device, arguments.first), most)
+
+    judges: dict[str, tuple[Callable[[int], Iterator[tuple[str, Scored]]], str]] = {}
+    if part == "leakage":
+        for setting, leaks in leak_settings(arguments):
+            judges[setting] = (
+                lambda seed, leaks=leaks: judge_leaks(leaks(seed), quick=quick),
+                "tpr_at_1fpr",
+            )
+    for setting in names:
+        if part == "mislabeled":
+            judges[setting] = (
+                lambda seed, s=setting: judge_mislabeled(
+                    some(s, seed, QUICK_ROWS if quick else None)
+                ),
+                "ap",
+            )
+        elif part == "memorization":
+            judges[setting] = (
+                lambda seed, s=setting: judge_memorization(
+                    some(s, seed, QUICK_SUBSETS if quick else FEWER)
+                ),
+                "spearman",
+            )
+    for setting, (judge, figure) in judges.items():
+        tables[setting] = table(part, setting, judge, seeds, figure)
+        keep(tables)
+    return tables
 
 
 if __name__ == "__main__":
