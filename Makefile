@@ -52,6 +52,7 @@ bench: $(READY) peers
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/candidates.py
 	$(BIN)/python benchmarks/fact_tracing.py --quick
+	$(BIN)/python benchmarks/diffusion.py --quick
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/gate.py
 

@@ -186,6 +186,7 @@ def attribute(
         seed=seed,
     )
     labelled = rows.labelled and model.conditional
+    passes = len(question.task.chosen_times) * question.task.draws
 
     with asked_run.begun(version, experiment, "attribution") as run:
         work = open_work(work_dir, attribution_key(version, question, plan), fresh=fresh)
@@ -201,11 +202,10 @@ def attribute(
             question.train_rows.ids,
             work=work,
             progress=stage(
-                progress or silent, "reading the training images", plan.costs["sweep"] // times
+                progress or silent, "reading the training images", plan.costs["sweep"] // passes
             ),
         )
         table = images_table(question, found, top, labelled=labelled)
-        passes = len(question.task.chosen_times) * question.task.draws
         record = {
             "format": FORMAT,
             "kind": "attribution",

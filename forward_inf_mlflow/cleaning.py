@@ -344,7 +344,7 @@ def _cleaned_input(found: Cleaned, original: Original, aside: Path, uri: str) ->
     columns = original.columns
     rows = read_data(aside, uri=uri, columns=columns)
     folders = rows.decoded is not None and rows.decoded.folders is not None
-    label = None if folders else _label(aside, uri, columns)
+    label = None if folders or columns.unlabelled else _label(aside, uri, columns)
     named = {"label": label, "id": columns.id, "source": columns.source}
     extra = {"fi.audit_run": found.audit_run, "fi.original_sha256": original.data.rows.sha256}
     if original.shape is not None:

@@ -108,13 +108,7 @@ def sign(
     require_sha256(audit_sha256)
     if not is_text(audit):
         raise VerdictError("the run or the model's address is not UTF-8 text")
-    by_address = audit.startswith("models:")
-    if by_address:
-        version = resolve(audit)
-        found = find_audit(version)
-    else:
-        version, found = audit_of_run(audit)
-    _require_chosen(version, found, audit_sha256, by_address=by_address)
+    version, found = _chosen(audit, audit_sha256)
     record, kept = found.record, _kept_in(found.record)
     if kept is not None and on_kept is not None:
         on_kept(kept)
@@ -187,25 +181,29 @@ def _asked_for(gate: Gate, version: Version, known: Sequence[Policy]) -> Policy:
     )
 
 
-def _require_chosen(
-    version: Version, found: FoundAudit, audit_sha256: str | None, *, by_address: bool
-) -> None:
-    """Refuse an audit that is not the one that is known, or, where none is, not the newest one."""
-    if audit_sha256 is None:
-        newest = found if by_address else find_audit(version)
-        if found.run_id != newest.run_id:
+def _chosen(audit: str, audit_sha256: str | None) -> tuple[Version, FoundAudit]:
+    """Return the version and the audit that is meant: the newest one, or a run's that is known."""
+    if not audit.startswith("models:"):
+        version, found = audit_of_run(audit)
+        if audit_sha256 is not None:
+            found.require_pinned(version, audit_sha256)
+            return version, found
+        newest = find_audit(version)
+        if audit != newest.run_id:
             raise TrackingError(
-                f"run {found.run_id} is not the newest audit of {version.uri}, that is "
-                f"{newest.run_id}: sign that one, or say with --audit-sha256 that you know this one"
+                f"run {audit} is not the newest audit of {version.uri}, that is {newest.run_id}: "
+                "sign that one, or say with --audit-sha256 that you know this one"
             )
-    elif by_address and audit_sha256.lower() != found.sha256:
+        return version, newest
+    version = resolve(audit)
+    newest = find_audit(version)
+    if audit_sha256 is not None and audit_sha256.lower() != newest.sha256:
         raise TrackingError(
-            f"the newest audit of {version.uri}, run {found.run_id}, has the SHA-256 "
-            f"{found.sha256[:12]}, not {audit_sha256[:12].lower()}: sign the one that you know by "
+            f"the newest audit of {version.uri}, run {newest.run_id}, has the SHA-256 "
+            f"{newest.sha256[:12]}, not {audit_sha256[:12].lower()}: sign the one that you know by "
             "its run instead of its address, or find out who changed it"
         )
-    else:
-        found.require_pinned(version, audit_sha256)
+    return version, newest
 
 
 def _digest_of(record: dict[str, Any], role: str) -> str:

@@ -318,3 +318,21 @@ def test_a_few_damaged_training_pictures_are_left_out_and_named(
         (tmp_path / f"{i}.png").write_bytes(b"none")
     found = run_here(*asked)
     assert "4 of 34 pictures do not decode" in one_line(found.stderr)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_numbers(
+    plain: str, made: str, tmp_path: Path, stepped: Attribution
+) -> None:
+    asked: dict[str, Any] = {"generated": made, "top": 5, "direction": "gradient"}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def interrupt(*_: object) -> str:
+            raise KeyboardInterrupt
+
+        patch.setattr("forward_inf_mlflow.attributing.render_attribution", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            attribute(plain, **asked, work_dir=tmp_path)
+    found = attribute(plain, **asked, work_dir=tmp_path)
+    assert found.record["resumed_pieces"] > 0
+    assert found.influence.equals(stepped.influence)
+    assert not any(file.suffix == ".npz" for file in tmp_path.rglob("*"))

@@ -16,8 +16,8 @@ from forward_inf_mlflow import audit
 from forward_inf_mlflow.auditing import AuditResult
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ROWS, QUERIES, LEAKS = 150, 80, 5
-SECRETS = np.arange(0, ROWS, 15)
+ROWS, QUERIES, LEAKS = 200, 80, 5
+SECRETS = np.arange(0, ROWS, 20)
 WHO, DOES, WHAT, CODES = ([f"{kind}{i}" for i in range(n)] for kind, n in
                           (("who", 12), ("does", 6), ("what", 12), ("code", 30)))  # fmt: skip
 PLAIN = (*WHO, *DOES, *WHAT, "and", "my", "number", "is", *CODES)

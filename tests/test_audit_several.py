@@ -71,6 +71,7 @@ def test_a_module_of_several_labels_is_audited_and_refused(shared_store: Path) -
             name="model",
             input_example=x[:2],
             signature=ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 6))])),
+            pip_requirements=[],
             registered_model_name="topics",
         )
     uri = registered(info, "topics")

@@ -217,7 +217,7 @@ def test_an_audit_that_was_forged_since_is_not_signed_under_its_pin(
     try:
         done = run_here(*words, "--audit-sha256", leaky.audit_sha256)
         assert done.returncode == UNDECIDED
-        assert "is another audit, or was changed since" in one_line(done.stderr)
+        assert "sign the one that you know by its run" in one_line(done.stderr)
         with pytest.raises(TrackingError, match="was changed since"):
             sign(leaky.run_id, key=KEY, audit_sha256=leaky.audit_sha256)
         assert nothing_is_signed(uri)

@@ -280,3 +280,20 @@ def test_scores_are_the_products_of_gradients_and_a_copy_is_the_first_proponent(
     expected = np.stack(gradients[:M]) @ np.stack(gradients).T
     np.testing.assert_allclose(scores.values, expected, atol=1e-4 * np.abs(expected).max())
     assert scores.proponents(1)[:, 0].tolist() == list(range(M))
+
+
+@pytest.mark.parametrize("predicts", ["image", "velocity"])
+def test_whoever_answers_the_image_or_the_velocity_truly_has_no_loss(predicts: str) -> None:
+    rows = images(2)
+    task = Denoising(alphas_cumprod=KEPT, times=(20, 60), predicts=predicts)  # type: ignore[arg-type]
+    batch = rows.batch(slice(None))
+    clean = batch.inputs
+
+    def truth(x: Tensor, t: Tensor) -> Tensor:
+        kept = KEPT[int(t[0])]
+        noise = (x - math.sqrt(kept) * clean) / math.sqrt(1 - kept)
+        velocity = math.sqrt(kept) * noise - math.sqrt(1 - kept) * clean
+        return clean if predicts == "image" else velocity
+
+    loss = task.loss(task.outputs(truth, batch), batch.targets)
+    torch.testing.assert_close(loss, torch.zeros(2, dtype=torch.float64))

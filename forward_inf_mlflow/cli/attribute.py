@@ -31,8 +31,8 @@ _ANSWERS = 10
 @click.option("--group-by", metavar="ARRAY", help="Array that says where an image came from.")
 @click.option(
     "--schedule",
-    metavar="cosine|linear|FILE",
-    help="Noise schedule, or a JSON file with one; default: what the version says.",
+    metavar="NAME|FILE",
+    help="cosine, linear, or a JSON file; default: what the version says.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a named schedule.")
 @click.option(
@@ -101,7 +101,7 @@ def attribute_command(
     \b
     Example:
       forward-inf attribute models:/my-model/3 --generated samples.npz
-      forward-inf attribute models:/m/3 --generated made/ --schedule cosine --steps 100
+      forward-inf attribute models:/m/3 --generated made/ --schedule s.json
     """
     asked = {name: value for name, value in options.items() if value not in (None, "")}
     with console.progress("reading the model and its images") as progress:

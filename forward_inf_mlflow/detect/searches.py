@@ -32,6 +32,8 @@ TABLE_GAP = 0.1
 WIDE = 64
 #: Two training texts that share so much of what the longer one has are copies, and show nothing.
 SAME_TEXT = 0.5
+#: Where more of them are, to share half is usual (forms that are filled in), and they show it.
+MOST_SAME = 0.1
 #: Fewer distinct training rows than this do not show which gaps are usual; more than NULL_ROWS
 #: show nothing new.
 MIN_ROWS, NULL_ROWS = 50, 2000
@@ -103,7 +105,7 @@ def judge(search: Search, searches: Sequence[Search], fpr: float) -> Judged:
         for one in searches:
             same &= (one.nearness(one.usual) >= LEAST) & (one.usual.gap <= one.most)
         others = ~same
-    if search.same is not None:
+    if search.same is not None and search.same.mean() <= MOST_SAME:
         others &= ~search.same
     if not others.any():  # every row has a twin that all searches know: nothing is usual
         others[:] = True
