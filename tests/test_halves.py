@@ -322,6 +322,7 @@ def test_settings_describe_the_recipe_in_plain_values() -> None:
         "epochs": 2,
         "batch_size": 8,
         "rates": [1e-2],
+        "rates_of_transformers": [1e-4, 3e-4, 1e-3, 3e-3],
         "weight_decay": 1e-4,
     }
 

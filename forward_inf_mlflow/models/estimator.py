@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import is_classifier
+from sklearn.base import ClassifierMixin
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
@@ -222,7 +222,7 @@ def _rebuild(estimator: Any) -> Logits | Value | Several | Forest | Boosting:
             f"The {kind.__name__} is not fitted ({error}): fit it, and log it again."
         ) from error
     detail = f" with loss {estimator.loss!r}" if kind is SGDClassifier else ""
-    if is_classifier(estimator) and not hasattr(estimator, "predict_proba"):
+    if isinstance(estimator, ClassifierMixin) and not hasattr(estimator, "predict_proba"):
         raise ModelError(
             f"{kind.__name__}{detail} is not supported here, because it has no predict_proba, but "
             f"{SUPPORTED}: train one of these, or audit it as any other is, {FIXED_BY}."
