@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.errors import DataError, ForwardInfError
 from forward_inf_mlflow.influence import QueryGroups
 from forward_inf_mlflow.planner import Plan, plan
+from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.posing import Posed, pose
 from forward_inf_mlflow.settings import Settings
 from forward_inf_mlflow.survey import survey

@@ -24,7 +24,6 @@ from forward_inf_mlflow.attribution import (
     pose_images,
     said,
 )
-from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.data.images import ImageColumns, Images, damaged_note
@@ -41,6 +40,7 @@ from forward_inf_mlflow.models.noise_schedule import (
     named_schedule,
     read_schedule,
 )
+from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.record import data_as_dict, tools, write_record

@@ -24,26 +24,22 @@ from forward_inf_mlflow.description import describe_version
 from forward_inf_mlflow.detect.kept import leaks_without, memorized_without
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.examine import Findings, examine, plan_influence
-from forward_inf_mlflow.half_models import halves_cost, timed, trainings
 from forward_inf_mlflow.keeping import Kept, recall
 from forward_inf_mlflow.metrics import metrics_of
-from forward_inf_mlflow.models.audited import AuditedModel
-from forward_inf_mlflow.moved import moved_cost
-from forward_inf_mlflow.planner import Plan, RefitPlan
+from forward_inf_mlflow.planning import planned_costs, require_positive, settings_of
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.portraits import portraits_of
 from forward_inf_mlflow.posing import pose
-from forward_inf_mlflow.preparation import Problem, choose_device
+from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent
 from forward_inf_mlflow.record import data_as_dict, facts_of, make_record
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report import rows_to_show
 from forward_inf_mlflow.sealed_tags import find_approvals, tags_of
-from forward_inf_mlflow.settings import Effort, Settings
+from forward_inf_mlflow.settings import Effort
 from forward_inf_mlflow.training_function import load_trainer
 from forward_inf_mlflow.ui_table import PICTURES
-from forward_inf_mlflow.work import KEEP_NOTHING, Work
-from forward_inf_mlflow.workplace import AuditWork, earlier_runs, named_direction
+from forward_inf_mlflow.workplace import AuditWork, earlier_runs
 
 
 @dataclass(frozen=True)
@@ -178,8 +174,8 @@ def audit(
         fresh: Begin again even if there are such pieces, or those of an audit that finished.
         compiled: Run the sweep's passes through ``torch.compile``.
         progress: Called as ``progress(stage, done, total)``.
-        on_plan: Called with the plan and what it costs, as `plan_audit` returns them, before it is
-            carried out.
+        on_plan: Called with the plan and what it costs, as `planning.plan_audit` returns them,
+            before it is carried out.
 
     Raises:
         ForwardInfError: The audit cannot be made; the message says what to do.
@@ -216,7 +212,7 @@ def audit(
         "compiled": compiled or None,
         "allow-pickle": allow_pickle or None,
     }
-    settings = _settings(
+    settings = settings_of(
         seed=seed,
         effort=effort,
         fdr=fdr,
@@ -264,7 +260,7 @@ def audit(
         earlier = earlier_runs(work, run.run_id)
         tracking.end_killed(earlier)
         planned = plan_influence(model, problem, settings)
-        plan = _planned(planned, model, problem, settings, work)
+        plan = planned_costs(planned, model, problem, settings, work)
         if on_plan is not None:
             on_plan(plan)
         right = kept.of("mislabeled", digests)
@@ -344,55 +340,6 @@ def audit(
     )
 
 
-def plan_audit(
-    model_uri: str,
-    *,
-    effort: Effort = "standard",
-    fdr: float = 0.1,
-    trainer: str | None = None,
-    influence_queries: int = 100,
-    direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"] = "auto",
-    readout: Literal["auto", "loss", "margin"] = "auto",
-    weight_decay: float | None = None,
-    compiled: bool = False,
-    **where: Any,
-) -> dict[str, Any]:
-    """Return what `audit` would do with the same arguments, and what it would cost; log nothing.
-
-    Costs are predicted forward-equivalents of one row: "direction", "sweep", "halves", "total";
-    with a trainer, one fit is made, from which "training_seconds" of all are predicted.
-
-    Raises:
-        ForwardInfError: The audit could not be made; the message says what to do.
-    """
-    most = {name: where.get(name) for name in ("batch_size", "max_rows")}
-    require_positive(influence_queries=influence_queries, **most)
-    seed = where.get("seed", 0)
-    settings = _settings(
-        seed=seed,
-        effort=effort,
-        fdr=fdr,
-        trainer=trainer,
-        influence_queries=influence_queries,
-        direction=direction,
-        readout=readout,
-        weight_decay=weight_decay,
-        compiled=compiled,
-    )
-    if trainer is not None:
-        load_trainer(trainer)
-    posed = pose(model_uri, fixed=trainer is not None, **where)
-    problem = posed.problem
-    planned = plan_influence(posed.model, problem, settings)
-    return {
-        "model": posed.version.uri,
-        "task": problem.task.name,
-        **_planned(planned, posed.model, problem, settings, KEEP_NOTHING),
-        "rows": len(problem.train),
-        "queries": len(problem.queries),
-    }
-
-
 def _without_kept(found: Findings, kept: Kept, digests: np.ndarray) -> Findings:
     """Return the findings without the leaks and memorized rows that a person kept."""
     memorized = memorized_without(found.labels.memorized, kept.of("memorized", digests))
@@ -400,49 +347,6 @@ def _without_kept(found: Findings, kept: Kept, digests: np.ndarray) -> Findings:
         found,
         leaked=leaks_without(found.leaked, kept.of("leaked", digests)),
         labels=replace(found.labels, memorized=memorized),
-    )
-
-
-def _planned(
-    planned: Plan | RefitPlan,
-    model: AuditedModel,
-    problem: Problem,
-    settings: Settings,
-    work: Work,
-) -> dict[str, Any]:
-    """Return the plan with what the half-models cost, and how long a trainer's fits will take.
-
-    One of these is made and timed, and kept.
-    """
-    halves = halves_cost(model, problem, settings)
-    answers = 0 if model.fixed else moved_cost(problem)
-    more = planned.fits if isinstance(planned, RefitPlan) else 0
-    total = planned.costs["total"] + answers + halves
-    costs = {**planned.costs, "answers": answers, "halves": halves, "total": total}
-    return {
-        **planned.as_dict(),
-        "forward_equivalents": costs,
-        "trainings": trainings(model, settings) + more,
-        "training_seconds": timed(problem, settings, more, work),
-    }
-
-
-def _settings(
-    *,
-    seed: int,
-    direction: Literal["auto", "gradient", "optimizer", "replay", "curvature"],
-    readout: Literal["auto", "loss", "margin"],
-    weight_decay: float | None,
-    **others: Any,
-) -> Settings:
-    if readout not in ("auto", "loss", "margin"):
-        raise ForwardInfError(f"there is no readout '{readout}': use auto, loss or margin")
-    return Settings(
-        seed=seed,
-        direction=named_direction(direction, weight_decay, seed),
-        readout=None if readout == "auto" else readout,
-        weight_decay=weight_decay,
-        **others,
     )
 
 
@@ -485,10 +389,3 @@ def _save(
         ) from error
     tracking.tag_version(version, outcome, run, digest)
     return digest, describe_version(version, record["decision"], run)
-
-
-def require_positive(**numbers: int | None) -> None:
-    """Raise a `ForwardInfError` that names the first number below 1."""
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ForwardInfError(f"{name.replace('_', ' ')} is {value}: it must be at least 1")

@@ -12,11 +12,11 @@ import pandas as pd
 
 from forward_inf_mlflow import answers, asked_run, output, tracking
 from forward_inf_mlflow.asking import DirectionName, ReadoutName, ask
-from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.influence import ForwardInfluence
+from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.posing import Posed
 from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.record import write_record

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from forward_inf_mlflow import asked_run, canaries, contamination, output, tracking
-from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.contamination import WAYS
 from forward_inf_mlflow.data.fetch import public_uri
@@ -23,6 +22,7 @@ from forward_inf_mlflow.data.texts import PROMPT, TEXT, TextColumns
 from forward_inf_mlflow.errors import DataError, ForwardInfError
 from forward_inf_mlflow.extraction import Extraction, Share, extract
 from forward_inf_mlflow.models.transformer import Transformer
+from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.record import data_as_dict, tools, write_record

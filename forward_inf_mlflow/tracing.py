@@ -14,7 +14,6 @@ import pandas as pd
 
 from forward_inf_mlflow import asked_run, output, tracking
 from forward_inf_mlflow.asking import DirectionName, ReadoutName
-from forward_inf_mlflow.auditing import require_positive
 from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.completion import (
     Asked,
@@ -32,6 +31,7 @@ from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.planner import Plan
+from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.record import data_as_dict, tools, write_record

@@ -12,9 +12,10 @@ import pytest
 from conftest import points, register_points, run_here
 from mlflow import MlflowClient
 
-from forward_inf_mlflow.auditing import AuditResult, audit, plan_audit
+from forward_inf_mlflow.auditing import AuditResult, audit
 from forward_inf_mlflow.cli import run
 from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.planning import plan_audit
 from forward_inf_mlflow.shards import WorkFolder
 
 

@@ -116,7 +116,7 @@ def audit_command(
 def _plan(console: Console, model_uri: str, **options: Any) -> int:
     """Print what an audit would do; nothing is logged."""
     with console.progress("reading the model and its rows"):
-        from forward_inf_mlflow.auditing import plan_audit
+        from forward_inf_mlflow.planning import plan_audit
 
         logging = ("policy", "out", "experiment", "work_dir", "fresh")
         asked = {name: value for name, value in options.items() if name not in logging}
