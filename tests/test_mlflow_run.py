@@ -8,10 +8,12 @@ from pathlib import Path
 import mlflow
 import mlflow.projects
 import pytest
+import yaml
 from conftest import BIN, ROOT, points, register_points, run_tool
 from mlflow import MlflowClient
 from mlflow.exceptions import ExecutionException
 
+from forward_inf_mlflow.cli import cli
 from forward_inf_mlflow.promotion import gate
 
 pytestmark = pytest.mark.usefixtures("shared_store")
@@ -100,6 +102,19 @@ def test_a_parameter_is_one_word_whatever_it_holds(
     assert not project_run("gate", model_uri=model_uri)
     assert said in capfd.readouterr().err
     assert not (ROOT / "ran.txt").exists()
+
+
+def test_every_entry_is_a_command_with_the_options_that_it_has() -> None:
+    entries = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    assert {"audit", "influence", "trace", "recite", "attribute", "gate", "promote"} == set(entries)
+    for name, entry in entries.items():
+        program, command, *words = entry["command"].split()
+        assert (program, command) == ("forward-inf", name)
+        known = {option for one in cli.commands[name].params for option in one.opts}
+        assert {word for word in words if word.startswith("--")} <= known
+        assert {word.strip("{}") for word in words if word.startswith("{")} == set(
+            entry["parameters"]
+        )
 
 
 def test_an_explanation_is_the_projects_run() -> None:
