@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,17 +15,19 @@ from forward_inf_mlflow.errors import TrackingError, VerdictError
 from forward_inf_mlflow.found_audit import (
     FoundAudit,
     audit_of_run,
+    fetch_artifact,
     find_audit,
     require_sha256,
     show_again,
 )
 from forward_inf_mlflow.policy import Policy, load_policy
 from forward_inf_mlflow.promotion import require_same_content
-from forward_inf_mlflow.record import facts_of, measures_of, policy_of
+from forward_inf_mlflow.record import facts_of, measures_of, policy_of, read_record
 from forward_inf_mlflow.registry import Version, resolve
-from forward_inf_mlflow.sealed_tags import attach, subject_of
+from forward_inf_mlflow.sealed_tags import attach, subject_of, tags_of
+from forward_inf_mlflow.verdicts.claims import read_claims
 from forward_inf_mlflow.verdicts.gate_file import Gate, load_gate
-from forward_inf_mlflow.verdicts.keys import PrivateKey
+from forward_inf_mlflow.verdicts.keys import PrivateKey, PublicKey, Ring
 from forward_inf_mlflow.verdicts.names import fits, is_text
 from forward_inf_mlflow.verdicts.seal import Sealed
 from forward_inf_mlflow.verdicts.statement import Verdict
@@ -108,7 +111,7 @@ def sign(
     require_sha256(audit_sha256)
     if not is_text(audit):
         raise VerdictError("the run or the model's address is not UTF-8 text")
-    version, found = _chosen(audit, audit_sha256)
+    version, found = _chosen(audit, audit_sha256, key)
     record, kept = found.record, _kept_in(found.record)
     if kept is not None and on_kept is not None:
         on_kept(kept)
@@ -181,12 +184,13 @@ def _asked_for(gate: Gate, version: Version, known: Sequence[Policy]) -> Policy:
     )
 
 
-def _chosen(audit: str, audit_sha256: str | None) -> tuple[Version, FoundAudit]:
+def _chosen(audit: str, audit_sha256: str | None, key: PrivateKey) -> tuple[Version, FoundAudit]:
     """Return the version and the audit that is meant: the newest one, or a run's that is known."""
     if not audit.startswith("models:"):
         version, found = audit_of_run(audit)
         if audit_sha256 is not None:
             found.require_pinned(version, audit_sha256)
+            _require_not_older(version, found, key)
             return version, found
         newest = find_audit(version)
         if audit != newest.run_id:
@@ -204,6 +208,34 @@ def _chosen(audit: str, audit_sha256: str | None) -> tuple[Version, FoundAudit]:
             "its run instead of its address, or find out who changed it"
         )
     return version, newest
+
+
+def _require_not_older(version: Version, found: FoundAudit, key: PrivateKey) -> None:
+    """Refuse an audit that was finished before one on which this key signed a verdict.
+
+    Else a pipeline that is run again would put an older pass back after a refusal: the verdict that
+    is signed last counts.
+    """
+    ring = Ring((PublicKey(name="this", public=key.public, may=("verdict",)),))
+    claims = read_claims(subject_of(version), "", tags_of(version), ring, now=now())
+    for verdict, _ in claims.verdicts:
+        if verdict.audit_sha256 == found.sha256:
+            continue
+        content = fetch_artifact(verdict.audit_run, "audit.json")
+        known = content is not None and hashlib.sha256(content).hexdigest() == verdict.audit_sha256
+        other = read_record(content, where="audit.json") if content and known else {}
+        if not _finished(other) < _finished(found.record):
+            raise TrackingError(
+                f"this key has signed a verdict on another audit of {version.uri}, run "
+                f"{verdict.audit_run}, that was not finished before this one: audit the version "
+                "again"
+            )
+
+
+def _finished(record: Mapping[str, Any]) -> float:
+    """Return when an audit was finished, in milliseconds; infinity where nobody can say."""
+    at = record.get("finished_at")
+    return float(at) if isinstance(at, int) else float("inf")
 
 
 def _digest_of(record: dict[str, Any], role: str) -> str:

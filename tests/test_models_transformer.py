@@ -107,6 +107,43 @@ def test_pickled_weights_need_permission(folder: Path) -> None:
     torch.testing.assert_close(found.module(IDS), model(input_ids=IDS).logits)
 
 
+def test_sizes_that_no_model_has_are_refused_before_there_is_room_for_them(folder: Path) -> None:
+    file = folder / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "n_positions": 50_000_000}))
+    with pytest.raises(ModelError, match="n_positions is 5e\\+07, which no model has"):
+        read(folder)
+
+
+def test_weights_of_a_file_beside_it_do_not_permit_a_pickle(tmp_path: Path) -> None:
+    folder = save(lora(gpt2()), tmp_path / "model")
+    [adapter] = folder.rglob("adapter_model.safetensors")
+    shutil.copy(adapter, adapter.with_name("other.safetensors"))
+    adapter.rename(adapter.with_name("adapter_model.bin"))
+    with pytest.raises(UnsafeModelError):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["../outside.safetensors", "{}/outside.safetensors", "weights.bin", "lost.safetensors", 3],
+)
+def test_an_index_of_weights_leads_to_safetensors_beside_it(
+    named: str, folder: Path, tmp_path: Path
+) -> None:
+    weights = folder / "model" / "model.safetensors"
+    names = list(gpt2().state_dict())
+    shutil.copy(weights, tmp_path / "outside.safetensors")
+    shutil.copy(weights, weights.with_name("weights.bin"))
+    part = weights.rename(weights.with_name("model-00001-of-00001.safetensors"))
+    index = weights.with_name("model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, part.name)}))
+    assert read(folder)
+    said = named.format(tmp_path) if isinstance(named, str) else named
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, said)}))
+    with pytest.raises(UnsafeModelError, match="no safetensors file beside it"):
+        read(folder, allow_pickle=False)
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 @pytest.mark.parametrize(
     ("file", "key"),

@@ -50,6 +50,11 @@ def test_named_schedules_and_lists_are_read() -> None:
         ({"schedule": "cosine", "steps": 10**9}, "has 1 to 100,000 steps"),
         ({"num_train_timesteps": 5, "beta_schedule": "odd"}, "is not known here"),
         ({"prediction_type": "flow"}, "only epsilon, sample, v_prediction"),
+        ({"prediction_type": []}, "only epsilon, sample, v_prediction"),
+        (
+            {"num_train_timesteps": 9, "beta_start": -1, "beta_schedule": "scaled_linear"},
+            "lie between 0 and 1",
+        ),
         ({"rescale_betas_zero_snr": True}, "cannot be asked yet"),
     ],
 )

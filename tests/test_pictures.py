@@ -222,9 +222,7 @@ def test_a_folder_without_classes_or_names_is_refused(tmp_path: Path) -> None:
 def test_rows_that_memory_cannot_hold_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "forward_inf_mlflow.data.picture_rows.total_memory", lambda: 24 * 24 * 8 - 1
-    )
+    monkeypatch.setattr("forward_inf_mlflow.data.pictures.total_memory", lambda: 24 * 24 * 8 - 1)
     with pytest.raises(DataError, match="--max-rows"):
         read(folder(tmp_path / "train"))
 

@@ -385,3 +385,10 @@ def test_texts_of_an_npz_file_are_kept_and_other_arrays_are_left_alone(tmp_path:
     rows = read_rows(path, uri="rows", columns=Columns())
     assert rows.texts is not None
     assert rows.texts.to_dict("list") == {"text": ["a b", "c", "d"]}
+
+
+def test_a_new_name_on_every_line_is_refused_before_it_is_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(f'{{"label": 1, "c{i}": 2}}' for i in range(10_001)))
+    with pytest.raises(DataError, match="more than 10,000 names between them"):
+        read_rows(file, uri="rows", columns=Columns())

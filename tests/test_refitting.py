@@ -9,7 +9,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.svm import SVC, LinearSVC
+from sklearn.preprocessing import SplineTransformer
+from sklearn.svm import SVC, SVR, LinearSVC
 
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.directions import Refit, Replay
@@ -217,9 +218,34 @@ def damaged_vectors(**values: Any) -> Any:
     return model
 
 
+def without_rows() -> Any:
+    model = KNeighborsClassifier(5, algorithm="kd_tree").fit(X, Y)
+    del model._fit_X
+    return model
+
+
+def machine_of_targets(**values: Any) -> Any:
+    model = SVR().fit(X, X[:, 0])
+    for name, value in values.items():
+        setattr(model, name, value)
+    return model
+
+
+def damaged_spline(**values: Any) -> Any:
+    model = SplineTransformer(n_knots=5).fit(X)
+    for name, value in values.items():
+        setattr(model.bsplines_[0], name, value)
+    return model
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        without_rows(),
+        machine_of_targets(_n_support=np.array([60] + [0] * 200, np.int32)),
+        machine_of_targets(_impl="c_svc"),
+        damaged_spline(k=10**9),
+        damaged_spline(t=np.linspace(-5, 5, 3000)),
         damaged_neighbours(),
         damaged_vectors(_n_support=np.array([1, 1, 900], np.int32)),
         damaged_vectors(_dual_coef_=np.zeros((2, 1))),
@@ -227,7 +253,19 @@ def damaged_vectors(**values: Any) -> Any:
         damaged_vectors(shape_fit_=(60, 900)),
         damaged_vectors(_intercept_=np.zeros(0)),
     ],
-    ids=["labels", "counts", "coefficients", "positions", "columns", "intercepts"],
+    ids=[
+        "rows",
+        "targets",
+        "routine",
+        "degree",
+        "knots",
+        "labels",
+        "counts",
+        "coefficients",
+        "positions",
+        "columns",
+        "intercepts",
+    ],
 )
 def test_what_compiled_code_would_follow_out_of_a_file_is_refused(model: Any) -> None:
     with pytest.raises(ModelError, match="damaged: do not use this model"):
@@ -242,5 +280,10 @@ def test_a_search_tree_of_a_file_is_built_anew_from_its_rows() -> None:
     np.testing.assert_array_equal(model.predict_proba(ASKED), before)
     with pytest.raises(ModelError, match="search tree"):
         check_compiled({"elsewhere": tree})
+    model._fit_X = tree  # which scikit-learn would take over as it is
+    with pytest.raises(ModelError, match="holds no dense rows"):
+        check_compiled(model)
     check_compiled(SVC().fit(X, Y))  # whole ones pass
+    check_compiled(machine_of_targets())
+    check_compiled(damaged_spline())
     check_compiled(LogisticRegression().fit(X, Y))

@@ -292,6 +292,13 @@ def test_only_the_newest_audit_of_a_version_is_signed(
     tags = tags_of(resolve(good.version.uri))
     assert (tags["fi.run"], tags["fi.audit"]) == (good.run_id, good.audit_sha256)
     assert good.run_id in str(MlflowClient().get_model_version("good", "1").description)
+    # But no older one comes back after a verdict on a newer one.
+    assert run_here("sign", newer.run_id, "--audit-sha256", newer.audit_sha256, *words)
+    done = run_here("sign", good.run_id, *pinned, *words)
+    assert done.returncode == UNDECIDED
+    assert f"a verdict on another audit of models:/good/1, run {newer.run_id}" in one_line(
+        done.stderr
+    )
     run = str(good.version.run_id)
     assert "has no finished audit" in one_line(run_here("sign", run, "--unpinned", *words).stderr)
     client = MlflowClient()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from forward_inf_mlflow.data.acceptance import accept
-from forward_inf_mlflow.data.pictures import leads_out, opened, picture_files
+from forward_inf_mlflow.data.pictures import leads_out, opened, picture_files, require_room
 from forward_inf_mlflow.data.reading import LABEL_NAMES, listing, one_line, readable
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
@@ -147,6 +147,8 @@ def _folder(
         shape = pictures[0].shape if pictures else None
         try:
             pictures.append(_picture(file, name, uri, channels, shape))
+            if len(pictures) == 1:  # the others are as large; as floats beside bytes twice
+                require_room(len(files), 6 * pictures[0].nbytes, uri)
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
             if strict:
                 raise DataError(

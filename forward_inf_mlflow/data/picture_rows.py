@@ -17,7 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forward_inf_mlflow.data.acceptance import accept, check_named_once
-from forward_inf_mlflow.data.pictures import Decoder, PictureForm, leads_out, picture_files
+from forward_inf_mlflow.data.pictures import (
+    Decoder,
+    PictureForm,
+    leads_out,
+    picture_files,
+    require_room,
+)
 from forward_inf_mlflow.data.reading import (
     Columns,
     data_format,
@@ -32,12 +38,9 @@ from forward_inf_mlflow.data.reading import (
 )
 from forward_inf_mlflow.data.rows import Decoded, Rows
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.machine import total_memory
 
 #: The share of pictures that may be left out, and how many of them are named.
 _LOST, _NAMED = 0.05, 5
-#: The share of the machine's memory that rows may take.
-_SHARE = 0.75
 #: Pictures that are held undecoded at a time.
 _HELD = 16
 _OUT, _BROKEN, _EMPTY = "lead out of the folder", "do not decode", "hold no bytes"
@@ -247,12 +250,7 @@ def _room(count: int, row: np.ndarray, form: PictureForm, uri: str) -> np.ndarra
     Raises:
         DataError: They would take too much of the memory, with what a model is given of them.
     """
-    needed = count * row.size * (row.itemsize + np.dtype(form.dtype).itemsize)
-    if needed > _SHARE * total_memory():
-        raise DataError(
-            f"{uri}: {count:,} pictures take {needed / 2**30:.1f} GiB as rows, more than fits into "
-            "this machine's memory: read some of them with --max-rows"
-        )
+    require_room(count, row.size * (row.itemsize + np.dtype(form.dtype).itemsize), uri)
     return np.empty((count, *row.shape), row.dtype)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.machine import total_memory
 
 #: Endings of pictures.
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
@@ -28,6 +29,8 @@ _GREY, _CLEAR = frozenset({"1", "L", "LA"}), frozenset({"LA", "PA", "RGBA"})
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 #: Pixels as they are stored.
 _BYTES = ((0.0, 255.0),)
+#: The share of the machine's memory that rows may take.
+_SHARE = 0.75
 #: An example of pixels as they are stored has one in the upper half.
 _BRIGHT = 128
 
@@ -245,6 +248,25 @@ def leads_out(file: Path, folder: Path) -> bool:
         return False
     target = file.resolve()
     return not (target.is_relative_to(folder.resolve()) and target.is_file())
+
+
+def require_room(count: int, each: int, uri: str) -> None:
+    """Refuse pictures that would take too much of the memory, before they are decoded.
+
+    Args:
+        count: How many.
+        each: Bytes that one of them takes, with what a model is given of it.
+        uri: Where they are from.
+
+    Raises:
+        DataError: They would.
+    """
+    needed = count * each
+    if needed > _SHARE * total_memory():
+        raise DataError(
+            f"{uri}: {count:,} pictures take {needed / 2**30:.1f} GiB as rows, more than fits into "
+            "this machine's memory: read some of them with --max-rows, or smaller ones"
+        )
 
 
 def picture_form(

@@ -31,6 +31,8 @@ _FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
+#: Columns of JSON lines, at most: a new name on every line would make a square of it.
+_MOST_NAMES = 10_000
 _FIRST_BYTES = {"parquet": b"PAR1", "npz": b"PK"}
 #: What the readers raise for a file that is damaged, encrypted, or larger than memory.
 _UNREADABLE = (
@@ -120,7 +122,7 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
         return parquet_table(path, uri)
     if kind == "jsonl":
         with readable(uri, "JSON lines"), path.open(encoding="utf-8-sig") as file:
-            return pd.DataFrame([_json_object(line) for line in file if line.strip()])
+            return _json_lines((line for line in file if line.strip()), uri)
     with readable(uri, "csv"):
         frame = pd.read_csv(
             path,
@@ -130,6 +132,20 @@ def read_table(path: Path, *, uri: str, as_text: Iterable[str | None] = ()) -> p
     if not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"{uri}: its rows have more fields than its first line has names")
     return frame
+
+
+def _json_lines(lines: Iterable[str], uri: str) -> pd.DataFrame:
+    """Return a table of JSON objects, one a line; each new name is a column of all rows."""
+    rows, names = [], set[str]()
+    for line in lines:
+        rows.append(_json_object(line))
+        names.update(rows[-1])
+        if len(names) > _MOST_NAMES:
+            raise DataError(
+                f"{uri}: its objects have more than {_MOST_NAMES:,} names between them: write the "
+                "same names on every line"
+            )
+    return pd.DataFrame(rows)
 
 
 def _json_object(line: str) -> dict[str, object]:

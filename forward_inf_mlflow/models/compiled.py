@@ -1,7 +1,7 @@
-"""What compiled code follows without looking: search trees are built anew, support vectors checked.
+"""What compiled code follows without looking: trees are built anew, vectors and splines checked.
 
-scikit-learn checks no more than types when it loads these, and its neighbours and libsvm read
-whatever the numbers of a file point to.
+scikit-learn checks no more than types when it loads these, and its neighbours, libsvm and scipy's
+splines read whatever the numbers of a file point to.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import BSpline
 from sklearn.neighbors import (
     BallTree,
     KDTree,
@@ -26,6 +27,8 @@ _NEIGHBOURS = (
     *(KNeighborsClassifier, KNeighborsRegressor),
     *(RadiusNeighborsClassifier, RadiusNeighborsRegressor),
 )
+#: The highest degree of a spline.
+_DEGREE = 20
 _DAMAGED = "the model's {} are damaged: do not use this model"
 
 
@@ -50,6 +53,8 @@ def check_compiled(loaded: Any) -> None:
             )
         elif isinstance(part, BaseLibSVM):
             _check_vectors(part)
+        elif isinstance(part, BSpline):
+            _check_spline(part)
 
 
 def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -73,7 +78,15 @@ def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
 def _fit_anew(neighbours: Any) -> None:
     held = vars(neighbours)
     if "_fit_X" not in held:
+        if any(isinstance(part, KDTree | BallTree) for part in held.values()):
+            raise ModelError(_DAMAGED.format("neighbours"))
         return  # not fitted
+    # Whatever else stands there, such as another's tree, scikit-learn would take over as it is.
+    if not (isinstance(held["_fit_X"], np.ndarray) and held["_fit_X"].ndim == 2):
+        raise ModelError(
+            f"{type(neighbours).__name__} holds no dense rows, which cannot be checked: fit it to "
+            "an array"
+        )
     try:
         rows, labels = held["_fit_X"], held["_y"]
         if (classes := held.get("classes_")) is not None and not isinstance(classes, list):
@@ -88,9 +101,29 @@ def _fit_anew(neighbours: Any) -> None:
         neighbours.feature_names_in_ = names
 
 
+def _check_spline(spline: BSpline) -> None:
+    """Refuse a spline whose knots, coefficients and degree do not fit each other."""
+    try:
+        checked = BSpline(spline.t, spline.c, spline.k, extrapolate=spline.extrapolate)
+        fine = (
+            0 <= spline.k <= _DEGREE
+            and len(checked.c) == len(checked.t) - checked.k - 1
+            and all(
+                isinstance(one, np.ndarray) and one.dtype == np.float64
+                for one in (spline.t, spline.c)
+            )
+        )
+    except (TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+        raise ModelError(_DAMAGED.format("splines")) from error
+    if not fine:
+        raise ModelError(_DAMAGED.format("splines"))
+
+
 def _check_vectors(machine: Any) -> None:
     """Refuse support vectors whose counts and sizes do not fit each other."""
     held = vars(machine)
+    if "_impl" in held:  # which routine of libsvm is meant is the class's to say
+        raise ModelError(_DAMAGED.format("support vectors"))
     if "support_vectors_" not in held:
         return  # not fitted
     if held.get("_sparse") or held.get("kernel") == "precomputed":
@@ -110,7 +143,7 @@ def _check_vectors(machine: Any) -> None:
             and bool((of_rows >= 0).all() and (of_rows < held["shape_fit_"][0]).all())
             and np.shape(held["_dual_coef_"]) == (machines - 1, len(vectors))
             and np.shape(held["_intercept_"]) == (pairs,)
-            and ("classes_" not in held or counts.shape == (machines,))
+            and counts.shape == (machines,)
             and bool((counts >= 0).all())
             and ("classes_" not in held or counts.sum() == len(vectors))
             and all(np.shape(held[name]) in ((0,), (pairs,)) for name in ("_probA", "_probB"))

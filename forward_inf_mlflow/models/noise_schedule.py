@@ -83,10 +83,11 @@ def read_schedule(content: Mapping[str, Any], said: str) -> Schedule:
     Raises:
         ModelError: They describe none, or one that is not known here.
     """
-    kind = _PREDICTIONS.get(content.get("prediction_type", "epsilon"))
+    predicted = content.get("prediction_type", "epsilon")
+    kind = _PREDICTIONS.get(predicted) if isinstance(predicted, str) else None
     if kind is None:
         raise ModelError(
-            f"{said} says that the model predicts {content['prediction_type']!r:.60}: only "
+            f"{said} says that the model predicts {predicted!r:.60}: only "
             f"{', '.join(map(str, _PREDICTIONS))} can be asked"
         )
     if content.get("rescale_betas_zero_snr"):
@@ -131,6 +132,8 @@ def _betas(config: Mapping[str, Any], said: str) -> np.ndarray:
     if not 1 <= steps <= _MOST_STEPS:
         raise ModelError(f"{said}: a schedule has 1 to {_MOST_STEPS:,} steps, not {steps:,}")
     first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    if not (0 <= first <= 1 and 0 <= last <= 1):
+        raise ModelError(f"{said}: steps of noise (beta_start, beta_end) lie between 0 and 1")
     name = config.get("beta_schedule", "linear")
     if name == "linear":
         return np.linspace(first, last, steps)

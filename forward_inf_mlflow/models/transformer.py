@@ -202,7 +202,7 @@ def _adapted(model: nn.Module, folder: Path, *, allow_pickle: bool) -> nn.Module
             f"The model's adapter is a {str(content.get('peft_type'))[:40]}: of adapters, LoRA "
             "can be asked; merge it into the model, and log that."
         )
-    if not is_safe(folder) and not allow_pickle:
+    if not (folder / "adapter_model.safetensors").is_file() and not allow_pickle:
         raise UnsafeModelError("The model's adapter has no safetensors: log it again.")
     try:
         adapted: nn.Module = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
