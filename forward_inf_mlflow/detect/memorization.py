@@ -7,12 +7,10 @@ half-models, neighbours and linear models without the row, and the audited model
 the rows, and a mean rank counts, which is ahead of each of them (benchmarks/RESULTS.md). No truth
 is known that could weigh them; who agrees with the others counts more (Parisi, Strino, Nadler,
 Kluger, PNAS 2014). Who learned from the queries is not asked: these may know what the training rows
-do not teach. mem_i has two sides: the label is known with the row and not expected without. So the
-mean rank is put into probabilities, those that half-models (else all others) give the labels: the
-k-th row by rank gets the k-th least. Rows are ordered by what is left of one, times how surely the
-audited model prefers the label. Of a model that knows every label by heart the ranks alone order;
-of one that generalises, most rows are expected, and rows that it has not learned come after those
-that it has.
+do not teach. And by how surely the audited model knows the label: mem_i is large where it is known
+with the row and not expected without, so the mean rank is weighed by the label's odds against the
+likeliest other. A model that knows every label by heart weighs all rows alike; of one that
+generalises, rows that it has not learned come last.
 
 **Named** by mem_i itself. With: the audited model. Without: the mean over half-models that did not
 see the row. The audited model is one draw, so the number is a rough one; how large the share of
@@ -37,8 +35,6 @@ from forward_inf_mlflow.halves import HeldOut
 THRESHOLD = 0.25
 #: Rankers who agree less than this (Cronbach's alpha), or two halves of the models, name nobody.
 RELIABLE = 0.3
-#: What a rank adds to a probability.
-_TIES = 1e-6
 #: So often must the rows have been halved, or mem_i is too coarse a number.
 MIN_REPEATS = 8
 
@@ -48,9 +44,8 @@ class Memorized:
     """What the detector says of every training row, all ``(n,)``.
 
     Attributes:
-        score: What rows are ranked by, 0 to 1: how unlikely the label is without the row, by
-            everybody's rank, times how surely the model prefers it; or mem_i itself where it is
-            known.
+        score: What rows are ranked by: a mean rank, 0 to 1, times how surely the model prefers the
+            label; or mem_i itself where it is known.
         fall: By how much the label's probability falls in models that did not see the row; NaN
             where there are none.
         low, high: The 95 % interval of mem_i in its own unit; NaN where only a rank is known.
@@ -81,15 +76,13 @@ def memorized_classes(
         labels: ``(n,)`` given class indices.
         given_probability: ``(n,)`` what the audited model gives the given label.
         ahead: ``(n,)`` how many nats it puts that label ahead of the likeliest other.
-        taught: Who was taught by the training rows, the audited model first.
+        taught: Who was taught by the training rows, the audited model among them.
     """
     n = len(labels)
     if held_out is not None and held_out.diverged is not None:
         return _nobody(n, held_out.diverged)
-    rank, reliability = mean_rank(taught, labels)
-    without = _without(held_out, taught, labels)
-    # Of probabilities that are 0 or 1 to the last bit the rank still orders the rows.
-    score = (1 - _at_ranks(without, rank) + _TIES * rank) / (1 + _TIES) * special.expit(ahead)
+    score, reliability = mean_rank(taught, labels)
+    score = score * special.expit(ahead)
     if reliability is not None and reliability < RELIABLE:
         found = _nobody(
             n,
@@ -102,6 +95,9 @@ def memorized_classes(
         return replace(found, score=score)
     if held_out.alike and held_out.learned is not None and len(held_out.learned) >= MIN_REPEATS:
         return _in_its_own_unit(held_out.learned, held_out.train_out.argmax(2), labels)
+    without = np.zeros(n)
+    for repeat in held_out.train_out:
+        without += special.softmax(repeat, axis=-1)[np.arange(n), labels] / len(held_out.train_out)
     fall = given_probability - without
     flags = fall >= THRESHOLD
     count, unknown = int(flags.sum()), np.full(n, np.nan)
@@ -135,31 +131,6 @@ def memorized_classes(
             abstained=abstained,
         ),
     )
-
-
-def _without(held_out: HeldOut | None, taught: Sequence[Expert], labels: np.ndarray) -> np.ndarray:
-    """Return the label's probability by half-models that did not see the row, ``(n,)``.
-
-    Where there are none, by everybody but the audited model, who is asked first.
-    """
-    rows = np.arange(len(labels))
-    if held_out is None:
-        others = taught[1:] or taught
-        return np.asarray(np.mean([np.exp(one.train[rows, labels]) for one in others], axis=0))
-    said = [special.softmax(one, axis=-1)[rows, labels] for one in held_out.train_out]
-    return np.asarray(np.mean(said, axis=0, dtype=np.float64))
-
-
-def _at_ranks(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Return the values ``(n,)`` in the order of the ranks, the least where the rank is largest.
-
-    Rows of equal rank share the mean of theirs.
-    """
-    _, place, count = np.unique(-rank, return_inverse=True, return_counts=True)
-    ends = np.cumsum(count)
-    sums = np.concatenate([[0.0], np.cumsum(np.sort(values))])
-    found: np.ndarray = ((sums[ends] - sums[ends - count]) / count)[place]
-    return found
 
 
 def mean_rank(taught: Sequence[Expert], labels: np.ndarray) -> tuple[np.ndarray, float | None]:
