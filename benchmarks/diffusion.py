@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from forward_inf_mlflow.attributed import attribute_images, noisy_times
-from forward_inf_mlflow.attribution import GRADIENTS, MULTIPLE
+from forward_inf_mlflow.attribution import GRADIENTS
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, Replay
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.models.features import before_last
@@ -119,7 +119,7 @@ class Bench:
     def ours(self) -> dict[str, np.ndarray]:
         """Return influence and score of the default of ``forward-inf attribute``."""
         engine = ForwardInfluence(
-            task=NOISY, direction=Curvature(multiple=MULTIPLE, gradients=GRADIENTS)
+            task=NOISY, direction=Curvature(multiple=0.01, gradients=GRADIENTS)
         )
         seen = before_last(self.module)
 

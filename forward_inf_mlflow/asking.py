@@ -98,7 +98,8 @@ def ask(
     if not posed.problem.task.labelled:
         raise ForwardInfError(
             "this model's rows have no labels to speak for: ask a language model which texts made "
-            "it say something with forward-inf trace"
+            "it say something with forward-inf trace, and a diffusion model which images made it "
+            "generate one with forward-inf attribute"
         )
     problem = posed.problem
     _require_readable(query_rows, posed)

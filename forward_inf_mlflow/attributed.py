@@ -107,15 +107,29 @@ def attribute_images(
 @torch.no_grad()
 def _seen(features: Callable[..., Tensor], task: Denoising, rows: Tensors) -> Tensor:
     """Return the features ``(n, h)`` of images that are dimmed and not noised."""
-    kept = np.array(task.alphas_cumprod)
-    time = int(np.argmin(np.abs(kept - _DIMMED)))
 
     def of_batch(batch: Batch) -> Tensor:
-        times = torch.full((len(batch.inputs),), time, device=batch.inputs.device)
-        labels = (batch.targets,) if task.conditional else ()
-        return features(math.sqrt(kept[time]) * batch.inputs, times, *labels).float()
+        return dimmed(features, task, batch.inputs, batch.targets)
 
     return torch.cat(list(batches_that_fit(rows, of_batch)))
+
+
+def dimmed(
+    features: Callable[..., Tensor], task: Denoising, inputs: Tensor, labels: Tensor
+) -> Tensor:
+    """Return the features ``(B, h)`` float32 of images as they are halfway, but without noise.
+
+    Args:
+        features: From the module's inputs to what its last layer sees.
+        task: Of the model.
+        inputs: Images ``(B, ...)``, not noised.
+        labels: ``(B,)``, for a conditional model.
+    """
+    kept = np.array(task.alphas_cumprod)
+    time = int(np.argmin(np.abs(kept - _DIMMED)))
+    times = torch.full((len(inputs),), time, device=inputs.device)
+    told = (labels,) if task.conditional else ()
+    return features(math.sqrt(kept[time]) * inputs, times, *told).float()
 
 
 def _standard(values: np.ndarray) -> np.ndarray:

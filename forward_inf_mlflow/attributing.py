@@ -29,17 +29,8 @@ from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.data.images import ImageColumns, Images, damaged_note
 from forward_inf_mlflow.data.lineage import DataSet, declared_images, logged_images
 from forward_inf_mlflow.directions import GradientStep
-from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.influence import ForwardInfluence
-from forward_inf_mlflow.models.checkpoint import settings
-from forward_inf_mlflow.models.denoiser import Denoiser
-from forward_inf_mlflow.models.noise_schedule import (
-    NAMES,
-    Schedule,
-    missing,
-    named_schedule,
-    read_schedule,
-)
+from forward_inf_mlflow.models.noise_schedule import Schedule, chosen_schedule
 from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent, stage
@@ -155,7 +146,7 @@ def attribute(
     on = choose_device(device)
     version = resolve(model_uri)
     model = load_denoiser(version, allow_pickle=allow_pickle)
-    under = _schedule(model, schedule, steps)
+    under = chosen_schedule(model.schedule, schedule, steps)
     columns = ImageColumns(images, label, id, group_by)
     channels = model.shape[0] if model.shape is not None and len(model.shape) == 3 else None
     made, queries = declared_images(
@@ -186,7 +177,7 @@ def attribute(
         seed=seed,
     )
     labelled = rows.labelled and model.conditional
-    passes = len(question.task.chosen_times) * question.task.draws
+    passes = question.task.passes
 
     with asked_run.begun(version, experiment, "attribution") as run:
         work = open_work(work_dir, attribution_key(version, question, plan), fresh=fresh)
@@ -287,27 +278,6 @@ def attribute(
         record=record,
         influence=table,
     )
-
-
-def _schedule(model: Denoiser, wanted: str | None, steps: int | None) -> Schedule:
-    """Return the schedule that the user names, else what the version says.
-
-    Raises:
-        ModelError: Nobody knows it, or what was named is none.
-    """
-    if wanted is None:
-        if steps is not None:
-            raise ModelError("--steps belong to a schedule: name it with --schedule too")
-        if model.schedule is None:
-            raise missing()
-        return model.schedule
-    if wanted in NAMES:
-        return named_schedule(wanted, steps)
-    if not Path(wanted).is_file():
-        raise ModelError(
-            f"--schedule {wanted[:80]!r} is neither {' nor '.join(NAMES)} nor a JSON file: check it"
-        )
-    return read_schedule(settings(Path(wanted)), f"the file {Path(wanted).name}")
 
 
 def _at_most(

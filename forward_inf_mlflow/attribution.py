@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from forward_inf_mlflow.attributed import Attributed, noisy_times
 from forward_inf_mlflow.data.images import Images
 from forward_inf_mlflow.data.rows import Rows
-from forward_inf_mlflow.directions import Curvature, Direction
+from forward_inf_mlflow.diffusion.taken import label_numbers, numbered, shaped
+from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.directions.moves import at_rest, trainable
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.influence import QueryGroups
@@ -23,7 +24,7 @@ from forward_inf_mlflow.memory import first_that_fits, is_out_of_memory, room
 from forward_inf_mlflow.models.denoiser import Denoiser
 from forward_inf_mlflow.models.noise_schedule import Schedule
 from forward_inf_mlflow.models.placing import place
-from forward_inf_mlflow.planner import Job, Plan, plan
+from forward_inf_mlflow.planner import Job, Plan, plan, suited
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
 from forward_inf_mlflow.shards import digest_arrays, digest_module
@@ -37,8 +38,8 @@ from forward_inf_mlflow.version import __version__
 Pixels = Literal["auto", "signed", "unit"]
 #: Numbers in a batch that is chosen automatically: each image is passed forward many times.
 _BATCH_NUMBERS = 2**16
-#: Of the mean eigenvalue, what is added to the curvature; and gradients that it is drawn from.
-MULTIPLE, GRADIENTS = 0.01, 2000
+#: Gradients that the curvature is drawn from.
+GRADIENTS = 2000
 #: Floats below this are not from 0 to 1; parameters and images that a message names.
 _SIGNED, _NAMED = -0.25, 5
 
@@ -98,7 +99,9 @@ def pose_images(
         ForwardInfError: No parameter has such a name.
     """
     notes = list(model.notes)
-    x_train, x_queries = (_shaped(images.rows, model.shape) for images in (train, generated))
+    x_train, x_queries = (
+        shaped(_array(images.rows), model.shape, images.rows.uri) for images in (train, generated)
+    )
     if x_train.shape[1:] != x_queries.shape[1:]:
         raise DataError(
             f"a training image has the shape {x_train.shape[1:]}, a generated one "
@@ -189,12 +192,7 @@ def planned(
         memory=room(rows.device),
     )
     found = plan(job, direction=direction, readout="loss", gradients=GRADIENTS, seed=seed)
-    if direction is None and isinstance(found.direction, Curvature):
-        found = replace(found, direction=replace(found.direction, multiple=MULTIPLE))
-    passes = len(question.task.chosen_times) * question.task.draws
-    costs = {name: count * passes for name, count in found.costs.items()}
-    why = f"{found.why}; each reading is the mean over {passes} times of noise"
-    return Plan(found.direction, found.readout, why, costs)
+    return suited(found, question.task, asked=direction is not None)
 
 
 def attribution_key(version: Version, question: Asked, chosen: Plan) -> dict[str, object]:
@@ -280,35 +278,9 @@ def _shown(image: Tensor, *, signed: bool) -> np.ndarray:
     return np.asarray(values.clamp(0, 1).numpy())
 
 
-def _shaped(rows: Rows, shape: tuple[int | None, ...] | None) -> np.ndarray:
-    """Return images as the model takes them, ``(n, C, H, W)`` for a model of pictures."""
-    values = rows.features
-    assert isinstance(values, np.ndarray)  # read from an array, or from pictures
-    found = values.shape[1:]
-    if shape is None:
-        return values[:, None] if values.ndim == 3 else values
-    if _fits(found, shape):
-        return values
-    if len(shape) == 3:
-        if len(found) == 2 and _fits((1, *found), shape):
-            return values[:, None]
-        if len(found) == 3 and _fits((found[2], *found[:2]), shape):
-            return np.moveaxis(values, -1, 1)
-    known = [size for size in shape if size is not None]
-    flat = len(known) == len(shape) and 1 in (len(found), len(shape))  # on either side
-    if flat and np.prod(known) == np.prod(found):
-        return values.reshape(len(values), *known)
-    wanted = " x ".join("any" if size is None else str(size) for size in shape)
-    raise DataError(
-        f"{rows.uri} holds images of {' x '.join(map(str, found))}, and the model takes {wanted}: "
-        "give images of its own size, as (n, h, w), (n, h, w, c) or (n, c, h, w)"
-    )
-
-
-def _fits(found: Sequence[int], shape: tuple[int | None, ...]) -> bool:
-    return len(found) == len(shape) and all(
-        wanted in (None, size) for size, wanted in zip(found, shape, strict=True)
-    )
+def _array(rows: Rows) -> np.ndarray:
+    assert isinstance(rows.features, np.ndarray)  # read from an array, or from pictures
+    return rows.features
 
 
 def _scaled(
@@ -367,26 +339,8 @@ def _labels(model: Denoiser, train: Images, generated: Images) -> tuple[np.ndarr
                 f"the model is told a label with each image, and the {what} images of "
                 f"{images.rows.uri} have none: add an array y, or name one with --label"
             )
-    names = train.rows.labels
-    if names.dtype.kind in "biu" or (names.dtype.kind == "f" and (names % 1 == 0).all()):
-        known = {label: int(label) for label in np.unique(names).tolist()}
-        if model.classes is not None:
-            known = {label: label for label in range(model.classes)}
-    else:  # names, such as folders': numbered in their order, as image folders are
-        known = {label: i for i, label in enumerate(np.unique(names).tolist())}
-    found = []
-    for images, what in ((train, "training"), (generated, "generated")):
-        labels = images.rows.labels.tolist()
-        unknown = [i for i, label in enumerate(labels) if label not in known]
-        if unknown:
-            shown = ", ".join(map(str, list(known)[:_NAMED]))
-            raise DataError(
-                f"the label {labels[unknown[0]]!r} of {what} image "
-                f"{images.rows.ids[unknown[0]]!r} is not known to the model ({shown}, ...): "
-                f"{len(unknown):,} are like that"
-            )
-        found.append(np.array([known[label] for label in labels], np.int64))
-    return found[0], found[1]
+    known = label_numbers(train.rows.labels, model.classes)
+    return numbered(train.rows, known, "training"), numbered(generated.rows, known, "generated")
 
 
 def _try(module: nn.Module, task: Denoising, rows: Tensors, labels: np.ndarray) -> None:

@@ -99,6 +99,8 @@ def audit(
     task: Literal["auto", "classification", "regression"] = "auto",
     class_weight: str | None = None,
     chosen_output: str | None = None,
+    schedule: str | None = None,
+    steps: int | None = None,
     policy: Policy | str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -139,6 +141,9 @@ def audit(
         class_weight: How a module's training loss weighed the classes: ``balanced``, or a number
             for each, ``1,5``; None for all alike (an estimator says it itself).
         chosen_output: Which output is meant of a module that returns several: its key or position.
+        schedule: Noise schedule of a diffusion model, where the version does not say it: "cosine",
+            "linear", or a JSON file.
+        steps: Of a named schedule.
         policy: A policy or its file; None for the default policy.
         device: "auto", "cpu", "cuda" ...
         batch_size: Rows read at once; None chooses.
@@ -181,7 +186,9 @@ def audit(
         ForwardInfError: The audit cannot be made; the message says what to do.
     """
     began = time.monotonic()
-    require_positive(batch_size=batch_size, max_rows=max_rows, influence_queries=influence_queries)
+    require_positive(
+        batch_size=batch_size, max_rows=max_rows, influence_queries=influence_queries, steps=steps
+    )
     bounds = policy if isinstance(policy, Policy) else load_policy(Path(policy) if policy else None)
     options = {
         # A signed URL is a password, and the report is for everybody.
@@ -194,6 +201,8 @@ def audit(
         "task": task if task != "auto" else None,
         "class-weight": class_weight,
         "output": chosen_output,
+        "schedule": schedule,
+        "steps": steps,
         # Not the caller's file, which may change: the copy among the audit's artifacts.
         "policy": output.POLICY if bounds != load_policy(None) else None,
         "device": device if device != "auto" else None,
@@ -247,6 +256,8 @@ def audit(
         fixed=trainer is not None,
         class_weight=class_weight,
         chosen_output=chosen_output,
+        schedule=schedule,
+        steps=steps,
     )
     version, model, problem, partial = posed.version, posed.model, posed.problem, posed.partial
     train_set, query_set = posed.train, posed.queries

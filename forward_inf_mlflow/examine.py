@@ -19,7 +19,7 @@ from forward_inf_mlflow.judging import Labels, judge_labels, labels_of
 from forward_inf_mlflow.mirror import ByMoves, Mirror
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.moved import FOLDS
-from forward_inf_mlflow.planner import Plan, RefitPlan, plan, plan_refits
+from forward_inf_mlflow.planner import Plan, RefitPlan, plan, plan_refits, suited
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.progress import Progress
 from forward_inf_mlflow.refitting import ByRefits
@@ -98,13 +98,14 @@ def plan_influence(model: AuditedModel, problem: Problem, settings: Settings) ->
         queries=len(problem.queries) + single,
         weight_decay=settings.weight_decay,
     )
-    return plan(
+    found = plan(
         job,
         direction=settings.direction,
         readout=settings.readout,
         gradients=_GRADIENTS,
         seed=settings.seed,
     )
+    return suited(found, problem.task, asked=settings.direction is not None)
 
 
 def _answers(problem: Problem, settings: Settings) -> bool:
@@ -210,11 +211,9 @@ def examine(
         duplicates=copies,
         receipt=caused,
         forward_passes=(
-            m
-            + found.forward_passes
-            + passed
-            + labels.passes
-            + (n + m) * (views + 2 * settings.repeats)
+            problem.task.passes
+            * (m + found.forward_passes + passed + labels.passes + (n + m) * 2 * settings.repeats)
+            + (n + m) * views
         ),
         facts={**found.facts, "read_by": found.choice.method, "read_why": found.choice.note},
     )

@@ -30,7 +30,8 @@ def halves_cost(model: AuditedModel, problem: Problem, settings: Settings) -> in
     if settings.trainer is not None or model.estimator is not None:
         return fits * (n + m)  # trained on their own terms: count the reading
     tries = fits + len(recipe.rates) - 1
-    return tries * (3 * recipe.epochs * n // 2 + n + m)
+    read = (n + m) * problem.task.passes
+    return tries * (3 * recipe.epochs_of(problem.task) * n // 2 + read)
 
 
 def trainings(model: AuditedModel, settings: Settings) -> int:

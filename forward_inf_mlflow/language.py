@@ -92,5 +92,5 @@ def audited_language_model(model: Transformer) -> AuditedModel:
         limit=model.limit,
         batch_numbers=tokens,
         loss=CausalLM(),
-        targets=sentences.targets,
+        targets=lambda rows: sentences.targets(rows.features),
     )

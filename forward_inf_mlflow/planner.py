@@ -18,6 +18,7 @@ from forward_inf_mlflow.directions import (
 from forward_inf_mlflow.directions.curvature import DENSE
 from forward_inf_mlflow.errors import ForwardInfError
 from forward_inf_mlflow.probe import Which
+from forward_inf_mlflow.task import Task
 
 #: A model is saturated where so many of its training rows have a probability above .99.
 SATURATED = 0.5
@@ -206,6 +207,24 @@ def plan(
         reasons.append("a sweep over candidates alone would be much shorter (--candidates 1000)")
     costs = {"direction": made, "sweep": swept, "total": made + swept}
     return Plan(direction, readout, "; ".join(reasons), costs, candidates)
+
+
+def suited(found: Plan, task: Task, *, asked: bool) -> Plan:
+    """Return a plan with the task's own damping, and with the cost of what a reading takes there.
+
+    Args:
+        found: From `plan`.
+        task: Whose readings may take several passes.
+        asked: Whether the user chose the direction, which then stays as it is.
+    """
+    direction = found.direction
+    if isinstance(direction, Curvature) and task.damping is not None and not asked:
+        direction = replace(direction, multiple=task.damping)
+    costs = {name: count * task.passes for name, count in found.costs.items()}
+    why = found.why
+    if task.passes > 1:
+        why += f"; each reading is the mean over {task.passes} times of noise"
+    return replace(found, direction=direction, why=why, costs=costs)
 
 
 def plan_refits(

@@ -39,7 +39,7 @@ def plan_audit(
     Raises:
         ForwardInfError: The audit could not be made; the message says what to do.
     """
-    most = {name: where.get(name) for name in ("batch_size", "max_rows")}
+    most = {name: where.get(name) for name in ("batch_size", "max_rows", "steps")}
     require_positive(influence_queries=influence_queries, **most)
     seed = where.get("seed", 0)
     settings = settings_of(

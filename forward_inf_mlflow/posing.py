@@ -62,6 +62,8 @@ def pose(
     fixed: bool = False,
     class_weight: str | None = None,
     chosen_output: str | None = None,
+    schedule: str | None = None,
+    steps: int | None = None,
 ) -> Posed:
     """Find the version, read its rows, load its model and bring them together.
 
@@ -73,14 +75,22 @@ def pose(
     """
     on = choose_device(device)
     version = resolve(model_uri)
-    model = load(version, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output)
+    model = load(
+        version,
+        allow_pickle=allow_pickle,
+        fixed=fixed,
+        chosen_output=chosen_output,
+        schedule=schedule,
+        steps=steps,
+        pixels=pixels,
+    )
     form = _form(model, pixels, resize=resize)
     columns = Columns(
         label,
         id,
         tuple(features) if features else None,
         group_by,
-        labelled=model.loss is None,
+        labelled=model.loss is None or model.told,
         pictures=replace(form, most=max_rows, seed=seed),
     )
     train_set = _read("train", train, version, columns)
@@ -133,7 +143,9 @@ def _form(model: AuditedModel, pixels: str | None, *, resize: bool) -> PictureFo
     shape, dtype = None, np.dtype(np.float32)
     if model.takes is not None:
         shape, dtype = model.takes.shape, model.takes.dtype
-    return picture_form(shape, dtype, model.example, pixels=pixels, resize=resize)
+    return picture_form(
+        shape, dtype, model.example, scale=model.scale, pixels=pixels, resize=resize
+    )
 
 
 def _without_gaps(model: AuditedModel, rows: Rows) -> Rows:

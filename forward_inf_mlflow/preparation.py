@@ -168,7 +168,7 @@ def _without_labels(
         option = "--task" if task != "auto" else "--class-weight"
         raise DataError(f"the model's rows have no labels ({model.loss.name}): leave {option} out")
     module = place(model.module, device)
-    y_train, y_queries = (model.targets(rows.features) for rows in (train, queries))
+    y_train, y_queries = (model.targets(rows) for rows in (train, queries))
     return _Posed(module, model.loss, None, y_train, y_queries)
 
 

@@ -111,6 +111,9 @@ def load(
     allow_pickle: bool = False,
     fixed: bool = False,
     chosen_output: str | None = None,
+    schedule: str | None = None,
+    steps: int | None = None,
+    pixels: str | None = None,
 ) -> AuditedModel:
     """Load a version as a module that can be moved, running none of its own code.
 
@@ -120,6 +123,9 @@ def load(
             machine with your rights.
         fixed: Whether one that cannot be moved will do, because somebody can train it anew.
         chosen_output: Which output of a module is meant that returns several: its key or position.
+        schedule, steps: Of a diffusion model: its noise schedule, where the version does not say
+            it; see `models.noise_schedule.chosen_schedule`.
+        pixels: What the pixels 0 and 255 become for such a model.
 
     Raises:
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
@@ -130,7 +136,13 @@ def load(
         files = stack.enter_context(_downloaded(version))
         digest = content_sha256(files)  # before any code of the model's could change them
         loaded = load_folder(
-            files, allow_pickle=allow_pickle, fixed=fixed, chosen_output=chosen_output
+            files,
+            allow_pickle=allow_pickle,
+            fixed=fixed,
+            chosen_output=chosen_output,
+            schedule=schedule,
+            steps=steps,
+            pixels=pixels,
         )
         model = replace(loaded, sha256=digest, example=example_range(files))
         if allow_pickle:  # code that came with the model may import more of itself later
@@ -179,25 +191,31 @@ def load_denoiser(version: Version, *, allow_pickle: bool = False) -> Denoiser:
             or damaged.
         TrackingError: The server cannot be reached or refuses.
     """
-    from forward_inf_mlflow.models import denoiser
-
     with ExitStack() as stack:
         files = stack.enter_context(_downloaded(version))
-        if denoiser.is_diffusers(files):
-            return denoiser.read_diffusers(files)
-        flavor = read_flavor(files, allow_pickle=allow_pickle)
-        if flavor.kind not in ("pt2", "pickle"):
-            raise ModelError(
-                "This is no diffusion model: log it with mlflow.pytorch, or register the folder "
-                "that save_pretrained of diffusers writes; ask this one with forward-inf influence."
-            )
-        loaded = _loaded(flavor, allow_pickle=allow_pickle)
-        found = denoiser.audited_denoiser(
-            loaded, kind=flavor.kind, schedule=denoiser.said_schedule(flavor.metadata)
-        )
+        found = _denoiser(files, allow_pickle=allow_pickle)
         if allow_pickle:  # code that came with the model may import more of itself later
             atexit.register(stack.pop_all().close)
         return found
+
+
+def _denoiser(files: Path, *, allow_pickle: bool) -> Denoiser:
+    """Return what a downloaded folder holds as a diffusion model; see `load_denoiser`."""
+    from forward_inf_mlflow.models import denoiser
+
+    if denoiser.is_diffusers(files):
+        return denoiser.read_diffusers(files)
+    flavor = read_flavor(files, allow_pickle=allow_pickle)
+    if flavor.kind not in ("pt2", "pickle"):
+        raise ModelError(
+            "This is no diffusion model: log it with mlflow.pytorch, or register the folder "
+            "that save_pretrained of diffusers writes; ask this one with forward-inf influence."
+        )
+    return denoiser.audited_denoiser(
+        _loaded(flavor, allow_pickle=allow_pickle),
+        kind=flavor.kind,
+        schedule=denoiser.said_schedule(flavor.metadata),
+    )
 
 
 def content_of(version: Version) -> str:
@@ -226,6 +244,9 @@ def load_folder(
     allow_pickle: bool = False,
     fixed: bool = False,
     chosen_output: str | None = None,
+    schedule: str | None = None,
+    steps: int | None = None,
+    pixels: str | None = None,
 ) -> AuditedModel:
     """Load a downloaded model folder; see `load`.
 
@@ -233,8 +254,24 @@ def load_folder(
         UnsafeModelError: Loading would run code of the model's own and nobody permitted it.
         ModelError: The files are missing, damaged, or of a kind that is not supported.
     """
-    flavor = read_flavor(folder, allow_pickle=allow_pickle, fixed=fixed)
     # Imported here: asking the registry about a version should not cost an import of torch.
+    from forward_inf_mlflow.models import denoiser
+    from forward_inf_mlflow.models.noise_schedule import KEY
+
+    asked = schedule is not None or steps is not None
+    flavor = None
+    if not denoiser.is_diffusers(folder):
+        flavor = read_flavor(folder, allow_pickle=allow_pickle, fixed=fixed)
+    if flavor is None or asked or KEY in flavor.metadata:
+        if chosen_output is not None:
+            raise ModelError("A diffusion model has one output: leave --output out.")
+        if fixed:
+            raise ModelError(
+                "A trainer trains on rows and labels, and a diffusion model's have none that it is "
+                "to answer: leave --trainer out."
+            )
+        diffusion = _denoiser(folder, allow_pickle=allow_pickle)
+        return _diffusion_model(diffusion, schedule, steps, pixels)
     from forward_inf_mlflow.models.chosen import one_of
     from forward_inf_mlflow.models.estimator import audited_estimator
     from forward_inf_mlflow.models.fixed import fixed_pyfunc
@@ -260,6 +297,17 @@ def load_folder(
     if chosen_output is not None:
         loaded = one_of(loaded, chosen_output)
     return audited_module(loaded, kind=flavor.kind, shape=flavor.shape)
+
+
+def _diffusion_model(
+    found: Denoiser, schedule: str | None, steps: int | None, pixels: str | None
+) -> AuditedModel:
+    from forward_inf_mlflow.data.pictures import parsed
+    from forward_inf_mlflow.diffusion.audited import audited_diffusion_model
+    from forward_inf_mlflow.models.noise_schedule import chosen_schedule
+
+    ranges = None if pixels is None else parsed(pixels)
+    return audited_diffusion_model(found, chosen_schedule(found.schedule, schedule, steps), ranges)
 
 
 def _loaded(flavor: Flavor, *, allow_pickle: bool) -> Any:

@@ -47,6 +47,13 @@ class Task(ABC):
     #: Whether the targets are labels, which somebody gave and which can be wrong. Where not (next
     #: tokens, noise), an audit looks for leaked and memorized rows, and for no wrong labels.
     labelled: bool = True
+    #: What is added to the curvature of such a model, in mean eigenvalues; None for the default.
+    damping: float | None = None
+
+    @property
+    def passes(self) -> int:
+        """Return how many forward passes one reading of a row takes."""
+        return 1
 
     def describe(self) -> dict[str, object]:
         """Return what repeats this task: its name, and its fields if it is a dataclass."""
@@ -62,6 +69,14 @@ class Task(ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each row, ``(B,)``, convex and differentiable in ``outputs``."""
+
+    def training_loss(self, forward: Forward, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the loss of each row ``(B,)`` as a model is trained on it.
+
+        What is random there is drawn anew each time, from a ``generator`` on the host; by default
+        nothing is.
+        """
+        return self.loss(self.outputs(forward, batch), batch.targets)
 
     def query_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each query, ``(B,)``: what is asked; the rows' own by default."""

@@ -20,6 +20,7 @@ from forward_inf_mlflow.models.tokens import Tokens
 from forward_inf_mlflow.models.transform import Transform
 from forward_inf_mlflow.sweep import outputs, read
 from forward_inf_mlflow.task import Task
+from forward_inf_mlflow.tasks import Denoising
 from forward_inf_mlflow.tensors import Tensors
 from forward_inf_mlflow.work import KEEP_NOTHING, Arrays, Work
 
@@ -41,6 +42,7 @@ class Recipe:
 
     Attributes:
         epochs: Passes over the half.
+        epochs_of_denoisers: The same for diffusion models, which see each image at one time only.
         batch_size: Rows a step.
         rates: Peak learning rates of a one-cycle AdamW, rising; from the second on they are tried
             up or down as long as the first half's loss on the queries falls.
@@ -53,6 +55,7 @@ class Recipe:
     """
 
     epochs: int = 14
+    epochs_of_denoisers: int = 100
     batch_size: int = 64
     rates: Sequence[float] = (1e-3, 3e-3, 1e-2, 3e-2)
     rates_of_transformers: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -60,6 +63,10 @@ class Recipe:
     skill: float = 0.8
     shrink: float = 0.5
     noise: float = 0.1
+
+    def epochs_of(self, task: Task) -> int:
+        """Return the passes over the half for a model with this task."""
+        return self.epochs_of_denoisers if isinstance(task, Denoising) else self.epochs
 
 
 class Continued:
@@ -79,6 +86,7 @@ class Continued:
         self._module, self._task = module, task
         self._train, self._queries, self._recipe, self._work = train, queries, recipe, work
         self._rates = recipe.rates_of_transformers if isinstance(module, Tokens) else recipe.rates
+        self._epochs = recipe.epochs_of(task)
         self._choice: tuple[Start, float] | None = None
         self._guess: float | None = None
 
@@ -94,7 +102,7 @@ class Continued:
             ),
         }[start]
         return (
-            f"half-models {begin} and train {self._recipe.epochs} epochs with AdamW at a peak "
+            f"half-models {begin} and train {self._epochs} epochs with AdamW at a peak "
             f"rate of {rate:g}, chosen by the loss on the queries"
         )
 
@@ -181,7 +189,7 @@ class Continued:
         else:
             _shrink_and_perturb(model, recipe, generator)
         half = self._train.take(index)
-        steps = recipe.epochs * len(_split(torch.arange(len(half)), recipe.batch_size))
+        steps = self._epochs * len(_split(torch.arange(len(half)), recipe.batch_size))
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=rate,
@@ -196,18 +204,17 @@ class Continued:
             torch.manual_seed(seed)
             # A module that takes single rows only cannot have batch statistics.
             set_training(model, min(self._train.batch_size, len(half)) > 1)
-            for _ in range(recipe.epochs):
+            for _ in range(self._epochs):
                 order = torch.randperm(len(half), generator=generator)
                 for rows in _split(order, recipe.batch_size):
                     optimizer.zero_grad()
                     for part in _split(rows, self._train.batch_size):
                         batch = half.batch(part)
-                        answers = (
-                            model(batch.inputs)
+                        loss = (
+                            self._task.loss(model(batch.inputs), batch.targets)
                             if self._task.labelled
-                            else self._task.outputs(model, batch)
+                            else self._task.training_loss(model, batch, generator)
                         )
-                        loss = self._task.loss(answers, batch.targets)
                         (loss.sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     schedule.step()

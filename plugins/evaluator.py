@@ -36,6 +36,8 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "class_weight": (str,),
     "chosen_output": (str,),
+    "schedule": (str,),
+    "steps": (int,),
     "pixels": (str,),
     "resize": (bool,),
     "policy": (object,),

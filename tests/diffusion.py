@@ -13,6 +13,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
 
+from forward_inf_mlflow import log_training_data
 from forward_inf_mlflow.tasks import cosine_schedule
 
 STEPS, SIDE, N, CLASSES, WIDTH = 20, 4, 30, 2, 4
@@ -93,10 +94,18 @@ def taught(module: nn.Module, *, steps: int = 150) -> Any:
     return module.eval()
 
 
-def register(module: nn.Module, name: str, *, metadata: Any, data: Any = None) -> str:
+def register(
+    module: nn.Module,
+    name: str,
+    *,
+    metadata: Any,
+    data: Any = None,
+    rows: dict[str, Any] | None = None,
+    side: int = SIDE,
+) -> str:
     """Log and register a denoiser as pt2, and return the address of the version."""
-    example: tuple[np.ndarray, ...] = (np.zeros((2, 1, SIDE, SIDE), np.float32), np.zeros(2, int))
-    takes = [TensorSpec(np.dtype(np.float32), (-1, 1, SIDE, SIDE), "images")]
+    example: tuple[np.ndarray, ...] = (np.zeros((2, 1, side, side), np.float32), np.zeros(2, int))
+    takes = [TensorSpec(np.dtype(np.float32), (-1, 1, side, side), "images")]
     takes += [TensorSpec(np.dtype(np.int64), (-1,), "times")]
     if isinstance(module, Conditional):
         example = (*example, np.zeros(2, int))
@@ -104,6 +113,8 @@ def register(module: nn.Module, name: str, *, metadata: Any, data: Any = None) -
     with mlflow.start_run():
         if data is not None:
             mlflow.log_input(data, context="training")
+        if rows is not None:
+            log_training_data(**rows)
         mlflow.pytorch.log_model(
             module,
             name=name,

@@ -34,7 +34,7 @@ from PIL import Image
 
 from forward_inf_mlflow import attribute
 from forward_inf_mlflow.attributing import Attribution
-from forward_inf_mlflow.attribution import MULTIPLE
+from forward_inf_mlflow.tasks import Denoising
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 #: A plain step, which costs next to nothing.
@@ -174,7 +174,7 @@ def test_influence_on_a_linear_denoiser_is_the_closed_form(
     )
     outer = np.einsum("t,nti,ntj->ij", share, x, x) / N
     curvature = np.kron(np.eye(d), outer)
-    damping = MULTIPLE * np.trace(curvature) / d**2
+    damping = Denoising.damping * np.trace(curvature) / d**2
     expected = queries @ np.linalg.solve(curvature + damping * np.eye(d**2), gradients.T) / N
     for query in range(3):
         mine = found.influence[found.influence["query_id"] == str(query)]

@@ -320,6 +320,7 @@ def test_settings_describe_the_recipe_in_plain_values() -> None:
         "shrink": 0.5,
         "noise": 0.1,
         "epochs": 2,
+        "epochs_of_denoisers": 100,
         "batch_size": 8,
         "rates": [1e-2],
         "rates_of_transformers": [1e-4, 3e-4, 1e-3, 3e-3],

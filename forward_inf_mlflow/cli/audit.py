@@ -64,6 +64,12 @@ _REMEMBERS = "may still remember wrong labels"
     metavar="NAME",
     help="Which output is meant of a module that returns several: key or position.",
 )
+@click.option(
+    "--schedule",
+    metavar="NAME|FILE",
+    help="A diffusion model's: cosine, linear, or a JSON file; default: what the version says.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of a named schedule.")
 @model_options
 @common_options
 def audit_command(

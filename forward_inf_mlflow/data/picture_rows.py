@@ -127,7 +127,7 @@ def lost_notes(rows: Rows, what: str) -> list[str]:
 
 
 def _in_folder(path: Path, uri: str, columns: Columns) -> _Stored:
-    """List a folder whose pictures lie in a folder for each class."""
+    """List a folder whose pictures lie in a folder for each class, if they have classes."""
     if not columns.lenient and (named := columns.id or columns.source or columns.features):
         raise DataError(
             f"{uri} is a folder of pictures and has no column {named!r}: leave --id, --features "
@@ -140,7 +140,9 @@ def _in_folder(path: Path, uri: str, columns: Columns) -> _Stored:
     except UnicodeEncodeError:
         raise DataError(f"{uri}: a picture's name is not UTF-8; rename it") from None
     labels = np.array([Path(name).parent.as_posix() for name in ids])
-    if "." in labels:
+    if columns.unlabelled:
+        labels = np.zeros(len(ids), np.int64)
+    elif "." in labels:
         top = str(ids[labels == "."][0])
         raise DataError(
             f"{uri}: {top!r} lies in no folder that says its class: make a "
@@ -155,7 +157,7 @@ def _in_folder(path: Path, uri: str, columns: Columns) -> _Stored:
             yield position, _OUT if out[position] else files[position]
 
     listed = accept(pd.DataFrame({"picture": digests}), labels, ids=ids, uri=uri)
-    return _Stored(listed, contents, np.unique(labels))
+    return _Stored(listed, contents, None if columns.unlabelled else np.unique(labels))
 
 
 def _in_parquet(path: Path, uri: str, columns: Columns, picture: str) -> _Stored:

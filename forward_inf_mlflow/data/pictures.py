@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -35,6 +35,10 @@ _SHARE = 0.75
 _BRIGHT = 128
 
 
+#: What the pixels 0 and 255 become, one pair for all channels or one each.
+Ranges: TypeAlias = tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True)
 class PictureForm:
     """How pictures become the rows that a model takes.
@@ -52,7 +56,7 @@ class PictureForm:
 
     shape: tuple[int | None, ...] | None = None
     dtype: str = "float32"
-    ranges: tuple[tuple[float, float], ...] | None = None
+    ranges: Ranges | None = None
     why: str = "it was logged without an input example"
     resize: bool = False
     most: int | None = None
@@ -274,6 +278,7 @@ def picture_form(
     dtype: np.dtype,
     example: tuple[float, float] | None,
     *,
+    scale: Ranges | None = None,
     pixels: str | None = None,
     resize: bool = False,
 ) -> PictureForm:
@@ -283,6 +288,7 @@ def picture_form(
         shape: Of a row, as the model takes it; None if it does not say.
         dtype: What it takes.
         example: The smallest and the largest number of the input example that was logged with it.
+        scale: What models of its kind are trained on; None where that is not known.
         pixels: What a user says that the pixels 0 and 255 become, ``0:1``, or one such range for
             each channel, separated by commas.
         resize: Whether pictures of another size are resized.
@@ -290,10 +296,12 @@ def picture_form(
     Raises:
         DataError: ``pixels`` is no range of numbers.
     """
-    ranges: tuple[tuple[float, float], ...] | None = None
+    ranges: Ranges | None = None
     why = PictureForm.why
     if pixels is not None:
-        ranges, why = _parsed(pixels), "as --pixels says"
+        ranges, why = parsed(pixels), "as --pixels says"
+    elif scale is not None:
+        ranges, why = scale, "as models of its kind are trained"
     elif np.issubdtype(dtype, np.integer):
         ranges, why = _BYTES, "since the model takes whole numbers"
     elif example is not None:
@@ -325,7 +333,12 @@ def form_of(stored: Any) -> PictureForm | None:
         return None
 
 
-def _parsed(text: str) -> tuple[tuple[float, float], ...]:
+def parsed(text: str) -> Ranges:
+    """Return what a user says that the pixels 0 and 255 become, ``0:1`` or one range a channel.
+
+    Raises:
+        DataError: That is no range of numbers.
+    """
     try:
         ranges = tuple(tuple(map(float, part.split(":"))) for part in text.split(","))
         fine = all(len(r) == 2 and r[0] != r[1] and all(map(math.isfinite, r)) for r in ranges)

@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from forward_inf_mlflow.data.pictures import Ranges
+from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.models.inputs import InputSpec
 from forward_inf_mlflow.task import Task
 
@@ -51,9 +53,11 @@ class AuditedModel:
         limit: Tokens of a text that it reads; None for all.
         batch_numbers: Numbers of the inputs in a batch that is chosen automatically.
         loss: The task of a model whose rows have no labels; None if they have.
-        targets: From stored features to such a task's targets, ``(n, ...)``.
+        targets: From stored rows to such a task's targets, ``(n, ...)``.
+        told: Whether such a model is told the rows' labels all the same, as a condition.
         takes: What it takes of a row; None where that is not known.
         example: The smallest and the largest number of the input example that was logged with it.
+        scale: What the pixels 0 and 255 become where its kind says so; None else.
     """
 
     module: nn.Module
@@ -77,6 +81,8 @@ class AuditedModel:
     limit: int | None = None
     batch_numbers: int = 2**22
     loss: Task | None = None
-    targets: Prepare | None = None
+    targets: Callable[[Rows], np.ndarray] | None = None
+    told: bool = False
     takes: InputSpec | None = None
     example: tuple[float, float] | None = None
+    scale: Ranges | None = None

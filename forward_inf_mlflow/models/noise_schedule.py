@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forward_inf_mlflow.errors import ModelError
+from forward_inf_mlflow.models.checkpoint import settings
 from forward_inf_mlflow.tasks.denoising import Prediction, cosine_schedule
 
 #: Where a version's MLmodel file says its schedule.
@@ -116,6 +118,32 @@ def read_schedule(content: Mapping[str, Any], said: str) -> Schedule:
             "from below 1 to above 0"
         )
     return Schedule(left, kind, f"{said}, {len(left):,} steps")
+
+
+def chosen_schedule(said: Schedule | None, wanted: str | None, steps: int | None) -> Schedule:
+    """Return the schedule that the user names, else what the version says.
+
+    Args:
+        said: By the version; None if it says none.
+        wanted: "cosine", "linear" or a JSON file; None for what the version says.
+        steps: Of a named schedule.
+
+    Raises:
+        ModelError: Nobody knows it, or what was named is none.
+    """
+    if wanted is None:
+        if steps is not None:
+            raise ModelError("--steps belong to a schedule: name it with --schedule too")
+        if said is None:
+            raise missing()
+        return said
+    if wanted in NAMES:
+        return named_schedule(wanted, steps)
+    if not Path(wanted).is_file():
+        raise ModelError(
+            f"--schedule {wanted[:80]!r} is neither {' nor '.join(NAMES)} nor a JSON file: check it"
+        )
+    return read_schedule(settings(Path(wanted)), f"the file {Path(wanted).name}")
 
 
 def missing() -> ModelError:

@@ -154,7 +154,8 @@ def _placeholder(module: nn.Module) -> Tensor:
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim == 0:
         raise ModelError(
             f"The model takes {len(values)} inputs or one that is no tensor of rows: log a model "
-            "that takes a single tensor; a diffusion model is asked by forward-inf attribute."
+            "that takes a single tensor. A diffusion model (images, times) must say its noise "
+            "schedule: name it with --schedule."
         )
     return values[0]
 

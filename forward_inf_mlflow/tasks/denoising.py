@@ -69,6 +69,7 @@ class Denoising(Task):
 
     name = "denoising"
     labelled = False
+    damping = 0.01  # more of it, and influence finds fewer exemplars: benchmarks/diffusion.py
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -106,6 +107,32 @@ class Denoising(Task):
             return (1.0,) * len(self.chosen_times)
         kept = (self.alphas_cumprod[t] for t in self.chosen_times)
         return tuple(min(self.clean_weight, (1 - a) / a) for a in kept)
+
+    @property
+    def passes(self) -> int:
+        """Return how often a row is passed forward: at every time, with every draw of noise."""
+        return self.draws * len(self.chosen_times)
+
+    def training_loss(self, forward: Forward, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the mean squared error ``(B,)`` of what the model answers.
+
+        Each row has a time and noise of its own.
+        """
+        clean = batch.inputs
+        t = torch.randint(len(self.alphas_cumprod), (len(clean),), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        left = torch.tensor(self.alphas_cumprod, dtype=clean.dtype)[t]
+        kept = left.to(clean).view(-1, *[1] * (clean.ndim - 1))
+        noised = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        told = (batch.targets,) if self.conditional else ()
+        answer: object = forward(noised, t.to(clean.device), *told)
+        wanted = {
+            "noise": noise,
+            "image": clean,
+            "velocity": kept.sqrt() * noise - (1 - kept).sqrt() * clean,
+        }[self.predicts]
+        given = _like(getattr(answer, "sample", answer), clean)
+        return (given - wanted).square().flatten(1).mean(1)
 
     def outputs(self, forward: Forward, batch: Batch) -> Tensor:
         """Return the predicted noise ``(B, draws * times, ...)`` float64; one forward pass each.
