@@ -10,7 +10,7 @@ import click
 from forward_inf_mlflow.cli.common import Console, common_options
 
 if TYPE_CHECKING:  # the help must not wait for torch
-    from forward_inf_mlflow.attributing import Attribution
+    from forward_inf_mlflow.diffusion.attributing import Attribution
 
 #: Generated images whose rows are printed.
 _ANSWERS = 10
@@ -105,7 +105,7 @@ def attribute_command(
     """
     asked = {name: value for name, value in options.items() if value not in (None, "")}
     with console.progress("reading the model and its images") as progress:
-        from forward_inf_mlflow.attributing import attribute
+        from forward_inf_mlflow.diffusion.attributing import attribute
 
         result = attribute(model_uri, id=id_column or None, progress=progress, **asked)
     answers = result.record["answers"]

@@ -12,7 +12,7 @@ from forward_inf_mlflow.command_line import split_names
 from forward_inf_mlflow.errors import ForwardInfError
 
 if TYPE_CHECKING:  # the help must not wait for torch
-    from forward_inf_mlflow.reciting import Recitation
+    from forward_inf_mlflow.language.reciting import Recitation
 
 #: Characters of a text, and lines of a part, that are printed.
 _TEXT, _LINES = 80, 10
@@ -118,7 +118,7 @@ def recite_command(console: Console, model_uri: str, id_column: str | None, **op
     """
     asked = {name: value for name, value in options.items() if value is not None}
     with console.progress("reading the model and its texts") as progress:
-        from forward_inf_mlflow.reciting import recite
+        from forward_inf_mlflow.language.reciting import recite
 
         result = recite(model_uri, id=id_column or None, progress=progress, **asked)
     _say(console, result, options["out"])
@@ -184,7 +184,7 @@ def canaries_command(
     """
     import json
 
-    from forward_inf_mlflow import canaries
+    from forward_inf_mlflow.language import canaries
 
     try:
         often = [int(n) for n in split_names(repeats)]

@@ -9,7 +9,7 @@ import click
 from forward_inf_mlflow.cli.common import Console, common_options
 
 if TYPE_CHECKING:  # the help must not wait for torch
-    from forward_inf_mlflow.tracing import Trace
+    from forward_inf_mlflow.language.tracing import Trace
 
 #: Characters of a text, and tokens of a completion, that are printed.
 _TEXT, _TOKENS = 80, 20
@@ -88,7 +88,7 @@ def trace_command(
     if plan_only:
         return _plan(console, model_uri, {"id": id_column or None, **asked})
     with console.progress("reading the model and its texts") as progress:
-        from forward_inf_mlflow.tracing import trace
+        from forward_inf_mlflow.language.tracing import trace
 
         result = trace(model_uri, id=id_column or None, progress=progress, **asked)
     _say(console, result, options["out"])
@@ -99,7 +99,7 @@ def trace_command(
 def _plan(console: Console, model_uri: str, asked: dict[str, Any]) -> int:
     """Print what would be done; nothing is run or logged."""
     with console.progress("reading the model and its texts"):
-        from forward_inf_mlflow.tracing import plan_trace
+        from forward_inf_mlflow.language.tracing import plan_trace
 
         planned = plan_trace(model_uri, **asked)
     plan = planned["plan"]

@@ -13,8 +13,12 @@ import pandas as pd
 
 from forward_inf_mlflow import asked_run, output, tracking
 from forward_inf_mlflow.asking import DirectionName
-from forward_inf_mlflow.attributed import Attributed, attribute_images
-from forward_inf_mlflow.attribution import (
+from forward_inf_mlflow.command_line import command_line
+from forward_inf_mlflow.data.fetch import public_uri
+from forward_inf_mlflow.data.images import ImageColumns, Images, damaged_note
+from forward_inf_mlflow.data.lineage import DataSet, declared_images, logged_images
+from forward_inf_mlflow.diffusion.attributed import Attributed, attribute_images
+from forward_inf_mlflow.diffusion.question import (
     Asked,
     Pixels,
     attribution_key,
@@ -24,10 +28,6 @@ from forward_inf_mlflow.attribution import (
     pose_images,
     said,
 )
-from forward_inf_mlflow.command_line import command_line
-from forward_inf_mlflow.data.fetch import public_uri
-from forward_inf_mlflow.data.images import ImageColumns, Images, damaged_note
-from forward_inf_mlflow.data.lineage import DataSet, declared_images, logged_images
 from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.influence import ForwardInfluence
@@ -134,7 +134,7 @@ def attribute(
         group_by: Array that says where an image came from.
         schedule: "cosine", "linear" or a JSON file; None for what the version says.
         steps: Of a named schedule.
-        pixels: How numbers become what the model takes; see `attribution.pose_images`.
+        pixels: How numbers become what the model takes; see `question.pose_images`.
         parameters: Let only the parameters move whose names match; patterns as of file names.
         times: Times of noise that every image is read at, spread over the schedule.
         top: Proponents and opponents of each generated image.

@@ -15,7 +15,13 @@ import pandas as pd
 from forward_inf_mlflow import asked_run, output, tracking
 from forward_inf_mlflow.asking import DirectionName, ReadoutName
 from forward_inf_mlflow.command_line import command_line
-from forward_inf_mlflow.completion import (
+from forward_inf_mlflow.data.fetch import public_uri
+from forward_inf_mlflow.data.lineage import DataSet, declared_texts, logged_texts
+from forward_inf_mlflow.data.texts import TextColumns
+from forward_inf_mlflow.directions import GradientStep
+from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.influence import ForwardInfluence
+from forward_inf_mlflow.language.completion import (
     Asked,
     asked,
     notes_of,
@@ -24,12 +30,7 @@ from forward_inf_mlflow.completion import (
     trace_key,
     traced_table,
 )
-from forward_inf_mlflow.data.fetch import public_uri
-from forward_inf_mlflow.data.lineage import DataSet, declared_texts, logged_texts
-from forward_inf_mlflow.data.texts import TextColumns
-from forward_inf_mlflow.directions import GradientStep
-from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.influence import ForwardInfluence
+from forward_inf_mlflow.language.traced import trace_one
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.preparation import choose_device
@@ -38,7 +39,6 @@ from forward_inf_mlflow.record import data_as_dict, tools, write_record
 from forward_inf_mlflow.registry import Version, load_language_model, resolve
 from forward_inf_mlflow.report.trace import render_trace
 from forward_inf_mlflow.tasks import CausalLM
-from forward_inf_mlflow.traced import trace_one
 from forward_inf_mlflow.workplace import earlier_runs, named_direction, open_work
 
 #: Raised when ``trace.json`` changes its shape.

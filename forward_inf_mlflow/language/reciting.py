@@ -12,15 +12,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from forward_inf_mlflow import asked_run, canaries, contamination, output, tracking
+from forward_inf_mlflow import asked_run, output, tracking
 from forward_inf_mlflow.command_line import command_line
-from forward_inf_mlflow.contamination import WAYS
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.data.lineage import DataSet, declared_texts, logged_texts
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.data.texts import PROMPT, TEXT, TextColumns
 from forward_inf_mlflow.errors import DataError, ForwardInfError
-from forward_inf_mlflow.extraction import Extraction, Share, extract
+from forward_inf_mlflow.language import canaries, contamination
+from forward_inf_mlflow.language.contamination import WAYS
+from forward_inf_mlflow.language.extraction import Extraction, Share, extract
+from forward_inf_mlflow.language.wording import joined, word_texts, word_training
 from forward_inf_mlflow.models.transformer import Transformer
 from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.preparation import choose_device
@@ -30,7 +32,6 @@ from forward_inf_mlflow.registry import Version, load_language_model, resolve
 from forward_inf_mlflow.report.recite import render_recitation
 from forward_inf_mlflow.screen import nearest
 from forward_inf_mlflow.tasks import CausalLM
-from forward_inf_mlflow.wording import joined, word_texts, word_training
 
 #: Raised when ``recite.json`` changes its shape.
 FORMAT = 1

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from forward_inf_mlflow.attributed import Attributed, noisy_times
 from forward_inf_mlflow.data.images import Images
 from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.diffusion.attributed import Attributed, noisy_times
 from forward_inf_mlflow.directions import Curvature, Direction
 from forward_inf_mlflow.directions.moves import at_rest, trainable
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError

@@ -1,0 +1,1 @@
+"""Diffusion models: which training images are behind what they generate."""
