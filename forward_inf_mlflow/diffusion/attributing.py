@@ -17,17 +17,10 @@ from forward_inf_mlflow.command_line import command_line
 from forward_inf_mlflow.data.fetch import public_uri
 from forward_inf_mlflow.data.images import ImageColumns, Images, damaged_note
 from forward_inf_mlflow.data.lineage import DataSet, declared_images, logged_images
+from forward_inf_mlflow.diffusion.answers import answers, images_table, pictures
 from forward_inf_mlflow.diffusion.attributed import Attributed, attribute_images
-from forward_inf_mlflow.diffusion.question import (
-    Asked,
-    Pixels,
-    attribution_key,
-    images_table,
-    pictures,
-    planned,
-    pose_images,
-    said,
-)
+from forward_inf_mlflow.diffusion.pixels import Pixels
+from forward_inf_mlflow.diffusion.question import Asked, attribution_key, planned, pose_images
 from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.influence import ForwardInfluence
@@ -45,7 +38,7 @@ from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent, stage
 from forward_inf_mlflow.record import data_as_dict, tools, write_record
 from forward_inf_mlflow.registry import Version, load_denoiser, resolve
-from forward_inf_mlflow.report.attribution import MAX_ANSWERS, SIDES, render_attribution
+from forward_inf_mlflow.report.attribution import MAX_ANSWERS, render_attribution
 from forward_inf_mlflow.workplace import earlier_runs, named_direction, open_work
 
 #: Raised when ``attribution.json`` changes its shape.
@@ -134,7 +127,7 @@ def attribute(
         group_by: Array that says where an image came from.
         schedule: "cosine", "linear" or a JSON file; None for what the version says.
         steps: Of a named schedule.
-        pixels: How numbers become what the model takes; see `question.pose_images`.
+        pixels: How numbers become what the model takes; see `pixels.scaled`.
         parameters: Let only the parameters move whose names match; patterns as of file names.
         times: Times of noise that every image is read at, spread over the schedule.
         top: Proponents and opponents of each generated image.
@@ -271,7 +264,7 @@ def attribute(
                     "allow_pickle": allow_pickle,
                 },
             ),
-            "answers": _answers(question, table, labelled=labelled),
+            "answers": answers(question, table, labelled=labelled),
         }
         page = render_attribution(record, pictures(question, record, MAX_ANSWERS))
         with asked_run.saved(run, FOLDER, out) as folder:
@@ -327,24 +320,6 @@ def _notes(question: Asked, rows: Images, schedule: Schedule) -> list[str]:
     if (damaged := damaged_note(rows)) is not None:
         notes.append(damaged)
     return notes
-
-
-def _answers(question: Asked, table: pd.DataFrame, *, labelled: bool) -> list[dict[str, Any]]:
-    columns = {name: name for name in ("train_id", "label", "influence", "likeness", "source")}
-    columns["train_id"] = "id"
-    answers = []
-    for query in said(question, labelled=labelled):
-        mine = table[table["query_id"] == query["id"]]
-        sides = {
-            side: mine[mine["kind"] == side.removesuffix("s")][list(columns)]
-            .rename(columns=columns)
-            .to_dict("records")
-            for side in SIDES
-        }
-        answers.append(
-            {"query_id": query["id"], "label": query["label"], "loss": query["loss"], **sides}
-        )
-    return answers
 
 
 def _order(found: Attributed) -> str:
