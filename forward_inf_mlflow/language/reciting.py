@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from forward_inf_mlflow import asked_run, output, tracking
-from forward_inf_mlflow.command_line import command_line
-from forward_inf_mlflow.data.fetch import public_uri
+from forward_inf_mlflow import asked_record, asked_run, output
+from forward_inf_mlflow.asked_run import Answer
 from forward_inf_mlflow.data.lineage import DataSet, declared_texts, logged_texts
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.data.texts import TextColumns
@@ -22,53 +21,31 @@ from forward_inf_mlflow.language.recited import Asked, contaminated, exposed, ex
 from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent
-from forward_inf_mlflow.record import data_as_dict, tools, write_record
-from forward_inf_mlflow.registry import Version, load_language_model, resolve
+from forward_inf_mlflow.record import data_as_dict
+from forward_inf_mlflow.registry import load_language_model, resolve
 from forward_inf_mlflow.report.recite import render_recitation
 from forward_inf_mlflow.tasks import CausalLM
 
 #: Raised when ``recite.json`` changes its shape.
 FORMAT = 1
-#: Folder of the artifacts in the run.
-FOLDER = "forward_inf_recite"
-#: The page, and what it was made of; the latter is written last.
-PAGE, RECORD = "recite.html", "recite.json"
 _PARTS = ("extraction", "canaries", "contamination")
 
 
 @dataclass(frozen=True)
-class Recitation:
-    """What a language model knows word for word.
+class Recitation(Answer):
+    """What a language model knows word for word; ``recite.json`` is its record.
+
+    Of the record's parts "extraction", "canaries" and "contamination" those that were not asked are
+    None.
 
     Attributes:
-        version: The version that was asked.
-        run_id: The MLflow run that keeps the answer.
-        page: Its address inside the MLflow UI.
-        record: The content of ``recite.json``; of its parts "extraction", "canaries" and
-            "contamination" those that were not asked are None.
         tables: The whole tables, by part.
     """
 
-    version: Version
-    run_id: str
-    page: str
-    record: Mapping[str, Any]
+    KIND = "recite"
+    KEYS = _PARTS
+
     tables: Mapping[str, pd.DataFrame]
-
-    @property
-    def artifact(self) -> str:
-        """Return the page's path among the run's artifacts."""
-        return f"{FOLDER}/{PAGE}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result for ``--json``."""
-        keys = (*_PARTS, "costs", "data", "notes", "repeat")
-        return {
-            "model": self.version.uri,
-            "run_id": self.run_id,
-            "page": self.page,
-            **{key: self.record[key] for key in keys},
-        }
 
 
 def recite(
@@ -150,7 +127,7 @@ def recite(
     if empty:
         notes.append(f"{empty:,} training texts are empty and were left out")
 
-    with asked_run.begun(version, experiment, "recite") as run:
+    with asked_run.begun(version, experiment, Recitation.KIND) as run:
         tables: dict[str, pd.DataFrame] = {}
         parts: dict[str, Any] = dict.fromkeys(_PARTS)
         if sample:
@@ -164,13 +141,15 @@ def recite(
                 asked, items.rows, strangers, ngram, overlap, false_positives, top
             )
         record = {
-            "format": FORMAT,
-            "kind": "recite",
-            "finished_at": int(time.time() * 1000),
-            "tool": tools(str(on)),
-            "model": {**asdict(version), "uri": version.uri, "kind": "transformers"},
-            "notes": notes,
-            "run": asdict(run),
+            **asked_record.heading(
+                Recitation.KIND,
+                FORMAT,
+                version,
+                run,
+                model_kind="transformers",
+                device=on,
+                notes=notes,
+            ),
             "data": {
                 "train": data_as_dict(data),
                 "benchmark": None if items is None else _data(items.rows),
@@ -183,11 +162,11 @@ def recite(
                 "rows": len(data.rows),
                 "seconds": round(time.monotonic() - began, 3),
             },
-            "repeat": command_line(
+            "repeat": asked_record.repeat(
                 "recite",
-                version.uri,
+                version,
                 {
-                    "train": public_uri(train) if train else None,  # a signed URL is a password
+                    "train": train,
                     "text": text,
                     "prompt_column": prompt_column,
                     "id": id,
@@ -196,15 +175,15 @@ def recite(
                     "sample": sample,
                     "canaries": None if canaries_file is None else str(canaries_file),
                     "candidates": None if planted is None else candidates,
-                    "benchmark": public_uri(benchmark) if benchmark else None,
+                    "benchmark": benchmark,
                     "benchmark_text": benchmark_text,
-                    "unseen": public_uri(unseen) if unseen else None,
+                    "unseen": unseen,
                     "unseen_text": unseen_text,
                     "ngram": None if items is None else ngram,
                     "overlap": None if items is None else overlap,
                     "false_positives": None if items is None else false_positives,
                     "top": top,
-                    "device": None if device == "auto" else device,
+                    "device": device,
                     "batch_size": batch_size,
                     "seed": seed,
                     "allow_pickle": allow_pickle,
@@ -212,20 +191,10 @@ def recite(
             ),
         }
         page = render_recitation(record)
-        with asked_run.saved(run, FOLDER, out) as folder:
-            for name, table in tables.items():
-                table.to_parquet(folder / f"{name}.parquet", index=False)
-            (folder / PAGE).write_text(page, encoding="utf-8")
-            (folder / RECORD).write_bytes(write_record(record))
-            tracking.link_inputs(run, version, data)
-            tracking.log_metrics(run, version, data, _metrics(record))
-    return Recitation(
-        version=version,
-        run_id=run.run_id,
-        page=f"{run.link()}/artifacts/{FOLDER}/{PAGE}",
-        record=record,
-        tables=tables,
-    )
+        where = asked_run.keep(
+            run, version, record, page, tables, data, out=out, metrics=_metrics(record)
+        )
+    return Recitation(version=version, run_id=run.run_id, page=where, record=record, tables=tables)
 
 
 def _named(uri: str | None, text: str | None) -> DataSet | None:
