@@ -37,8 +37,8 @@ from measure import line, machine, write
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from forward_inf_mlflow.attributed import attribute_images, noisy_times
-from forward_inf_mlflow.attribution import GRADIENTS
+from forward_inf_mlflow.diffusion.attributed import attribute_images, noisy_times
+from forward_inf_mlflow.diffusion.question import GRADIENTS
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, Replay
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.models.features import before_last

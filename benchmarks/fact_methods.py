@@ -23,11 +23,11 @@ from torch import nn
 from forward_inf_mlflow.directions import Curvature, Direction, GradientStep, Replay
 from forward_inf_mlflow.directions.held import held
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
+from forward_inf_mlflow.language.traced import Traced, trace_one
 from forward_inf_mlflow.probe import Method, Which
 from forward_inf_mlflow.screen import last_layer, scores
 from forward_inf_mlflow.tasks import CausalLM
 from forward_inf_mlflow.tensors import Tensors
-from forward_inf_mlflow.traced import Traced, trace_one
 
 HERE = Path(__file__).resolve().parent
 PEERS_PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 from forward_inf_mlflow.version import __version__
 
 if TYPE_CHECKING:
-    from forward_inf_mlflow.attributing import Attribution, attribute
     from forward_inf_mlflow.auditing import AuditResult, audit
     from forward_inf_mlflow.cleaning import Cleaned, apply_decisions
     from forward_inf_mlflow.comparing import Comparison, compare
     from forward_inf_mlflow.data.logging_data import log_training_data
     from forward_inf_mlflow.decision import Decision
+    from forward_inf_mlflow.diffusion.attributing import Attribution, attribute
     from forward_inf_mlflow.errors import ForwardInfError
     from forward_inf_mlflow.explaining import Explanation, explain
     from forward_inf_mlflow.influence import ForwardInfluence
+    from forward_inf_mlflow.language.reciting import Recitation, recite
+    from forward_inf_mlflow.language.tracing import Trace, trace
     from forward_inf_mlflow.policy import Policy, load_policy
     from forward_inf_mlflow.promotion import GateResult, PromotionResult, gate, promote
-    from forward_inf_mlflow.reciting import Recitation, recite
     from forward_inf_mlflow.scores import InfluenceScores
     from forward_inf_mlflow.task import Task
-    from forward_inf_mlflow.tracing import Trace, trace
 
 _HOME = {
-    "Attribution": "attributing",
+    "Attribution": "diffusion.attributing",
     "AuditResult": "auditing",
     "Cleaned": "cleaning",
     "Comparison": "comparing",
@@ -41,11 +41,11 @@ _HOME = {
     "InfluenceScores": "scores",
     "Policy": "policy",
     "PromotionResult": "promotion",
-    "Recitation": "reciting",
+    "Recitation": "language.reciting",
     "Task": "task",
-    "Trace": "tracing",
+    "Trace": "language.tracing",
     "apply_decisions": "cleaning",
-    "attribute": "attributing",
+    "attribute": "diffusion.attributing",
     "audit": "auditing",
     "compare": "comparing",
     "explain": "explaining",
@@ -53,8 +53,8 @@ _HOME = {
     "load_policy": "policy",
     "log_training_data": "data.logging_data",
     "promote": "promotion",
-    "recite": "reciting",
-    "trace": "tracing",
+    "recite": "language.reciting",
+    "trace": "language.tracing",
 }
 
 __all__ = [

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from forward_inf_mlflow.asked_record import heading, how, per
 from forward_inf_mlflow.data.rows import as_table
 from forward_inf_mlflow.data.several import written
-from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.influence import QueryGroups, Top
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.portraits import picture, telling_columns
 from forward_inf_mlflow.posing import Posed
 from forward_inf_mlflow.preparation import Problem
-from forward_inf_mlflow.record import data_as_dict, tools
+from forward_inf_mlflow.record import data_as_dict
 from forward_inf_mlflow.report.influence import MAX_ANSWERS, MAX_ROWS, SIDES
 from forward_inf_mlflow.sweep import outputs, read
 from forward_inf_mlflow.tasks import MultiLabel, Regression
@@ -86,26 +84,22 @@ def make_record(
     said = _said(problem, index)
     members = [said] if len(groups.ids) < len(said) else [[one] for one in said]
     return {
-        "format": FORMAT,
-        "kind": "influence",
-        "finished_at": int(time.time() * 1000),
-        "tool": tools(str(problem.train.device)),
-        "model": {**asdict(posed.version), "uri": posed.version.uri, "kind": posed.model.kind},
-        "notes": notes,
-        "run": asdict(run),
+        **heading(
+            "influence",
+            FORMAT,
+            posed.version,
+            run,
+            model_kind=posed.model.kind,
+            device=problem.train.device,
+            notes=notes,
+        ),
         "data": {"train": data_as_dict(posed.train), "queries": data_as_dict(posed.queries)},
         "partial": posed.partial,
         "task": problem.task.name,
         "unit": "half squared units" if isinstance(problem.task, Regression) else "nats",
-        # A plain step adds no copy of anything.
-        "per": "unit of step" if isinstance(planned.direction, GradientStep) else "added copy",
+        "per": per(planned.direction),
         "settings": {**settings, "batch_size": problem.train.batch_size},
-        "influence": {
-            **planned.as_dict(),
-            **found.facts,
-            "read_by": found.choice.method,
-            "read_why": found.choice.note,
-        },
+        "influence": how(planned, found),
         "resumed_pieces": resumed,
         "costs": {
             "rows": len(problem.train),

@@ -125,6 +125,18 @@ def ask(
     return Question(posed, index, groups, settings, planned, candidates)
 
 
+def require_room_for(top: int, candidates: int | None) -> None:
+    """Refuse to look for the top rows among fewer candidates.
+
+    Raises:
+        ForwardInfError: There are fewer.
+    """
+    if candidates is not None and candidates < top:
+        raise ForwardInfError(
+            f"{candidates} candidates cannot hold the top {top}: take more (--candidates)"
+        )
+
+
 def _require_readable(wanted: Sequence[str | int], posed: Posed) -> None:
     """Refuse to be asked about a row that could not be read."""
     stored, kept = posed.queries.rows.ids, posed.problem.query_rows.ids

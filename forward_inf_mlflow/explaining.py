@@ -3,80 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from forward_inf_mlflow import answers, asked_run, output, tracking
-from forward_inf_mlflow.asking import DirectionName, ReadoutName, ask
-from forward_inf_mlflow.command_line import command_line
-from forward_inf_mlflow.data.fetch import public_uri
-from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow import answers, asked_record, asked_run, output
+from forward_inf_mlflow.asked_run import Answer
+from forward_inf_mlflow.asking import DirectionName, ReadoutName, ask, require_room_for
 from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.planning import require_positive
-from forward_inf_mlflow.posing import Posed
 from forward_inf_mlflow.progress import Progress, silent, stage
-from forward_inf_mlflow.record import write_record
-from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.report.influence import render_influence
 from forward_inf_mlflow.screened import screened_top
-from forward_inf_mlflow.workplace import earlier_runs, open_work
-
-#: Folder of the artifacts in the run; not an audit's, which may be in the same run.
-FOLDER = "forward_inf_influence"
-#: The page, and what it was made of; the latter is written last.
-PAGE, RECORD = "influence.html", "influence.json"
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """The rows that speak for a model's answers, and those that speak against them.
+class Explanation(Answer):
+    """The rows that speak for and against a model's answers; ``influence.json`` is its record.
 
     Attributes:
-        version: The version that was asked.
-        run_id: The MLflow run that keeps the explanation.
-        page: Its address inside the MLflow UI.
-        record: The content of ``influence.json``.
         influence: One line per query and row: query_id, kind ("proponent" or "opponent"), rank
             (from 1), train_id, label, influence (per added copy of the query), source.
         sources: One line per query and data source: query_id, source, rows, influence (the sum
             over its rows), low, high (its 95 % interval); None where rows have no sources.
     """
 
-    version: Version
-    run_id: str
-    page: str
-    record: Mapping[str, Any]
+    KIND = "influence"
+    KEYS = ("answers", "influence", "unit", "per", "partial")
+
     influence: pd.DataFrame
     sources: pd.DataFrame | None
-
-    @property
-    def artifact(self) -> str:
-        """Return the page's path among the run's artifacts."""
-        return f"{FOLDER}/{PAGE}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result for ``--json``."""
-        keys = (
-            "answers",
-            "influence",
-            "unit",
-            "per",
-            "costs",
-            "data",
-            "partial",
-            "notes",
-            "repeat",
-        )
-        return {
-            "model": self.version.uri,
-            "run_id": self.run_id,
-            "page": self.page,
-            **{key: self.record[key] for key in keys},
-        }
 
 
 def explain(
@@ -151,10 +110,7 @@ def explain(
     """
     began = time.monotonic()
     require_positive(top=top)
-    if candidates is not None and candidates < top:
-        raise ForwardInfError(
-            f"{candidates} candidates cannot hold the top {top}: take more (--candidates)"
-        )
+    require_room_for(top, candidates)
     if out is not None:
         output.require_writable(Path(out))
     asked: dict[str, Any] = {
@@ -184,10 +140,8 @@ def explain(
     posed, planned = question.posed, question.planned
     problem, sources = posed.problem, posed.problem.train_rows.sources
 
-    with asked_run.begun(posed.version, experiment, "influence") as run:
-        work = open_work(work_dir, question.key(), fresh=fresh)
-        earlier = earlier_runs(work, run.run_id)
-        tracking.end_killed(earlier)
+    with asked_run.begun(posed.version, experiment, Explanation.KIND) as run:
+        work, earlier = asked_run.pieces(run, work_dir, question.key(), fresh=fresh)
         engine = ForwardInfluence(
             task=problem.task,
             direction=planned.direction,
@@ -215,17 +169,21 @@ def explain(
             found=found,
             rows=rows,
             settings={"seed": seed, "top": top, "max_rows": max_rows, "together": together},
-            repeat=command_line("influence", posed.version.uri, _options({**asked, "top": top})),
-            resumed=work.done - len(earlier),
+            repeat=asked_record.repeat("influence", posed.version, {**asked, "top": top}),
+            resumed=work.done - earlier,
             seconds=time.monotonic() - began,
         )
         page = render_influence(record, *answers.portraits(problem, record))
-        _save(run, posed, record, rows, found.by_source, page, out)
+        tables = {"influence": rows}
+        if found.by_source is not None:
+            tables["sources"] = found.by_source
+        data = (posed.train, posed.queries)
+        where = asked_run.keep(run, posed.version, record, page, tables, *data, out=out)
         work.remove()
     return Explanation(
         version=posed.version,
         run_id=run.run_id,
-        page=f"{run.link()}/artifacts/{FOLDER}/{PAGE}",
+        page=where,
         record=record,
         influence=rows,
         sources=found.by_source,
@@ -249,31 +207,3 @@ def plan_explanation(model_uri: str, **asked: Any) -> dict[str, Any]:
         "queries": len(question.index),
         "plan": question.planned.as_dict(),
     }
-
-
-def _save(
-    run: tracking.AuditRun,
-    posed: Posed,
-    record: Mapping[str, Any],
-    rows: pd.DataFrame,
-    sources: pd.DataFrame | None,
-    page: str,
-    out: str | Path | None,
-) -> None:
-    """Write everything, log it, and copy it to where the user wants it."""
-    with asked_run.saved(run, FOLDER, out) as folder:
-        rows.to_parquet(folder / "influence.parquet", index=False)
-        if sources is not None:
-            sources.to_parquet(folder / "sources.parquet", index=False)
-        (folder / PAGE).write_text(page, encoding="utf-8")
-        (folder / RECORD).write_bytes(write_record(record))
-        tracking.link_inputs(run, posed.version, posed.train, posed.queries)
-
-
-def _options(asked: Mapping[str, object]) -> dict[str, object]:
-    """Return what was asked as options of a command line, without what is usual or secret."""
-    found = {name: value for name, value in asked.items() if value != "auto"}
-    for name in ("train", "queries"):
-        if found[name]:
-            found[name] = public_uri(str(found[name]))  # a signed URL is a password
-    return found

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from forward_inf_mlflow.data.acceptance import has_gap
+from forward_inf_mlflow.data.drawing import at_most
 from forward_inf_mlflow.data.lineage import DataSet, declared_data, logged_data
 from forward_inf_mlflow.data.picture_rows import lost_notes
 from forward_inf_mlflow.data.pictures import PictureForm, picture_form
@@ -95,7 +96,7 @@ def pose(
     )
     train_set = _read("train", train, version, columns)
     query_set = _read("queries", queries, version, replace(columns, lenient=True, pictures=form))
-    train_set, partial = _at_most(train_set, max_rows, seed)
+    train_set, partial = at_most(train_set, max_rows, seed)
     train_rows, query_rows = (_without_gaps(model, d.rows) for d in (train_set, query_set))
     if model.loss is None:  # else nobody but the module itself says what it answers
         check_parity(model, train_rows.features)
@@ -188,11 +189,3 @@ def _read(
     role: Literal["train", "queries"], uri: str | None, version: Version, columns: Columns
 ) -> DataSet:
     return declared_data(uri, role, columns) if uri else logged_data(version, role, columns)
-
-
-def _at_most(data: DataSet, most: int | None, seed: int) -> tuple[DataSet, bool]:
-    """Draw rows at random, in the data's order; say whether any were left out."""
-    if most is None or most >= len(data.rows):
-        return data, False
-    chosen = np.random.default_rng(seed).choice(len(data.rows), most, replace=False)
-    return replace(data, rows=data.rows.take(np.sort(chosen))), True

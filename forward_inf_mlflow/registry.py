@@ -285,7 +285,7 @@ def load_folder(
 
         found = read_transformer(flavor, allow_pickle=allow_pickle)
         if found.task == "causal_lm":
-            from forward_inf_mlflow.language import audited_language_model
+            from forward_inf_mlflow.language.audited import audited_language_model
 
             return audited_language_model(found)
         return audited_classifier(found)

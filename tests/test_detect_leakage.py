@@ -1,28 +1,16 @@
-from __future__ import annotations
+"""Leaked query rows: copies by their values, exact, near, shifted or mirrored; who is accused."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
 import numpy as np
 import pytest
+from leaks import D, M, N, images, table
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.model_selection import train_test_split
 
 from forward_inf_mlflow.detect import neighbours as nb
-from forward_inf_mlflow.detect.leakage import Leaked, ModelView, feature_copies, leaked
+from forward_inf_mlflow.detect.leakage import leaked
 from forward_inf_mlflow.detect.planted import planted
-
-M, N, D = 60, 300, 12
-
-
-def table(n: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n, D)).astype(np.float32)
-
-
-def images() -> tuple[np.ndarray, np.ndarray]:
-    """Digits as images ``(n, 8, 8)``: queries and training rows."""
-    x = load_digits().images.astype(np.float32)
-    order = np.random.default_rng(0).permutation(len(x))
-    return x[order[:150]], x[order[150:1000]]
 
 
 def layout(x: np.ndarray, name: str) -> np.ndarray:
@@ -242,158 +230,11 @@ def test_the_bound_lies_below_the_rate() -> None:
     assert 0 < near.rate_low < near.rate <= 0.1, "some of them may be chance"
 
 
-def encoded(copies: int, twins: int, seed: int) -> Leaked:
-    """Leaks that only encodings show: the values are others altogether."""
-    rng = np.random.default_rng(seed)
-    seen, reference = rng.normal(size=(400, 16)), rng.normal(size=(2000, 16))
-    reference[:twins] = reference[1000 : 1000 + twins] + 0.05 * rng.normal(size=(twins, 16))
-    seen[:copies] = reference[500 : 500 + copies] + 0.05 * rng.normal(size=(copies, 16))
-    unit = [
-        (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (seen, reference)
-    ]
-    return leaked(table(400, seed + 1), table(2000, seed), None, encodings=(unit[0], unit[1]))
-
-
-def test_copies_to_the_model_are_found_by_its_encodings() -> None:
-    found = encoded(40, 0, 0)
-    assert found.kind[:40].tolist() == ["encoded"] * 40
-    assert found.train_index[:40].tolist() == list(range(500, 540))
-    assert found.flags[40:].mean() <= 0.01
-    assert "in the model's encodings" in found.evidence[0]
-    assert 0.08 < found.measure.rate_low <= 0.1
-
-
-def test_copies_inside_the_training_set_hide_leaks_and_invent_none() -> None:
-    found = encoded(40, 200, 0)
-    assert found.flags[40:].mean() <= 0.01
-
-
-def test_the_promised_share_of_clean_queries_is_kept() -> None:
-    accused = [encoded(0, 20, seed).flags.mean() for seed in range(20)]
-    assert np.mean(accused) <= 0.01
-    bounds = [encoded(0, 20, seed).measure.rate_low for seed in range(20)]
-    assert np.mean(np.array(bounds) > 0) <= 0.1
-
-
 def test_equal_distances_everywhere_accuse_nobody() -> None:
     # Without spread among the gaps there is no unusual one.
     queries = np.zeros((M, D), np.float32)
     train = np.eye(D, dtype=np.float32)
     assert not leaked(queries, train, None).flags.any()
-
-
-def seen_by_model(*, features: bool, influence: bool) -> Leaked:
-    """Queries 0 to 2 are paraphrases of training rows 40 to 42, which values do not show."""
-    rng = np.random.default_rng(0)
-    suspects = np.full(M, -1)
-    scores = rng.normal(size=(M, N))
-    for q in range(3):
-        if features:
-            suspects[q] = 40 + q
-        if influence:
-            scores[q, 40 + q] = 30
-    return leaked(table(M, 1), table(N), ModelView(suspects, np.arange(M), scores))
-
-
-def test_features_and_influence_that_name_one_row_are_a_leak() -> None:
-    found = seen_by_model(features=True, influence=True)
-    assert found.kind[:3].tolist() == ["influence"] * 3
-    assert found.train_index[:3].tolist() == [40, 41, 42]
-    assert found.flags.sum() == 3
-    assert "names this row first" in found.evidence[0]
-
-
-@pytest.mark.parametrize(("features", "influence"), [(True, False), (False, True), (False, False)])
-def test_features_or_influence_alone_are_no_leak(features: bool, influence: bool) -> None:
-    assert not seen_by_model(features=features, influence=influence).flags.any()
-
-
-def test_a_row_that_tops_every_querys_influence_confirms_nothing() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(M, N))
-    scores[:, 40] = 30
-    suspects = np.full(M, -1)
-    suspects[0] = 40
-    found = leaked(table(M, 1), table(N), ModelView(suspects, np.arange(M), scores))
-    assert not found.flags.any()
-
-
-def test_influence_is_matched_to_the_queries_that_were_asked() -> None:
-    asked = np.arange(M - 1, M - 31, -1)
-    suspects, scores = np.full(M, -1), np.random.default_rng(0).normal(size=(30, N))
-    suspects[M - 1], scores[0, 40] = 40, 30
-    found = leaked(table(M, 1), table(N), ModelView(suspects, asked, scores))
-    assert np.flatnonzero(found.flags).tolist() == [M - 1]
-
-    few = ModelView(suspects, asked[:19], scores[:19])
-    assert not leaked(table(M, 1), table(N), few).flags.any(), "too few to know a row's usual size"
-
-
-def test_an_exact_copy_stays_exact_whatever_the_model_says() -> None:
-    queries, train = table(M, 1), table(N)
-    queries[0] = train[7]
-    suspects, scores = np.full(M, -1), np.random.default_rng(0).normal(size=(M, N))
-    suspects[0], scores[0, 40] = 40, 30
-    found = leaked(queries, train, ModelView(suspects, np.arange(M), scores))
-    assert (found.kind[0], found.train_index[0]) == ("exact", 7)
-
-
-def test_feature_copies_are_those_in_direction_whatever_their_length() -> None:
-    queries, train = table(M, 1), table(500)
-    queries[:2] = 5 * train[[8, 9]] + 1e-4
-    train[20:27] = train[8]  # twins hide nothing
-    found = feature_copies(queries, train)
-    assert found[:2].tolist() == [8, 9]
-    assert (found[2:] == -1).all()
-    assert (feature_copies(queries, train[:300]) == -1).all(), "too few to show their rate"
-
-
-@pytest.mark.parametrize(
-    ("queries", "train"),
-    [
-        (table(19, 1), table(N)),
-        (table(M, 1), table(5)),
-        (table(M, 1), np.ones((N, D), np.float32)),
-        (np.zeros((M, D), np.float32), np.zeros((N, D), np.float32)),
-    ],
-    ids=["few queries", "few rows", "one row many times", "dead features"],
-)
-def test_features_that_cannot_show_what_is_usual_suspect_nobody(
-    queries: np.ndarray, train: np.ndarray
-) -> None:
-    assert (feature_copies(queries, train) == -1).all()
-
-
-def test_nearest_rows_are_those_of_the_obvious_loop_for_any_block(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    queries, train = table(M, 1), table(N)
-    distance = np.sqrt(np.square(queries[:, None] - train).sum(2))
-    nearest = np.sort(distance, 1)
-    for block in (1, 7 * N, 10**9):
-        monkeypatch.setattr(nb, "_BLOCK", block)
-        near = nb.nearest_rows(queries, train)
-        assert (near.index == distance.argmin(1)).all()
-        np.testing.assert_allclose(near.gap, np.log(nearest[:, 0] / nearest[:, 4]), atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("shape", "as_image"),
-    [
-        ((9, 8, 8), (9, 1, 8, 8)),
-        ((9, 3, 8, 8), (9, 3, 8, 8)),
-        ((9, 8, 6, 3), (9, 3, 8, 6)),
-        ((9, 8), None),
-        ((9, 3, 3), None),
-        ((9, 16, 8, 8), None),
-        ((9, 2, 3, 8, 8), None),
-    ],
-)
-def test_images_are_told_by_their_shape(
-    shape: tuple[int, ...], as_image: tuple[int, ...] | None
-) -> None:
-    found = nb.as_images(np.zeros(shape))
-    assert (None if found is None else found.shape) == as_image
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
@@ -445,25 +286,6 @@ def test_the_reliability_is_the_share_of_planted_copies_that_is_found() -> None:
     assert leaked(table(M, 1), table(60), None).measure.reliability is None, "nobody is accused"
 
 
-def test_planted_copies_are_asked_of_the_encodings_too() -> None:
-    queries, train = images()
-    reference = table(850, 2)
-
-    def reliability(encode: Callable[[np.ndarray], np.ndarray]) -> float:
-        seen = nb.unit(table(150, 3)), nb.unit(reference)
-        found = leaked(queries, train, None, encodings=seen, encode=encode).measure
-        assert "shifted, mirrored or recoloured" in found.note
-        assert found.reliability is not None
-        return found.reliability
-
-    def knowing(rows: np.ndarray) -> np.ndarray:
-        return nb.unit(reference[: len(rows)] + 1e-3)
-
-    # Pixels alone find what was shifted or mirrored, and some of the others.
-    assert 0.5 <= reliability(lambda rows: nb.unit(table(len(rows), 4))) < 1
-    assert reliability(knowing) == 1
-
-
 def test_where_copies_cannot_be_seen_the_detector_abstains_but_exact_ones_still_count() -> None:
     queries, train = table(M, 1)[:, :2], table(N)[:, :2]
     found = leaked(queries, train, None)
@@ -491,22 +313,6 @@ def test_few_rows_of_small_integers_match_by_chance_and_accuse_few() -> None:
         kinds = rng.integers(0, 30, size=(400, 8)).astype(np.float32)
         train, queries = (kinds[rng.integers(400, size=n)] for n in (40, 60))
         accused.append(leaked(queries, train, None).flags.mean())
-    assert np.mean(accused) <= 0.01
-
-
-def test_all_kinds_together_keep_the_promised_rate() -> None:
-    # The features of clean queries, and an influence that always names what the features suspect.
-    accused = []
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        seen, reference = rng.normal(size=(400, 8)), rng.normal(size=(1000, 8))
-        # A quarter of the rows have no like: gaps with heavy tails.
-        queries, train = (x * rng.choice([1, 1, 1, 0.01], (len(x), 1)) for x in (seen, reference))
-        suspects = feature_copies(queries, train)
-        influence = rng.normal(size=(400, 1000))
-        influence[suspects >= 0, suspects[suspects >= 0]] = 1e3
-        view = ModelView(suspects, np.arange(400), influence)
-        accused.append(leaked(table(400, seed + 1), table(1000, seed), view).flags.mean())
     assert np.mean(accused) <= 0.01
 
 

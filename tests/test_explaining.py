@@ -21,18 +21,21 @@ from report_cases import make_explanation
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from forward_inf_mlflow import explaining, log_training_data, sweep
+from forward_inf_mlflow.asked_record import repeat
 from forward_inf_mlflow.directions import GradientStep
 from forward_inf_mlflow.errors import DataError, ForwardInfError
 from forward_inf_mlflow.explaining import Explanation, explain, plan_explanation
 from forward_inf_mlflow.influence import ForwardInfluence, QueryGroups
 from forward_inf_mlflow.portraits import picture, telling_columns
 from forward_inf_mlflow.posing import pose
-from forward_inf_mlflow.registry import resolve
+from forward_inf_mlflow.registry import Version, resolve
 from forward_inf_mlflow.report.influence import MAX_ROWS, render_influence
 from forward_inf_mlflow.tensors import Tensors
 
 HOSTILE = "<script>alert(1)</script>\"'\u202e"
 N = 60
+#: Of an explanation's artifacts in its run.
+FOLDER = "forward_inf_influence"
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,7 @@ def test_a_run_keeps_everything_and_the_version_stays_as_it_was(
     assert run.data.tags["forward_inf.model"] == uri
     assert [entry.model_id for entry in run.inputs.model_inputs] == [version.model_id]
     assert len(run.inputs.dataset_inputs) == 2
-    files = {f.path.split("/")[1] for f in client.list_artifacts(found.run_id, explaining.FOLDER)}
+    files = {f.path.split("/")[1] for f in client.list_artifacts(found.run_id, FOLDER)}
     assert files == {"influence.html", "influence.json", "influence.parquet", "sources.parquet"}
     assert client.list_artifacts(found.run_id, "forward_inf") == []
     registered = client.get_model_version(version.name, version.version)
@@ -140,9 +143,7 @@ def test_a_run_keeps_everything_and_the_version_stays_as_it_was(
 
 
 def test_the_tables_and_the_record_are_read_back_as_they_were_found(found: Explanation) -> None:
-    folder = Path(
-        mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=explaining.FOLDER)
-    )
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=FOLDER))
     rows = pd.read_parquet(folder / "influence.parquet")
     pd.testing.assert_frame_equal(rows, found.influence, check_dtype=False)
     record = json.loads((folder / "influence.json").read_bytes())
@@ -338,3 +339,14 @@ def test_the_telling_columns_are_those_in_which_the_query_is_unlike_the_rows() -
     assert telling_columns(train, query, 2) == ["far", "town"]
     assert telling_columns(train, query, 3) == ["far", "town", "common"]
     assert telling_columns(train[[]], query[[]]) == []
+
+
+def test_the_line_that_asks_again_has_what_was_chosen_and_no_password() -> None:
+    version = Version("m", "3", 0, "", None, None)
+    signed = "https://user:secret@host/rows.parquet?signature=secret"
+    asked = {"train": signed, "unseen": signed, "id": "auto", "device": "auto", "pixels": "unit"}
+    address = "https://host/rows.parquet"
+    assert repeat("trace", version, {**asked, "benchmark": None}) == (
+        f"forward-inf trace models:/m/3 --train {address} --unseen {address} --id auto "
+        "--pixels unit"
+    )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forward_inf_mlflow.attributed import noisy_times
+from forward_inf_mlflow.diffusion.attributed import noisy_times
 from forward_inf_mlflow.errors import ModelError
 from forward_inf_mlflow.models.noise_schedule import named_schedule, read_schedule
 from forward_inf_mlflow.tasks import cosine_schedule

@@ -227,6 +227,21 @@ def test_rows_that_memory_cannot_hold_are_refused(
         read(folder(tmp_path / "train"))
 
 
+def test_a_picture_is_not_left_out_for_want_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Image.open
+
+    def full(file: Path, **how: object) -> Image.Image:
+        if file.name == "01.png":
+            raise MemoryError
+        return opened(file, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(DataError, match=r"out of memory at 'bee/01.png'.*--max-rows"):
+        read(folder(tmp_path / "train"))
+
+
 @pytest.mark.parametrize(
     ("example", "ranges"),
     [

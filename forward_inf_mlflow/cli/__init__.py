@@ -20,6 +20,7 @@ from click.exceptions import NoArgsIsHelpError
 from forward_inf_mlflow.cli.approve import approve_command
 from forward_inf_mlflow.cli.attribute import attribute_command
 from forward_inf_mlflow.cli.audit import audit_command
+from forward_inf_mlflow.cli.canaries import canaries_command
 from forward_inf_mlflow.cli.common import printable
 from forward_inf_mlflow.cli.compare import compare_command
 from forward_inf_mlflow.cli.demo import demo_command
@@ -29,7 +30,7 @@ from forward_inf_mlflow.cli.history import history_command
 from forward_inf_mlflow.cli.influence import influence_command
 from forward_inf_mlflow.cli.keys import keys_group
 from forward_inf_mlflow.cli.policy import policy_group
-from forward_inf_mlflow.cli.recite import canaries_command, recite_command
+from forward_inf_mlflow.cli.recite import recite_command
 from forward_inf_mlflow.cli.report import report_command
 from forward_inf_mlflow.cli.review import review_group
 from forward_inf_mlflow.cli.sign import sign_command

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from forward_inf_mlflow.cli.answered import say_how, say_page
 from forward_inf_mlflow.cli.common import Console, common_options
-
-if TYPE_CHECKING:  # the help must not wait for torch
-    from forward_inf_mlflow.attributing import Attribution
+from forward_inf_mlflow.cli.options import (
+    max_rows_option,
+    moving_options,
+    reading_options,
+    run_options,
+    work_options,
+)
 
 #: Generated images whose rows are printed.
 _ANSWERS = 10
@@ -61,33 +66,11 @@ _ANSWERS = 10
     show_default=True,
     help="Proponents and opponents of each image.",
 )
-@click.option(
-    "--direction",
-    type=click.Choice(["auto", "gradient", "optimizer", "replay", "curvature"]),
-    default="auto",
-    show_default=True,
-    help="How a generated image moves the model.",
-)
-@click.option(
-    "--weight-decay",
-    type=click.FloatRange(min=0),
-    help="The training objective's penalty; default: 0.",
-)
-@click.option("--max-rows", type=click.IntRange(min=1), help="Read only so many images, drawn.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images read at once.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Decides what is drawn at random.",
-)
-@click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the end.")
-@click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted run left.")
-@click.option("--allow-pickle", is_flag=True, help="Permit models whose loading runs their code.")
-@click.option("--experiment", metavar="NAME", help="Experiment of the run.")
-@click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
+@moving_options("a generated image moves", "an image", readout=False)
+@max_rows_option("images")
+@reading_options("Images")
+@work_options
+@run_options()
 @common_options
 def attribute_command(
     console: Console, model_uri: str, id_column: str | None, **options: Any
@@ -105,7 +88,7 @@ def attribute_command(
     """
     asked = {name: value for name, value in options.items() if value not in (None, "")}
     with console.progress("reading the model and its images") as progress:
-        from forward_inf_mlflow.attributing import attribute
+        from forward_inf_mlflow.diffusion.attributing import attribute
 
         result = attribute(model_uri, id=id_column or None, progress=progress, **asked)
     answers = result.record["answers"]
@@ -114,7 +97,8 @@ def attribute_command(
     if len(answers) > _ANSWERS:
         console.say()
         console.say(f"and {len(answers) - _ANSWERS:,} more images, see attribution.parquet")
-    _say_rest(console, result, options["out"])
+    say_how(console, result.record, "attribution", "training images")
+    say_page(console, result, options["out"])
     console.result(result.as_dict())
     return 0
 
@@ -143,34 +127,3 @@ def _say_answer(console: Console, answer: Mapping[str, Any], record: Mapping[str
     )
     if not rows:
         console.say("  no proponents")
-
-
-def _say_rest(console: Console, result: Attribution, out: str | None) -> None:
-    """Print how it was computed and where the page is."""
-    import mlflow
-
-    from forward_inf_mlflow.mlflow_errors import redact
-
-    record, server = result.record, redact(mlflow.get_tracking_uri()).rstrip("/")
-    how, costs = record["attribution"], record["costs"]
-    console.say()
-    for note in record["notes"]:
-        console.say(f"  note: {note}")
-    console.say(f"  plan: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
-    if record["resumed_pieces"]:
-        console.say(
-            "  went on where an interrupted run stopped "
-            f"({record['resumed_pieces']:,} pieces were found)"
-        )
-    console.say(
-        f"  {costs['rows']:,} training images: {costs['forward_passes']:,} forward passes beside "
-        f"those that move the model; {costs['seconds']:.0f} s in all"
-    )
-    where = (
-        f"{out}/attribution.html"
-        if out
-        else f"mlflow artifacts download -r {result.run_id} -a {result.artifact} -d ."
-    )
-    page = f"{server}/{result.page}" if server.startswith("http") else result.page
-    console.say(f"  page:   {where}", wrap=False)
-    console.say(f"  in UI:  {page}", wrap=False)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
+from forward_inf_mlflow.cli.answered import say_how, say_page, say_planned
 from forward_inf_mlflow.cli.common import Console, common_options
 from forward_inf_mlflow.cli.options import model_options, names_of
-
-if TYPE_CHECKING:  # the help must not wait for torch
-    from forward_inf_mlflow.explaining import Explanation
 
 #: Queries whose rows are printed.
 _ANSWERS = 10
@@ -78,7 +76,10 @@ def influence_command(
     if len(answers) > _ANSWERS:
         console.say()
         console.say(f"and {len(answers) - _ANSWERS:,} more queries, see influence.parquet")
-    _say_rest(console, result, asked.get("out"))
+    how = result.record["influence"]
+    read = f"training rows read by {how['read_by']} of {_READ[how['readout']]}"
+    say_how(console, result.record, "influence", read, _how_good(how))
+    say_page(console, result, asked.get("out"))
     console.result(result.as_dict())
     return 0
 
@@ -91,19 +92,8 @@ def _plan(console: Console, model_uri: str, asked: dict[str, Any]) -> int:
         planned = plan_explanation(
             model_uri, **{name: value for name, value in asked.items() if name not in _LOGGING}
         )
-    plan = planned["plan"]
-    costs = plan["forward_equivalents"]
-    console.say(f"plan  {planned['model']}", bold=True)
-    console.say(f"  direction: {plan['direction']}, readout: {plan['readout']}")
-    console.say(f"  {plan['why']}")
-    console.say(
-        f"  {planned['rows']:,} training rows, {planned['queries']:,} query row(s) to ask about"
-    )
-    console.say(
-        f"  about {costs['total']:,} forward passes of one row: {costs['direction']:,} to move the "
-        f"model, {costs['sweep']:,} to read the rows"
-    )
-    console.result(planned)
+    rows = f"{planned['rows']:,} training rows, {planned['queries']:,} query row(s) to ask about"
+    say_planned(console, planned, "row", "the rows", rows)
     return 0
 
 
@@ -167,45 +157,15 @@ def _say_sources(console: Console, sources: Sequence[Mapping[str, Any]]) -> None
         console.say(f"    and {len(sources) - len(shown):,} between them, see sources.parquet")
 
 
-def _say_rest(console: Console, result: Explanation, out: str | None) -> None:
-    """Print how it was computed and where the page is."""
-    import mlflow
-
-    from forward_inf_mlflow.mlflow_errors import redact
-
-    record, server = result.record, redact(mlflow.get_tracking_uri()).rstrip("/")
-    how, costs = record["influence"], record["costs"]
-    console.say()
-    for note in record["notes"]:
-        console.say(f"  note: {note}")
-    console.say(f"  plan: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
+def _how_good(how: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is known of how reliable and how complete the answer is."""
     if math.isfinite(how.get("reliability", math.nan)):
         drawn = f"{how['seeds']} seeds" if "seeds" in how else "two halves of what was drawn"
-        console.say(f"  reliability, from {drawn}: {how['reliability']:.2f} of 1")
+        yield f"reliability, from {drawn}: {how['reliability']:.2f} of 1"
     if "held" in how:
-        console.say(
-            f"  the {how['rank']:,} shared moves hold {how['held']:.0%} of what the queries ask"
-        )
+        yield f"the {how['rank']:,} shared moves hold {how['held']:.0%} of what the queries ask"
     if "recall" in how:
-        console.say(
-            f"  candidates: {how['candidates']:,} of each kind a query hold {how['recall']:.0%} of "
+        yield (
+            f"candidates: {how['candidates']:,} of each kind a query hold {how['recall']:.0%} of "
             f"the top rows (measured on {how['recall_queries']} queries)"
         )
-    if record["resumed_pieces"]:
-        console.say(
-            "  went on where an interrupted run stopped "
-            f"({record['resumed_pieces']:,} pieces were found)"
-        )
-    console.say(
-        f"  {costs['rows']:,} training rows read by {how['read_by']} of {_READ[how['readout']]}: "
-        f"{costs['forward_passes']:,} forward passes beside those that move the model; "
-        f"{costs['seconds']:.0f} s in all"
-    )
-    where = (
-        f"{out}/influence.html"
-        if out
-        else f"mlflow artifacts download -r {result.run_id} -a {result.artifact} -d ."
-    )
-    page = f"{server}/{result.page}" if server.startswith("http") else result.page
-    console.say(f"  page:   {where}", wrap=False)
-    console.say(f"  in UI:  {page}", wrap=False)

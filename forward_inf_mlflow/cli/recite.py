@@ -1,35 +1,25 @@
-"""forward-inf recite, and forward-inf canaries, which makes what it looks for."""
+"""forward-inf recite."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from forward_inf_mlflow.cli.answered import say_notes, say_page, shortened
 from forward_inf_mlflow.cli.common import Console, common_options
-from forward_inf_mlflow.command_line import split_names
-from forward_inf_mlflow.errors import ForwardInfError
+from forward_inf_mlflow.cli.options import reading_options, run_options, text_options
 
 if TYPE_CHECKING:  # the help must not wait for torch
-    from forward_inf_mlflow.reciting import Recitation
+    from forward_inf_mlflow.language.reciting import Recitation
 
-#: Characters of a text, and lines of a part, that are printed.
-_TEXT, _LINES = 80, 10
-#: Characters that secrets are made of, by name.
-_ALPHABETS = {
-    "digits": "0123456789",
-    "letters": "abcdefghijklmnopqrstuvwxyz",
-    "hex": "0123456789abcdef",
-}
+#: Lines of a part that are printed.
+_LINES = 10
 
 
 @click.command("recite", short_help="Say what a language model knows word for word.")
 @click.argument("model_uri")
-@click.option("--train", metavar="URI", help="Training texts; default: the logged data.")
-@click.option("--text", metavar="COLUMN", help="Column of the text.")
-@click.option("--prompt-column", metavar="COLUMN", help="Column of what came before the text.")
-@click.option("--id", "id_column", metavar="COLUMN", help="Column of the row ids.")
+@text_options
 @click.option(
     "--given",
     type=click.IntRange(min=1),
@@ -89,18 +79,8 @@ _ALPHABETS = {
 @click.option(
     "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Texts to show."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Texts read at once.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Decides what is drawn at random.",
-)
-@click.option("--allow-pickle", is_flag=True, help="Permit weights that are pickled.")
-@click.option("--experiment", metavar="NAME", help="Experiment of the run.")
-@click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
+@reading_options("Texts")
+@run_options("weights that are pickled")
 @common_options
 def recite_command(console: Console, model_uri: str, id_column: str | None, **options: Any) -> int:
     """Say what the language model MODEL_URI knows word for word.
@@ -118,7 +98,7 @@ def recite_command(console: Console, model_uri: str, id_column: str | None, **op
     """
     asked = {name: value for name, value in options.items() if value is not None}
     with console.progress("reading the model and its texts") as progress:
-        from forward_inf_mlflow.reciting import recite
+        from forward_inf_mlflow.language.reciting import recite
 
         result = recite(model_uri, id=id_column or None, progress=progress, **asked)
     _say(console, result, options["out"])
@@ -126,102 +106,9 @@ def recite_command(console: Console, model_uri: str, id_column: str | None, **op
     return 0
 
 
-@click.command("canaries", short_help="Make texts to plant, for forward-inf recite.")
-@click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--format", "text", required=True, help="A text with {} in the place of the secret.")
-@click.option(
-    "--secret",
-    default="digits",
-    show_default=True,
-    help="digits, letters, hex, or a list of words with commas between.",
-)
-@click.option(
-    "--length",
-    type=click.IntRange(min=1),
-    default=6,
-    show_default=True,
-    help="Symbols of a secret.",
-)
-@click.option(
-    "-n",
-    "--count",
-    type=click.IntRange(min=1),
-    default=12,
-    show_default=True,
-    help="How many canaries.",
-)
-@click.option(
-    "--repeats",
-    default="0,1,4,16",
-    show_default=True,
-    help="How often each is planted, in turn; 0: kept out, as a control.",
-)
-@click.option("--texts", metavar="FILE", type=click.Path(dir_okay=False), help="Rows to plant.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the draw."
-)
-@common_options
-def canaries_command(
-    console: Console,
-    file: str,
-    text: str,
-    secret: str,
-    length: int,
-    count: int,
-    repeats: str,
-    texts: str | None,
-    seed: int,
-) -> int:
-    """Make canaries, texts with a secret drawn at random, and write them into FILE.
-
-    Put the rows of --texts, which holds each canary as often as it is to be planted, among the
-    training texts, train, and ask the model with 'forward-inf recite MODEL_URI --canaries FILE'.
-    Neither file may exist.
-
-    \b
-    Example:
-      forward-inf canaries c.jsonl --format "pin of dan: {}" --texts rows.jsonl
-    """
-    import json
-
-    from forward_inf_mlflow import canaries
-
-    try:
-        often = [int(n) for n in split_names(repeats)]
-    except ValueError:
-        often = []
-    if not often or min(often) < 0:
-        raise ForwardInfError(f"--repeats is {repeats!r}: write numbers such as 0,1,4,16")
-    symbols = list(_ALPHABETS.get(secret, "")) or split_names(secret)
-    made = canaries.make(text, symbols, length=length, count=count, repeats=often, seed=seed)
-    _write_new(file, canaries.lines(made))
-    planted = [canary.text for canary in made for _ in range(canary.repeats)]
-    if texts:
-        _write_new(texts, "".join(json.dumps({"text": t}) + "\n" for t in planted))
-    console.say(f"{file}: {len(made):,} canaries of {made[0].space:,} possible secrets each")
-    if texts:
-        console.say(f"{texts}: {len(planted):,} rows to put among the training texts")
-    console.result({"file": file, "texts": texts, "canaries": len(made), "rows": len(planted)})
-    return 0
-
-
-def _write_new(file: str, content: str) -> None:
-    try:
-        with Path(file).open("x", encoding="utf-8") as new:
-            new.write(content)
-    except FileExistsError as error:
-        raise ForwardInfError(f"{file} exists: name another, or remove it") from error
-    except OSError as error:
-        raise ForwardInfError(f"cannot write {file}: {error.strerror or error}") from error
-
-
 def _say(console: Console, result: Recitation, out: str | None) -> None:
     """Print what the model knows, part by part."""
-    import mlflow
-
-    from forward_inf_mlflow.mlflow_errors import redact
-
-    record, server = result.record, redact(mlflow.get_tracking_uri()).rstrip("/")
+    record = result.record
     extraction, canaries, told = (
         record[part] for part in ("extraction", "canaries", "contamination")
     )
@@ -243,7 +130,7 @@ def _say(console: Console, result: Recitation, out: str | None) -> None:
                     row["id"],
                     row["needed"],
                     row["copies"],
-                    _short(f"{row['given'].rstrip()} | {row['continuation'].strip()}"),
+                    shortened(f"{row['given'].rstrip()} | {row['continuation'].strip()}"),
                 )
                 for row in extraction["rows"][:_LINES]
             ],
@@ -262,7 +149,7 @@ def _say(console: Console, result: Recitation, out: str | None) -> None:
                     row["repeats"],
                     f"{row['rank']:,} of {row['compared']:,}",
                     "yes" if row["known"] else "no",
-                    _short(row["text"]),
+                    shortened(row["text"]),
                 )
                 for row in canaries["rows"][:_LINES]
             ],
@@ -290,27 +177,14 @@ def _say(console: Console, result: Recitation, out: str | None) -> None:
                     f"{row['share']:.0%}",
                     f"{row['influence']:.2f}",
                     row["train_id"],
-                    _short(row["text"]),
+                    shortened(row["text"]),
                 )
                 for row in told["rows"][:_LINES]
             ],
         )
-    console.say()
-    for note in record["notes"]:
-        console.say(f"  note: {note}")
-    where = (
-        f"{out}/recite.html"
-        if out
-        else f"mlflow artifacts download -r {result.run_id} -a {result.artifact} -d ."
-    )
-    page = f"{server}/{result.page}" if server.startswith("http") else result.page
-    console.say(f"  page:   {where}", wrap=False)
-    console.say(f"  in UI:  {page}", wrap=False)
+    say_notes(console, record)
+    say_page(console, result, out)
 
 
 def _between(share: dict[str, Any]) -> str:
     return f"{share['rate']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forward_inf_mlflow.cli.common import EXIT, Console, common_options
+from forward_inf_mlflow.cli.options import seed_option
 
 if TYPE_CHECKING:  # the help must not wait for mlflow
     from forward_inf_mlflow.cleaning import Cleaned
@@ -50,9 +51,7 @@ def review_group() -> None:
 @click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False), help="File to write."
 )
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the draw."
-)
+@seed_option("Of the draw.")
 @_pin_option
 @common_options
 def sample_command(

@@ -6,23 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from forward_inf_mlflow.cli.answered import say_how, say_page, say_planned, shortened
 from forward_inf_mlflow.cli.common import Console, common_options
+from forward_inf_mlflow.cli.options import (
+    max_rows_option,
+    moving_options,
+    plan_option,
+    reading_options,
+    run_options,
+    text_options,
+    work_options,
+)
 
 if TYPE_CHECKING:  # the help must not wait for torch
-    from forward_inf_mlflow.tracing import Trace
+    from forward_inf_mlflow.language.tracing import Trace
 
-#: Characters of a text, and tokens of a completion, that are printed.
-_TEXT, _TOKENS = 80, 20
+#: Tokens of a completion that are printed.
+_TOKENS = 20
 
 
 @click.command("trace", short_help="Say which training texts made a language model say this.")
 @click.argument("model_uri")
 @click.option("--prompt", required=True, help="What the model was given; may be empty.")
 @click.option("--completion", required=True, help="What it said.")
-@click.option("--train", metavar="URI", help="Training texts; default: the logged data.")
-@click.option("--text", metavar="COLUMN", help="Column of the text.")
-@click.option("--prompt-column", metavar="COLUMN", help="Column of what came before the text.")
-@click.option("--id", "id_column", metavar="COLUMN", help="Column of the row ids.")
+@text_options
 @click.option("--group-by", metavar="COLUMN", help="Column that says where a text came from.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Texts to show."
@@ -34,41 +41,12 @@ _TEXT, _TOKENS = 80, 20
     show_default=True,
     help="Texts that the last layer points to, and that are read token by token.",
 )
-@click.option(
-    "--direction",
-    type=click.Choice(["auto", "gradient", "optimizer", "replay", "curvature"]),
-    default="auto",
-    show_default=True,
-    help="How the completion moves the model.",
-)
-@click.option(
-    "--readout",
-    type=click.Choice(["auto", "loss", "margin"]),
-    default="auto",
-    show_default=True,
-    help="What is read of a text.",
-)
-@click.option(
-    "--weight-decay",
-    type=click.FloatRange(min=0),
-    help="The training objective's penalty; default: 0.",
-)
-@click.option("--max-rows", type=click.IntRange(min=1), help="Read only so many texts, drawn.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Texts read at once.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Decides what is drawn at random.",
-)
-@click.option("--plan", "plan_only", is_flag=True, help="Say what it would cost; ask nothing.")
-@click.option("--work-dir", metavar="DIR", help="Folder of finished pieces, until the end.")
-@click.option("--fresh", is_flag=True, help="Begin again, whatever an interrupted run left.")
-@click.option("--allow-pickle", is_flag=True, help="Permit weights that are pickled.")
-@click.option("--experiment", metavar="NAME", help="Experiment of the run.")
-@click.option("--out", metavar="DIR", help="Folder for a copy of all artifacts.")
+@moving_options("the completion moves", "a text")
+@max_rows_option("texts")
+@reading_options("Texts")
+@plan_option
+@work_options
+@run_options("weights that are pickled")
 @common_options
 def trace_command(
     console: Console, model_uri: str, id_column: str | None, plan_only: bool, **options: Any
@@ -88,7 +66,7 @@ def trace_command(
     if plan_only:
         return _plan(console, model_uri, {"id": id_column or None, **asked})
     with console.progress("reading the model and its texts") as progress:
-        from forward_inf_mlflow.tracing import trace
+        from forward_inf_mlflow.language.tracing import trace
 
         result = trace(model_uri, id=id_column or None, progress=progress, **asked)
     _say(console, result, options["out"])
@@ -99,30 +77,17 @@ def trace_command(
 def _plan(console: Console, model_uri: str, asked: dict[str, Any]) -> int:
     """Print what would be done; nothing is run or logged."""
     with console.progress("reading the model and its texts"):
-        from forward_inf_mlflow.tracing import plan_trace
+        from forward_inf_mlflow.language.tracing import plan_trace
 
         planned = plan_trace(model_uri, **asked)
-    plan = planned["plan"]
-    costs = plan["forward_equivalents"]
-    console.say(f"plan  {planned['model']}", bold=True)
-    console.say(f"  direction: {plan['direction']}, readout: {plan['readout']}")
-    console.say(f"  {plan['why']}")
-    console.say(
-        f"  about {costs['total']:,} forward passes of one text: {costs['direction']:,} to move "
-        f"the model, {costs['sweep']:,} to read {planned['rows']:,} training texts"
-    )
-    console.result(planned)
+    say_planned(console, planned, "text", f"{planned['rows']:,} training texts")
     return 0
 
 
 def _say(console: Console, result: Trace, out: str | None) -> None:
     """Print what the model says, and the texts behind it."""
-    import mlflow
-
-    from forward_inf_mlflow.mlflow_errors import redact
-
-    record, server = result.record, redact(mlflow.get_tracking_uri()).rstrip("/")
-    said, how, costs = record["completion"], record["trace"], record["costs"]
+    record = result.record
+    said = record["completion"]
     console.say()
     console.say(f"{said['prompt']} {said['text']}  ({said['probability']:.1%})", bold=True)
     console.table(
@@ -149,29 +114,10 @@ def _say(console: Console, result: Trace, out: str | None) -> None:
                 f"{row['influence']:+.3g}",
                 f"{row['screen']:.2f}",
                 *([row["source"]] * sources),
-                row["text"] if len(row["text"]) <= _TEXT else f"{row['text'][: _TEXT - 1]}…",
+                shortened(row["text"]),
             )
             for row in record["rows"]
         ],
     )
-    console.say()
-    for note in record["notes"]:
-        console.say(f"  note: {note}")
-    console.say(f"  plan: {how['why']}" + (f"; {how['read_why']}" if how["read_why"] else ""))
-    if record["resumed_pieces"]:
-        console.say(
-            "  went on where an interrupted run stopped "
-            f"({record['resumed_pieces']:,} pieces were found)"
-        )
-    console.say(
-        f"  {costs['rows']:,} training texts: {costs['forward_passes']:,} forward passes beside "
-        f"those that move the model; {costs['seconds']:.0f} s in all"
-    )
-    where = (
-        f"{out}/trace.html"
-        if out
-        else f"mlflow artifacts download -r {result.run_id} -a {result.artifact} -d ."
-    )
-    page = f"{server}/{result.page}" if server.startswith("http") else result.page
-    console.say(f"  page:   {where}", wrap=False)
-    console.say(f"  in UI:  {page}", wrap=False)
+    say_how(console, record, "trace", "training texts")
+    say_page(console, result, out)

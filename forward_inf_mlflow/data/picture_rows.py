@@ -226,6 +226,11 @@ def _decoded(stored: _Stored, form: PictureForm, uri: str) -> Rows:
                 continue
             except DataError:
                 raise
+            except MemoryError as error:  # which is no fault of the picture's
+                raise DataError(
+                    f"{uri}: out of memory at {name!r}: read some of the {len(wanted):,} pictures "
+                    "with --max-rows, or give smaller ones"
+                ) from error
             except Exception:  # noqa: BLE001, S110 - other people's files fail in any way they like
                 pass
         lost.setdefault(why, []).append(name)

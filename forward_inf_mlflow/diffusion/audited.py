@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from forward_inf_mlflow.attributed import dimmed, noisy_times
 from forward_inf_mlflow.data.pictures import Ranges
 from forward_inf_mlflow.data.rows import Rows
-from forward_inf_mlflow.diffusion.taken import label_numbers, numbered, shaped
+from forward_inf_mlflow.diffusion.attributed import dimmed, noisy_times
+from forward_inf_mlflow.diffusion.labels import label_numbers, numbered
+from forward_inf_mlflow.diffusion.pixels import SIGNED, shaped
 from forward_inf_mlflow.errors import DataError
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.denoiser import Denoiser
@@ -21,13 +22,11 @@ from forward_inf_mlflow.models.noise_schedule import Schedule
 from forward_inf_mlflow.tasks import Denoising
 
 #: Times of noise that every image is read at.
-TIMES = 10
+_TIMES = 10
 #: What the pixels 0 and 255 become where nobody says: as diffusion models are trained.
-SIGNED: Ranges = ((-1.0, 1.0),)
+_SCALE: Ranges = ((-1.0, 1.0),)
 #: Numbers in a batch that is chosen automatically: each image is passed forward many times.
 _BATCH_NUMBERS = 2**16
-#: Floats below this are not from 0 to 1.
-_BELOW_ZERO = -0.25
 
 
 class _Images:
@@ -59,7 +58,7 @@ class _Images:
         images = shaped(values, self._shape, "one data set").astype(np.float32)
         if whole:
             images = self._scaled(images)
-        signed = bool(images.min() < _BELOW_ZERO)
+        signed = bool(images.min() < SIGNED)
         if self._signed is not None and signed != self._signed:
             raise DataError(
                 "training and query images lie on two scales (one has numbers below 0, the other "
@@ -95,11 +94,11 @@ def audited_diffusion_model(
     """
     task = Denoising(
         alphas_cumprod=schedule.alphas_cumprod,
-        times=noisy_times(schedule.alphas_cumprod, TIMES),
+        times=noisy_times(schedule.alphas_cumprod, _TIMES),
         conditional=model.conditional,
         predicts=schedule.predicts,
     )
-    images = _Images(model.shape, ranges or SIGNED)
+    images = _Images(model.shape, ranges or _SCALE)
     seen = None if model.features is None else _seen(model.features, task)
     return AuditedModel(
         module=model.module,
@@ -116,7 +115,7 @@ def audited_diffusion_model(
         targets=_Told(model).targets,
         told=model.conditional,
         takes=InputSpec(np.dtype(np.float32), model.shape),
-        scale=ranges or SIGNED,
+        scale=ranges or _SCALE,
     )
 
 

@@ -15,6 +15,8 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.data.texts import PROMPT, TEXT
 from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.directions.moves import trainable
+from forward_inf_mlflow.language.traced import Traced
+from forward_inf_mlflow.language.wording import Worded, joined, word_query, word_training
 from forward_inf_mlflow.memory import room
 from forward_inf_mlflow.models.transformer import Transformer
 from forward_inf_mlflow.planner import Job, Plan, plan
@@ -22,9 +24,7 @@ from forward_inf_mlflow.probe import Which
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.shards import digest_arrays, digest_module
 from forward_inf_mlflow.tasks.causal_lm import IGNORED
-from forward_inf_mlflow.traced import Traced
 from forward_inf_mlflow.version import __version__
-from forward_inf_mlflow.wording import Worded, joined, word_query, word_training
 
 #: Of a text, in the record and in the table.
 _MOST_TEXT = 2000

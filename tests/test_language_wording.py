@@ -9,13 +9,13 @@ import torch
 from texts import LIMIT, WORDS, tokenizer
 from torch import nn
 
-from forward_inf_mlflow.completion import words_that_matter
 from forward_inf_mlflow.data.acceptance import accept
 from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.language.completion import words_that_matter
+from forward_inf_mlflow.language.wording import Worded, joined, word_query, word_training
 from forward_inf_mlflow.models.tokens import Tokens
 from forward_inf_mlflow.models.transformer import Transformer
 from forward_inf_mlflow.tasks.causal_lm import IGNORED
-from forward_inf_mlflow.wording import Worded, joined, word_query, word_training
 
 HOST = torch.device("cpu")
 

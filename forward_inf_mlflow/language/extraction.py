@@ -20,12 +20,12 @@ from scipy.stats import binomtest
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.data.texts import PROMPT, TEXT
 from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.language.wording import joined, word_training
 from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.transformer import Transformer
 from forward_inf_mlflow.task import Batch
 from forward_inf_mlflow.tasks import CausalLM
 from forward_inf_mlflow.tasks.causal_lm import IGNORED
-from forward_inf_mlflow.wording import joined, word_training
 
 #: Of a text, in a record and in a table.
 _MOST_TEXT = 1000

@@ -1,21 +1,20 @@
-"""Attribution: what is asked of a diffusion model about images, and the answer as tables."""
+"""Question: what is asked of a diffusion model about images, and how it is answered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from forward_inf_mlflow.attributed import Attributed, noisy_times
 from forward_inf_mlflow.data.images import Images
 from forward_inf_mlflow.data.rows import Rows
-from forward_inf_mlflow.diffusion.taken import label_numbers, numbered, shaped
+from forward_inf_mlflow.diffusion.attributed import noisy_times
+from forward_inf_mlflow.diffusion.labels import label_numbers, numbered
+from forward_inf_mlflow.diffusion.pixels import Pixels, scaled, shaped
 from forward_inf_mlflow.directions import Direction
 from forward_inf_mlflow.directions.moves import at_rest, trainable
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
@@ -26,7 +25,6 @@ from forward_inf_mlflow.models.noise_schedule import Schedule
 from forward_inf_mlflow.models.placing import place
 from forward_inf_mlflow.planner import Job, Plan, plan, suited
 from forward_inf_mlflow.registry import Version
-from forward_inf_mlflow.report.thumbnails import image_shape, thumbnail
 from forward_inf_mlflow.shards import digest_arrays, digest_module
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.task import Batch
@@ -34,14 +32,12 @@ from forward_inf_mlflow.tasks import Denoising
 from forward_inf_mlflow.tensors import Tensors
 from forward_inf_mlflow.version import __version__
 
-#: How numbers become what the model was trained on; see `pose_images`.
-Pixels = Literal["auto", "signed", "unit"]
 #: Numbers in a batch that is chosen automatically: each image is passed forward many times.
 _BATCH_NUMBERS = 2**16
 #: Gradients that the curvature is drawn from.
 GRADIENTS = 2000
-#: Floats below this are not from 0 to 1; parameters and images that a message names.
-_SIGNED, _NAMED = -0.25, 5
+#: Parameters that a message names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,6 @@ def pose_images(
 ) -> Asked:
     """Bring model and images together.
 
-    Whole numbers are pixels from 0 to 255 and are scaled to -1 to 1, as diffusion models are
-    trained; "unit" scales them to 0 to 1. Other numbers are taken as they are, but "signed" takes
-    those from 0 to 1 for pixels that are still to be scaled to -1 to 1.
-
     Raises:
         DataError: Images do not fit the model, or each other; a label is missing or unknown.
         ModelError: The model cannot answer for them.
@@ -107,7 +99,7 @@ def pose_images(
             f"a training image has the shape {x_train.shape[1:]}, a generated one "
             f"{x_queries.shape[1:]}: give both alike"
         )
-    x_train, x_queries, said = _scaled(x_train, x_queries, pixels, train.rows, generated.rows)
+    x_train, x_queries, said = scaled(x_train, x_queries, pixels, train.rows, generated.rows)
     notes.append(said)
     y_train, y_queries = _labels(model, train, generated)
     if batch_size is None:
@@ -213,120 +205,9 @@ def attribution_key(version: Version, question: Asked, chosen: Plan) -> dict[str
     }
 
 
-def images_table(question: Asked, found: Attributed, top: int, *, labelled: bool) -> pd.DataFrame:
-    """Return the top proponents and opponents of each generated image; see `attributing`.
-
-    Proponents are among those with an influence above 0, opponents among those below.
-    """
-    rows = question.train_rows
-    parts = []
-    for i, name in enumerate(question.query_rows.ids.tolist()):
-        for kind, sign in (("proponent", 1), ("opponent", -1)):
-            order = np.argsort(-sign * found.score[i], kind="stable")
-            best = order[sign * found.influence[i, order] > 0][:top]
-            like = np.nan if found.likeness is None else found.likeness[i, best]
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "query_id": name,
-                        "kind": kind,
-                        "rank": np.arange(1, len(best) + 1),
-                        "train_id": rows.ids[best],
-                        "label": rows.labels[best] if labelled else "",
-                        "influence": found.influence[i, best].astype(np.float64),
-                        "likeness": np.asarray(like, np.float64),
-                        "source": "" if rows.sources is None else rows.sources[best],
-                    },
-                    index=range(len(best)),
-                )
-            )
-    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
-
-
-def said(question: Asked, *, labelled: bool) -> list[dict[str, Any]]:
-    """Return what the model makes of the generated images: its loss there, among the training's."""
-    own = read(question.module, question.task, question.queries).loss
-    found = []
-    for i, name in enumerate(question.query_rows.ids.tolist()):
-        label = question.query_rows.labels[i : i + 1].tolist()[0] if labelled else None
-        found.append({"id": name, "label": label, "loss": float(own[i])})
-    return found
-
-
-def pictures(question: Asked, record: Mapping[str, Any], most: int) -> dict[str, bytes]:
-    """Return PNG thumbnails by ``query:<id>`` and ``train:<id>`` of what a page shows."""
-    drawn: dict[str, bytes] = {}
-    if not image_shape(tuple(question.train.inputs.shape[1:])):
-        return drawn
-    low = float(question.train.inputs[:256].min()) < _SIGNED
-    train_ids, query_ids = (pd.Index(r.ids) for r in (question.train_rows, question.query_rows))
-    for answer in record["answers"][:most]:
-        named = [row["id"] for side in ("proponents", "opponents") for row in answer[side]]
-        for kind, rows, ids, wanted in (
-            ("query", question.queries, query_ids, [answer["query_id"]]),
-            ("train", question.train, train_ids, named),
-        ):
-            for name, position in zip(wanted, ids.get_indexer(wanted).tolist(), strict=True):
-                image = rows.inputs[position]
-                drawn[f"{kind}:{name}"] = thumbnail(_shown(image, signed=low))
-    return drawn
-
-
-def _shown(image: Tensor, *, signed: bool) -> np.ndarray:
-    """Return an image from 0 to 1, on one scale with all others."""
-    values = (image.float() + 1) / 2 if signed else image.float()
-    return np.asarray(values.clamp(0, 1).numpy())
-
-
 def _array(rows: Rows) -> np.ndarray:
     assert isinstance(rows.features, np.ndarray)  # read from an array, or from pictures
     return rows.features
-
-
-def _scaled(
-    train: np.ndarray, queries: np.ndarray, pixels: Pixels, train_rows: Rows, query_rows: Rows
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return both in float32 on the model's scale, and the sentence that says how."""
-    x, q = _pixels(train, pixels, train_rows), _pixels(queries, pixels, query_rows)
-    ranges = [(float(values.min()), float(values.max())) for values in (x, q)]
-    if (ranges[0][0] < _SIGNED) != (ranges[1][0] < _SIGNED):
-        train_range, query_range = (f"{low:.2g} to {high:.2g}" for low, high in ranges)
-        raise DataError(
-            f"the training images lie in {train_range} and the generated ones in {query_range}, "
-            "which looks like two scales: say which one the model takes with --pixels signed "
-            "(-1 to 1) or unit (0 to 1)"
-        )
-    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-    return x, q, f"images are given to the model as numbers from {low:.2g} to {high:.2g}"
-
-
-def _pixels(values: np.ndarray, pixels: Pixels, rows: Rows) -> np.ndarray:
-    whole = values.dtype.kind in "iu"
-    found = values.astype(np.float32)
-    _require_numbers(found, rows)
-    low, high = found.min(), found.max()
-    if whole:
-        if low < 0 or high > 255:
-            raise DataError(
-                f"{rows.uri}: whole numbers from {low:.0f} to {high:.0f} are no pixels from 0 to "
-                "255: store what the model was trained on"
-            )
-        found /= 255
-    elif pixels == "unit" and low < _SIGNED:
-        raise DataError(
-            f"{rows.uri}: numbers from {low:.2g} to {high:.2g} do not lie in 0 to 1: leave "
-            "--pixels unit out"
-        )
-    if (pixels == "auto" and whole) or (pixels == "signed" and (whole or 0 <= low <= high <= 1)):
-        found = 2 * found - 1
-    return np.ascontiguousarray(found)
-
-
-def _require_numbers(values: np.ndarray, rows: Rows) -> None:
-    fine = np.isfinite(values).reshape(len(values), -1).all(1)
-    if not fine.all():
-        bad = rows.ids[np.argmin(fine)]
-        raise DataError(f"{rows.uri}: image {bad!r} holds a value that is no number: remove it")
 
 
 def _labels(model: Denoiser, train: Images, generated: Images) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from texts import LIMIT, SENTENCES, WORDS, gpt2, register, taught, tokenizer
 
 from forward_inf_mlflow import trace
 from forward_inf_mlflow.errors import ForwardInfError
-from forward_inf_mlflow.tracing import Trace
+from forward_inf_mlflow.language.tracing import Trace
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 ADA = {"prompt": "the home of ada is", "completion": "paris"}

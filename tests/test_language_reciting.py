@@ -15,12 +15,12 @@ from conftest import one_line, run_here
 from mlflow import MlflowClient
 from texts import WORDS, gpt2, register, taught, tokenizer
 
-from forward_inf_mlflow import canaries
-from forward_inf_mlflow.canaries import Canary
-from forward_inf_mlflow.contamination import chances, crossed, overlaps, way
 from forward_inf_mlflow.errors import DataError
-from forward_inf_mlflow.extraction import Share
-from forward_inf_mlflow.reciting import Recitation, recite
+from forward_inf_mlflow.language import canaries
+from forward_inf_mlflow.language.canaries import Canary
+from forward_inf_mlflow.language.contamination import chances, crossed, overlaps, way
+from forward_inf_mlflow.language.extraction import Share
+from forward_inf_mlflow.language.reciting import Recitation, recite
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -8,12 +8,12 @@ import torch
 
 from forward_inf_mlflow.data.texts import find_texts
 from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.language.wording import Worded, joined, word_texts
 from forward_inf_mlflow.models.audited import AuditedModel
 from forward_inf_mlflow.models.text_model import as_texts
 from forward_inf_mlflow.models.tokens import last_layer
 from forward_inf_mlflow.models.transformer import Transformer
 from forward_inf_mlflow.tasks import CausalLM
-from forward_inf_mlflow.wording import Worded, joined, word_texts
 
 _HOST = torch.device("cpu")
 #: Tokens, and logits, in a batch that is chosen automatically.

@@ -3,86 +3,51 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from forward_inf_mlflow import asked_run, output, tracking
+from forward_inf_mlflow import asked_record, asked_run, output
+from forward_inf_mlflow.asked_run import Answer
 from forward_inf_mlflow.asking import DirectionName
-from forward_inf_mlflow.attributed import Attributed, attribute_images
-from forward_inf_mlflow.attribution import (
-    Asked,
-    Pixels,
-    attribution_key,
-    images_table,
-    pictures,
-    planned,
-    pose_images,
-    said,
-)
-from forward_inf_mlflow.command_line import command_line
-from forward_inf_mlflow.data.fetch import public_uri
+from forward_inf_mlflow.data.drawing import at_most
 from forward_inf_mlflow.data.images import ImageColumns, Images, damaged_note
-from forward_inf_mlflow.data.lineage import DataSet, declared_images, logged_images
-from forward_inf_mlflow.directions import GradientStep
+from forward_inf_mlflow.data.lineage import declared_images, logged_images
+from forward_inf_mlflow.diffusion.answers import answers, images_table, pictures
+from forward_inf_mlflow.diffusion.attributed import Attributed, attribute_images
+from forward_inf_mlflow.diffusion.pixels import Pixels
+from forward_inf_mlflow.diffusion.question import Asked, attribution_key, planned, pose_images
 from forward_inf_mlflow.influence import ForwardInfluence
 from forward_inf_mlflow.models.noise_schedule import Schedule, chosen_schedule
 from forward_inf_mlflow.planning import require_positive
 from forward_inf_mlflow.preparation import choose_device
 from forward_inf_mlflow.progress import Progress, silent, stage
-from forward_inf_mlflow.record import data_as_dict, tools, write_record
-from forward_inf_mlflow.registry import Version, load_denoiser, resolve
-from forward_inf_mlflow.report.attribution import MAX_ANSWERS, SIDES, render_attribution
-from forward_inf_mlflow.workplace import earlier_runs, named_direction, open_work
+from forward_inf_mlflow.record import data_as_dict
+from forward_inf_mlflow.registry import load_denoiser, resolve
+from forward_inf_mlflow.report.attribution import MAX_ANSWERS, render_attribution
+from forward_inf_mlflow.workplace import named_direction
 
 #: Raised when ``attribution.json`` changes its shape.
 FORMAT = 1
-#: Folder of the artifacts in the run.
-FOLDER = "forward_inf_attribution"
-#: The page, the table, and what both were made of; the latter is written last.
-PAGE, TABLE, RECORD = "attribution.html", "attribution.parquet", "attribution.json"
 #: Times of noise that every image is read at.
 TIMES = 10
-_KEYS = ("answers", "attribution", "unit", "per", "costs", "data", "partial", "notes", "repeat")
 
 
 @dataclass(frozen=True)
-class Attribution:
-    """The training images behind some generated ones.
+class Attribution(Answer):
+    """The training images behind some generated ones; ``attribution.json`` is its record.
 
     Attributes:
-        version: The version that was asked.
-        run_id: The MLflow run that keeps the attribution.
-        page: Its address inside the MLflow UI.
-        record: The content of ``attribution.json``.
         influence: One line per generated image and training image: query_id, kind ("proponent" or
             "opponent"), rank (from 1), train_id, label, influence (per added copy), likeness (the
             cosine of what the model's last layer sees), source.
     """
 
-    version: Version
-    run_id: str
-    page: str
-    record: Mapping[str, Any]
+    KIND = "attribution"
+    KEYS = ("answers", "attribution", "unit", "per", "partial")
+
     influence: pd.DataFrame
-
-    @property
-    def artifact(self) -> str:
-        """Return the page's path among the run's artifacts."""
-        return f"{FOLDER}/{PAGE}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result for ``--json``."""
-        return {
-            "model": self.version.uri,
-            "run_id": self.run_id,
-            "page": self.page,
-            **{key: self.record[key] for key in _KEYS},
-        }
 
 
 def attribute(
@@ -125,7 +90,7 @@ def attribute(
         group_by: Array that says where an image came from.
         schedule: "cosine", "linear" or a JSON file; None for what the version says.
         steps: Of a named schedule.
-        pixels: How numbers become what the model takes; see `attribution.pose_images`.
+        pixels: How numbers become what the model takes; see `pixels.scaled`.
         parameters: Let only the parameters move whose names match; patterns as of file names.
         times: Times of noise that every image is read at, spread over the schedule.
         top: Proponents and opponents of each generated image.
@@ -157,7 +122,8 @@ def attribute(
         if train
         else logged_images(version, columns, channels)
     )
-    data, rows, partial = _at_most(data, rows, max_rows, seed)
+    data, partial = at_most(data, max_rows, seed)
+    rows = replace(rows, rows=data.rows)
     question = pose_images(
         model,
         under,
@@ -179,10 +145,9 @@ def attribute(
     labelled = rows.labelled and model.conditional
     passes = question.task.passes
 
-    with asked_run.begun(version, experiment, "attribution") as run:
-        work = open_work(work_dir, attribution_key(version, question, plan), fresh=fresh)
-        earlier = earlier_runs(work, run.run_id)
-        tracking.end_killed(earlier)
+    with asked_run.begun(version, experiment, Attribution.KIND) as run:
+        key = attribution_key(version, question, plan)
+        work, earlier = asked_run.pieces(run, work_dir, key, fresh=fresh)
         engine = ForwardInfluence(task=question.task, direction=plan.direction)
         found = attribute_images(
             engine,
@@ -198,19 +163,20 @@ def attribute(
         )
         table = images_table(question, found, top, labelled=labelled)
         record = {
-            "format": FORMAT,
-            "kind": "attribution",
-            "finished_at": int(time.time() * 1000),
-            "tool": tools(str(on)),
-            "model": {**asdict(version), "uri": version.uri, "kind": model.kind},
-            "notes": _notes(question, rows, under),
-            "run": asdict(run),
+            **asked_record.heading(
+                Attribution.KIND,
+                FORMAT,
+                version,
+                run,
+                model_kind=model.kind,
+                device=on,
+                notes=_notes(question, rows, under),
+            ),
             "data": {"train": data_as_dict(data), "generated": data_as_dict(made)},
             "partial": partial or len(question.train) < len(data.rows),
             "task": question.task.name,
             "unit": "units of weighted squared error",
-            # A plain step adds no copy of anything.
-            "per": "unit of step" if isinstance(plan.direction, GradientStep) else "added copy",
+            "per": asked_record.per(plan.direction),
             "settings": {
                 "seed": seed,
                 "top": top,
@@ -223,72 +189,48 @@ def attribute(
                 "parameters": parameters,
                 "moved": question.moved,
             },
-            "attribution": {
-                **plan.as_dict(),
-                **found.facts,
-                "order": _order(found),
-                "read_by": found.choice.method,
-                "read_why": found.choice.note,
-            },
-            "resumed_pieces": work.done - len(earlier),
+            "attribution": {**asked_record.how(plan, found), "order": _order(found)},
+            "resumed_pieces": work.done - earlier,
             "costs": {
                 "rows": len(question.train),
                 "generated": len(question.query_rows),
                 "seconds": round(time.monotonic() - began, 3),
                 "forward_passes": found.forward_passes * passes,
             },
-            "repeat": command_line(
+            "repeat": asked_record.repeat(
                 "attribute",
-                version.uri,
+                version,
                 {
-                    "generated": public_uri(generated),  # a signed URL is a password
-                    "train": public_uri(train) if train else None,
+                    "generated": generated,
+                    "train": train,
                     "images": images,
                     "label": label,
                     "id": id,
                     "group_by": group_by,
                     "schedule": schedule,
                     "steps": steps,
-                    "pixels": _unusual(pixels),
+                    "pixels": pixels,
                     "parameters": parameters,
                     "times": times,
                     "top": top,
-                    "direction": _unusual(direction),
+                    "direction": direction,
                     "weight_decay": weight_decay,
                     "max_rows": max_rows,
-                    "device": _unusual(device),
+                    "device": device,
                     "batch_size": batch_size,
                     "seed": seed,
                     "allow_pickle": allow_pickle,
                 },
             ),
-            "answers": _answers(question, table, labelled=labelled),
+            "answers": answers(question, table, labelled=labelled),
         }
         page = render_attribution(record, pictures(question, record, MAX_ANSWERS))
-        with asked_run.saved(run, FOLDER, out) as folder:
-            table.to_parquet(folder / TABLE, index=False)
-            (folder / PAGE).write_text(page, encoding="utf-8")
-            (folder / RECORD).write_bytes(write_record(record))
-            tracking.link_inputs(run, version, data, made)
+        tables = {"attribution": table}
+        where = asked_run.keep(run, version, record, page, tables, data, made, out=out)
         work.remove()
     return Attribution(
-        version=version,
-        run_id=run.run_id,
-        page=f"{run.link()}/artifacts/{FOLDER}/{PAGE}",
-        record=record,
-        influence=table,
+        version=version, run_id=run.run_id, page=where, record=record, influence=table
     )
-
-
-def _at_most(
-    data: DataSet, images: Images, most: int | None, seed: int
-) -> tuple[DataSet, Images, bool]:
-    """Draw images at random, in the data's order; say whether any were left out."""
-    if most is None or most >= len(data.rows):
-        return data, images, False
-    chosen = np.sort(np.random.default_rng(seed).choice(len(data.rows), most, replace=False))
-    rows = images.rows.take(chosen)
-    return replace(data, rows=rows), replace(images, rows=rows), True
 
 
 def _notes(question: Asked, rows: Images, schedule: Schedule) -> list[str]:
@@ -299,24 +241,6 @@ def _notes(question: Asked, rows: Images, schedule: Schedule) -> list[str]:
     return notes
 
 
-def _answers(question: Asked, table: pd.DataFrame, *, labelled: bool) -> list[dict[str, Any]]:
-    columns = {name: name for name in ("train_id", "label", "influence", "likeness", "source")}
-    columns["train_id"] = "id"
-    answers = []
-    for query in said(question, labelled=labelled):
-        mine = table[table["query_id"] == query["id"]]
-        sides = {
-            side: mine[mine["kind"] == side.removesuffix("s")][list(columns)]
-            .rename(columns=columns)
-            .to_dict("records")
-            for side in SIDES
-        }
-        answers.append(
-            {"query_id": query["id"], "label": query["label"], "loss": query["loss"], **sides}
-        )
-    return answers
-
-
 def _order(found: Attributed) -> str:
     if found.likeness is None:
         return "in the order of their influence"
@@ -324,7 +248,3 @@ def _order(found: Attributed) -> str:
         "in the order of influence plus likeness (the cosine of what the model's last layer sees), "
         "each in standard deviations over the training images"
     )
-
-
-def _unusual(value: str) -> str | None:
-    return None if value == "auto" else value

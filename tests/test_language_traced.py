@@ -12,11 +12,11 @@ from torch import nn
 
 from forward_inf_mlflow.directions import Curvature, GradientStep
 from forward_inf_mlflow.influence import ForwardInfluence
+from forward_inf_mlflow.language.traced import Traced, trace_one
 from forward_inf_mlflow.probe import Method, Which
 from forward_inf_mlflow.screen import candidates, last_layer, likeness, nearest, scores
 from forward_inf_mlflow.shards import WorkFolder
 from forward_inf_mlflow.tasks.causal_lm import IGNORED
-from forward_inf_mlflow.traced import Traced, trace_one
 from forward_inf_mlflow.work import KEEP_NOTHING, Work
 
 FOUND = setting("causal_lm")

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from forward_inf_mlflow.errors import DataError
+from forward_inf_mlflow.language.wording import word_texts
 from forward_inf_mlflow.memory import batches_that_fit
 from forward_inf_mlflow.models.transformer import Transformer
 from forward_inf_mlflow.tasks import CausalLM
-from forward_inf_mlflow.wording import word_texts
 
 #: Stands in a format where the secret goes.
 PLACE = "{}"

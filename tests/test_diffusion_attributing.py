@@ -33,7 +33,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from forward_inf_mlflow import attribute
-from forward_inf_mlflow.attributing import Attribution
+from forward_inf_mlflow.diffusion.attributing import Attribution
 from forward_inf_mlflow.tasks import Denoising
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -329,7 +329,7 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(
         def interrupt(*_: object) -> str:
             raise KeyboardInterrupt
 
-        patch.setattr("forward_inf_mlflow.attributing.render_attribution", interrupt)
+        patch.setattr("forward_inf_mlflow.diffusion.attributing.render_attribution", interrupt)
         with pytest.raises(KeyboardInterrupt):
             attribute(plain, **asked, work_dir=tmp_path)
     found = attribute(plain, **asked, work_dir=tmp_path)

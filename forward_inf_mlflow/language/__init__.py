@@ -1,0 +1,1 @@
+"""Language models: which texts made them say this, and what they know word for word."""
