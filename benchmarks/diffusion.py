@@ -11,7 +11,8 @@ Variants, of ours and of the features, were chosen by recall on the groups "chos
 what is reported is of other groups, digits and seeds. D-TRAK-like and the diagonal Fisher are
 written here, after their papers, with the damping that was best on the "chosen" groups.
 
-    OMP_NUM_THREADS=1 python benchmarks/diffusion.py [--quick] [--processes 2] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/diffusion.py [--quick] [--only METHOD ...] [--processes 2]
+        [--json FILE]
 
 ``--quick``: one query of each group is retrained without, else all, and there is no replay. A
 training takes 11 seconds of one core; some 80 of them, kept under ``benchmarks/.cache``.
@@ -284,6 +285,7 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer queries are retrained without")
+    parser.add_argument("--only", nargs="+", choices=METHODS, metavar="METHOD", help="these alone")
     parser.add_argument("--processes", type=int, default=2, help="that train at once")
     parser.add_argument("--json", type=Path, help="where the figures go")
     arguments = parser.parse_args()
@@ -297,8 +299,9 @@ def main() -> None:
     results: dict[str, Any] = {"machine": facts}
     scored: dict[str, list[np.ndarray]] = {}
     figures: dict[str, Mapping[str, np.ndarray]] = {}
+    asked = arguments.only or [name for name in METHODS if not (arguments.quick and name == LONG)]
     for name, method in METHODS.items():
-        if arguments.quick and name == LONG:
+        if name not in asked:
             continue
         began = time.process_time()
         scored[name] = [method(bench) for bench in benches]
@@ -322,6 +325,8 @@ def main() -> None:
             )
             print(f"{name}: loss rises by {1000 * risen[name].mean():.1f}e-3", flush=True)
             write(arguments.json, results)
+    if OURS not in scored:
+        return
     print("\nours minus each other, with 95 % intervals over queries", flush=True)
     for name in METHODS:
         if name == OURS or name not in scored:
