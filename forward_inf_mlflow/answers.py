@@ -20,7 +20,7 @@ from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.record import data_as_dict
 from forward_inf_mlflow.report.influence import MAX_ANSWERS, MAX_ROWS, SIDES
 from forward_inf_mlflow.sweep import outputs, read
-from forward_inf_mlflow.tasks import MultiLabel, Regression
+from forward_inf_mlflow.tasks import MultiLabel
 from forward_inf_mlflow.tracking import AuditRun
 
 #: Raised when ``influence.json`` changes its shape.
@@ -96,7 +96,7 @@ def make_record(
         "data": {"train": data_as_dict(posed.train), "queries": data_as_dict(posed.queries)},
         "partial": posed.partial,
         "task": problem.task.name,
-        "unit": "half squared units" if isinstance(problem.task, Regression) else "nats",
+        "unit": problem.task.unit,
         "per": per(planned.direction),
         "settings": {**settings, "batch_size": problem.train.batch_size},
         "influence": how(planned, found),

@@ -80,6 +80,7 @@ def make_record(
         "data": data,
         "partial": partial,
         "task": problem.task.name,
+        "unit": problem.task.unit,
         "settings": {**settings, "batch_size": problem.train.batch_size},
         "repeat": repeat,
         "measures": {

@@ -47,6 +47,8 @@ class Task(ABC):
     #: Whether the targets are labels, which somebody gave and which can be wrong. Where not (next
     #: tokens, noise), an audit looks for leaked and memorized rows, and for no wrong labels.
     labelled: bool = True
+    #: What losses are counted in.
+    unit: str = "nats"
     #: What is added to the curvature of such a model, in mean eigenvalues; None for the default.
     damping: float | None = None
 

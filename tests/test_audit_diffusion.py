@@ -135,6 +135,7 @@ def test_the_report_shows_pictures_and_no_labels(audited: tuple[AuditResult, Pat
     page = (out / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert ">label 0<" not in page
+    assert "by so many units of weighted squared error a copy" in " ".join(page.split())
     assert set(found.scores["label"]) == {""}
     assert found.record["measures"]["mislabeled"]["applies"] is False
     assert "noise schedule of the version's metadata (cosine, 20 steps)" in " ".join(

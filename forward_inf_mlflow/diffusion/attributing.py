@@ -175,7 +175,7 @@ def attribute(
             "data": {"train": data_as_dict(data), "generated": data_as_dict(made)},
             "partial": partial or len(question.train) < len(data.rows),
             "task": question.task.name,
-            "unit": "units of weighted squared error",
+            "unit": question.task.unit,
             "per": asked_record.per(plan.direction),
             "settings": {
                 "seed": seed,

@@ -114,6 +114,8 @@ def render(
         asked=section(top["influence"], "influence"),
         reviewed=review_sentences(section(top["review"], "review")),
         regression=regression,
+        # Older audits do not say it.
+        unit=top["unit"] or ("half squared units" if regression else "nats"),
         expected=expected,
         slider=Markup(json.dumps(expected.stops)),  # noqa: S704  numbers that we counted
         more={

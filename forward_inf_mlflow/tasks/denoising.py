@@ -68,6 +68,7 @@ class Denoising(Task):
     predicts: Prediction = "noise"
 
     name = "denoising"
+    unit = "units of weighted squared error"
     labelled = False
     damping = 0.01  # more of it, and influence finds fewer exemplars: benchmarks/diffusion.py
 

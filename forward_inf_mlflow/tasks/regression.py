@@ -16,6 +16,7 @@ class Regression(Task):
     """
 
     name = "regression"
+    unit = "half squared units"
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ``(output - target)^2 / 2``, summed over several targets, ``(B,)``."""
