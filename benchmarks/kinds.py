@@ -114,8 +114,10 @@ def of_memory(found: Any, truth: np.ndarray) -> dict[str, float]:
     leaks = found.flagged[found.flagged["verdict"] == "leaked"]["query_id"].astype(int)
     return {
         "named": float(named.sum()),
-        "memorized beyond .25 among them": float((truth[named] > MEMORIZED).mean()),
-        "their mean memorization": float(truth[named].mean()),
+        "memorized beyond .25 among them": float(
+            (truth[named] > MEMORIZED).sum() / max(1, named.sum())
+        ),
+        "their mean memorization": float(truth[named].sum() / max(1, named.sum())),
         "rate, low": measures["memorized"]["rate_low"],
         "rate, high": measures["memorized"]["rate_high"],
         "leaked queries named": float((leaks < LEAKED).sum()),
@@ -123,14 +125,19 @@ def of_memory(found: Any, truth: np.ndarray) -> dict[str, float]:
     }
 
 
+def average_precision(wrong: np.ndarray, scores: np.ndarray) -> float:
+    """Return it; 0 where there is nothing to be found, as in some draws of few rows."""
+    return float(average_precision_score(wrong, scores)) if wrong.any() else 0.0
+
+
 LABELS = Question(
-    "mislabeled_suspicion", {"ap": average_precision_score, "auroc": roc_auc_score}, of_labels
+    "mislabeled_suspicion", {"ap": average_precision, "auroc": roc_auc_score}, of_labels
 )
 MEMORY = Question(
     "memorized_score",
     {
         "spearman": lambda truth, score: float(stats.spearmanr(truth, score)[0]),
-        "ap of .25": lambda truth, score: average_precision_score(truth > MEMORIZED, score),
+        "ap of .25": lambda truth, score: average_precision(truth > MEMORIZED, score),
     },
     of_memory,
 )
