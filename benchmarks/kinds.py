@@ -5,8 +5,8 @@ address by the product's defaults (but that one query is asked about by itself, 
 these say nothing), and held beside what others say of the same rows. Labels as they should be, and
 trainings without a row, only score the methods.
 
-- **transformer**: a BERT of one layer with fresh weights, on 2,000 news with the labels that people
-  gave (a fifth is wrong), until it *memorised* them or *stopped early*; 800 clean test texts are
+- **transformer**: a BERT of one layer with fresh weights, on 1,500 news with the labels that people
+  gave (a fifth is wrong), until it *memorised* them or *stopped early*; 600 clean test texts are
   the queries. Mislabeled rows.
 - **language**: a small GPT with a LoRA adapter (kinds_language.py). Memorized rows.
 - **several**: a network that says of digits whether they are even, above four, and looped; one in

@@ -92,7 +92,7 @@ def inputs(ids: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
 
 def transformer(seed: int, *, memorised: bool, quick: bool) -> Case:
     """Return a BERT that was trained on news with people's labels."""
-    count, asked = (200, 100) if quick else (2000, 800)
+    count, asked = (200, 100) if quick else (1500, 600)
     with np.load(TEXTS, allow_pickle=False) as held:
         rng = np.random.default_rng([seed, 41])
         some = rng.choice(len(held["train_text"]), count, replace=False)

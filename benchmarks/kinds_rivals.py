@@ -81,7 +81,7 @@ def others(
         fit: Trains a model of the audited kind on rows and labels by a seed.
         seed: Of folds and trainings.
     """
-    given, n, own = rows.given, len(rows.x), np.clip(own, 1e-15, 1 - 1e-7)
+    given, n, own = rows.given, len(rows.x), np.clip(own, 1e-15, 1 - 1e-15)
     several, said = given.ndim == 2, {}
     if several:
         each = -np.log(np.where(given == 1, own, 1 - own))
@@ -115,11 +115,9 @@ def others(
             return p
 
         p, seconds = timed(out_of_sample)
-        methods = label_quality(p, given)
-        if more:
-            said["cleanlab, queries in every fold"] = -methods["self_confidence"], seconds
-        else:
-            said |= {f"cleanlab {name}": (-scores, seconds) for name, scores in methods.items()}
+        where = ", queries in every fold" if more else ""
+        for name, scores in label_quality(p, given).items():
+            said[f"cleanlab {name.replace('_', ' ')}{where}"] = -scores, seconds
     return said
 
 

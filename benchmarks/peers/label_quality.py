@@ -25,8 +25,14 @@ def main(folder: Path) -> None:
         said = {one: rank.get_label_quality_scores(given, p, method=one) for one in METHODS}
     else:
         labels = [np.flatnonzero(row).tolist() for row in given]
-        # Of a label that is set or not, the margin orders as the confidence does.
-        said = {METHODS[0]: multilabel_classification.get_label_quality_scores(labels, p)}
+        # Of a label that is set or not, the margin orders as the confidence does; what differs is
+        # how a row's labels are put together: a mean that weighs the worst most, or the worst.
+        score = multilabel_classification.get_label_quality_scores
+        worst = {"method": np.min}
+        said = {
+            "self_confidence": score(labels, p),
+            "worst_label": score(labels, p, aggregator_kwargs=worst),
+        }
     np.savez(folder / "said.npz", **said)
 
 
