@@ -18,9 +18,10 @@ trainings without a row, only score the methods.
 
 Others: the model's own loss and margin, twenty neighbours in what its last layer sees (of the
 estimators: in the rows), and cleanlab (`make peers`) with out-of-sample probabilities of five folds
-of the same model; also with the queries among every fold's rows, since the audit reads their
-labels. Intervals hold 95 % of 400 draws of seeds, and of rows within them, in pairs. Seconds are
-the processor's; cleanlab's are those of the trainings.
+of the same model, of texts also of a linear model of their words; and of either with the queries
+among every fold's rows, since the audit reads their labels. Intervals hold 95 % of 400 draws of
+seeds, and of rows within them, in pairs. Seconds are the processor's; cleanlab's are those of the
+trainings.
 
     OMP_NUM_THREADS=1 python benchmarks/kinds.py [--only transformer ...] [--seeds 0,1,2]
         [--quick] [--json FILE]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,28 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from kinds_rivals import Answers, Case, Rows, others, registered, timed, train
+from kinds_rivals import (
+    Answers,
+    Case,
+    Rows,
+    Said,
+    label_quality,
+    others,
+    out_of_sample,
+    registered,
+    timed,
+    train,
+)
 from PIL import Image
 from rivals import HERE
 from scipy import special
+from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import WordPieceTrainer
@@ -135,9 +152,26 @@ def transformer(seed: int, *, memorised: bool, quick: bool) -> Case:
             registered_model_name="transformer",
         )  # fmt: skip
     facts = {"accuracy": float(right.mean()), "own": float((own.argmax(1) == rows.given).mean())}
-    return Case(
-        registered(info), rows.wrong, others(rows, own, features, fit, seed), seconds, facts=facts
+    said = others(rows, own, features, fit, seed) | by_words(texts, test, rows, seed)
+    return Case(registered(info), rows.wrong, said, seconds, facts=facts)
+
+
+def by_words(texts: list[str], test: list[str], rows: Rows, seed: int) -> Said:
+    """Return what cleanlab says by a linear model of the texts' words, without any transformer."""
+    model = make_pipeline(
+        TfidfVectorizer(sublinear_tf=True, min_df=2), LogisticRegression(max_iter=1000)
     )
+
+    def fit(x: np.ndarray, y: np.ndarray, seed: int) -> Answers:
+        return clone(model).fit(x, y).predict_proba  # type: ignore[no-any-return]
+
+    words = replace(rows, x=np.array(texts), query_x=np.array(test))
+    found = {}
+    for more, where in ((False, ""), (True, ", queries in every fold")):
+        p, seconds = timed(partial(out_of_sample, words, fit, seed, queries=more))
+        scores = label_quality(p, rows.given)["self_confidence"]
+        found[f"cleanlab by words{where}"] = -scores, seconds
+    return found
 
 
 # Several labels a row.

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,23 +103,34 @@ def others(
         return np.asarray(differs.max(1) if several else differs)
 
     said["kNN"] = timed(disagreement)
-    for more in (0, len(rows.query_x)):  # the audit reads the queries' labels, cleanlab does not
-
-        def out_of_sample(more: int = more) -> np.ndarray:
-            folds = np.random.default_rng([seed, 31]).permutation(n) % FOLDS
-            p = np.zeros_like(own)
-            for fold in range(FOLDS):
-                kept = folds != fold
-                x = np.concatenate([rows.x[kept], rows.query_x[:more]])
-                y = np.concatenate([given[kept], rows.query_y[:more]])
-                p[~kept] = fit(x, y, seed + 80 + fold)(rows.x[~kept])
-            return p
-
-        p, seconds = timed(out_of_sample)
+    for more in (False, True):  # the audit reads the queries' labels, cleanlab does not
+        p, seconds = timed(partial(out_of_sample, rows, fit, seed, queries=more))
         where = ", queries in every fold" if more else ""
         for name, scores in label_quality(p, given).items():
             said[f"cleanlab {name.replace('_', ' ')}{where}"] = -scores, seconds
     return said
+
+
+def out_of_sample(
+    rows: Rows, fit: Callable[[np.ndarray, np.ndarray, int], Answers], seed: int, *, queries: bool
+) -> np.ndarray:
+    """Return each row's probabilities ``(n, K)`` by a model of the other folds.
+
+    Args:
+        rows: Of which some are left out at a time.
+        fit: As of `others`.
+        seed: Of folds and trainings.
+        queries: Whether the queries are among every fold's rows.
+    """
+    folds = np.random.default_rng([seed, 31]).permutation(len(rows.x)) % FOLDS
+    more, said, left = len(rows.query_x) if queries else 0, [], []
+    for fold in range(FOLDS):
+        kept = folds != fold
+        x = np.concatenate([rows.x[kept], rows.query_x[:more]])
+        y = np.concatenate([rows.given[kept], rows.query_y[:more]])
+        said.append(fit(x, y, seed + 80 + fold)(rows.x[~kept]))
+        left.append(np.flatnonzero(~kept))
+    return np.concatenate(said)[np.argsort(np.concatenate(left))]
 
 
 def label_quality(p: np.ndarray, given: np.ndarray) -> dict[str, np.ndarray]:
