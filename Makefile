@@ -44,6 +44,7 @@ bench: $(READY) peers
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/detectors.py
 	$(BIN)/python benchmarks/tabular.py
+	$(BIN)/python benchmarks/kinds.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/calibration_targets.py
 	$(BIN)/python benchmarks/lds.py
