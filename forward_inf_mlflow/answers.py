@@ -12,6 +12,7 @@ import torch
 from forward_inf_mlflow.asked_record import heading, how, per
 from forward_inf_mlflow.data.rows import as_table
 from forward_inf_mlflow.data.several import written
+from forward_inf_mlflow.directions import Refit
 from forward_inf_mlflow.influence import QueryGroups, Top
 from forward_inf_mlflow.planner import Plan
 from forward_inf_mlflow.portraits import picture, telling_columns
@@ -80,6 +81,13 @@ def make_record(
         notes.append(
             f"{still:,} quer{'y has' if still == 1 else 'ies have'} neither proponents nor "
             "opponents: nothing moves the model there, because it is sure of the label"
+        )
+    reliability = found.facts.get("reliability")
+    if isinstance(reliability, float) and reliability < Refit.floor:
+        notes.append(
+            f"two halves of what the answer was drawn from agree little (reliability "
+            f"{reliability:.2f} of 1): another seed would put other rows first; hold it against "
+            "--direction replay before anybody acts on a single row"
         )
     said = _said(problem, index)
     members = [said] if len(groups.ids) < len(said) else [[one] for one in said]

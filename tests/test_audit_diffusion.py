@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ ROWS, QUERIES, LEAKS, EPOCHS = 400, 120, 6, 40
 STRANGE = np.arange(0, ROWS, 100)
 #: A plain step, which costs next to nothing.
 FAST: dict[str, Any] = {"direction": "gradient", "influence_queries": 3}
-DECLARED = ("--direction", "gradient", "--influence-queries", "3")
 
 
 class Dense(nn.Module):
@@ -158,12 +158,22 @@ def test_a_conditional_model_is_told_labels_and_its_schedule(
 ) -> None:
     (x, y), (other, kinds) = images(), images(1)
     train, queries = save(tmp_path, "train.npz", x, y=y), save(tmp_path, "q.npz", other, y=kinds)
-    asked = ("audit", conditional, "--train", train, "--queries", queries, *DECLARED)
-    found = run_here(*asked, *SAID, "--effort", "quick", "--json")
-    assert found.returncode == 2, found.stderr  # declared data do not count
-    said = json.loads(found.stdout)
-    assert said["measures"]["mislabeled"]["applies"] is False
-    assert f"noise schedule of cosine, {STEPS} steps" in " ".join(said["notes"])
+    found = audit(
+        conditional,
+        train=train,
+        queries=queries,
+        schedule="cosine",
+        steps=STEPS,
+        effort="quick",
+        influence_queries=3,
+    )
+    assert found.record["influence"]["direction"] == "curvature"
+    assert found.record["measures"]["mislabeled"]["applies"] is False
+    assert f"noise schedule of cosine, {STEPS} steps" in " ".join(found.record["notes"])
+    again = run_here(*shlex.split(found.record["repeat"])[1:], "--json")
+    assert again.returncode == 2, again.stderr  # declared data do not count
+    assert json.loads(again.stdout)["measures"]["leaked"] == found.record["measures"]["leaked"]
+    assert run_here("gate", conditional).returncode == 2
     strange = save(tmp_path, "strange.npz", other, y=np.full(len(y), 7))
     refused = run_here("audit", conditional, "--train", train, "--queries", strange, *SAID)
     assert "the label 7 of query image '0' is not known" in one_line(refused.stderr)

@@ -203,7 +203,7 @@ def test_only_the_adapter_moves_and_finds_what_it_was_taught(
     version = register(adapted, "adapted")
     found = trace(version, prompt="hugo lives in", completion="lima", train=str(file), **QUICK)
     assert found.rows["train_id"].iloc[0] == "5"
-    assert "only its adapter is moved" in " ".join(found.record["notes"])
+    assert "is moved by its adapter alone" in " ".join(found.record["notes"])
 
 
 def test_a_model_that_is_no_language_model_is_refused(shared_store: Path) -> None:

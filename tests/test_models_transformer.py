@@ -78,7 +78,7 @@ def test_of_a_model_with_an_adapter_only_the_adapter_moves(tmp_path: Path) -> No
     moved = {name for name, p in found.module.named_parameters() if p.requires_grad}
     assert len(moved) == 4
     assert all("lora_" in name for name in moved)
-    assert "only its adapter is moved" in found.notes[0]
+    assert "is moved by its adapter alone" in found.notes[0]
 
 
 def test_another_adapter_than_lora_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,14 +113,23 @@ def _say_answer(console: Console, answer: Mapping[str, Any], record: Mapping[str
     )
     rows = answer["proponents"]
     labels, sources = (any(r[name] != "" for r in rows) for name in ("label", "source"))
+    # The order is that of both together.
+    alike = any(math.isfinite(r["likeness"] or math.nan) for r in rows)
     console.table(
         f"proponents, influence in {record['unit']} per {record['per']}",
-        ["image", *(["label"] if labels else []), "influence", *(["source"] if sources else [])],
+        [
+            "image",
+            *(["label"] if labels else []),
+            "influence",
+            *(["likeness"] if alike else []),
+            *(["source"] if sources else []),
+        ],
         [
             (
                 row["id"],
                 *([row["label"]] if labels else []),
                 f"{row['influence']:+.3g}",
+                *([f"{row['likeness']:.2f}"] if alike else []),
                 *([row["source"]] if sources else []),
             )
             for row in rows

@@ -234,8 +234,7 @@ def attribute(
 
 
 def _notes(question: Asked, rows: Images, schedule: Schedule) -> list[str]:
-    notes = [f"the model {n}" if n.startswith("was ") else n for n in question.notes]
-    notes.append(f"noise schedule: {schedule.said}")
+    notes = [*question.notes, f"noise schedule: {schedule.said}"]
     if (damaged := damaged_note(rows)) is not None:
         notes.append(damaged)
     return notes

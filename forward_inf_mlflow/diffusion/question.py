@@ -90,7 +90,7 @@ def pose_images(
         ModelError: The model cannot answer for them.
         ForwardInfError: No parameter has such a name.
     """
-    notes = list(model.notes)
+    notes = [f"the model {note}" for note in model.notes]
     x_train, x_queries = (
         shaped(_array(images.rows), model.shape, images.rows.uri) for images in (train, generated)
     )

@@ -193,7 +193,7 @@ def words_that_matter(
 
 def notes_of(question: Asked, empty: int, found: Traced) -> list[str]:
     """Return what a reader must know of model and texts."""
-    train, notes = question.train, list(question.model.notes)
+    train, notes = question.train, [f"the model {note}" for note in question.model.notes]
     limit = f"{question.model.limit:,} tokens that the model reads"
     if train.cut:
         notes.append(f"{train.cut:,} training texts were cut at the {limit}")

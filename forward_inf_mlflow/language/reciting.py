@@ -123,7 +123,7 @@ def recite(
     model = load_language_model(version, allow_pickle=allow_pickle)
     model.module.to(on)
     asked = Asked(model, data.rows, on, batch_size, seed, progress or silent)
-    notes = list(model.notes)
+    notes = [f"the model {note}" for note in model.notes]
     if empty:
         notes.append(f"{empty:,} training texts are empty and were left out")
 

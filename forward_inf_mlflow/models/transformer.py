@@ -86,7 +86,7 @@ def read_transformer(flavor: Flavor, *, allow_pickle: bool = False) -> Transform
         notes.append(f"was logged in half precision ({half}): it is read in float32")
     if flavor.adapter is not None:
         inner = _adapted(inner, flavor.adapter, allow_pickle=allow_pickle)
-        notes.append("only its adapter is moved: the model below it stays as it is")
+        notes.append("is moved by its adapter alone: what lies below stays as it is")
     vocabulary = len(inner.get_input_embeddings().weight)  # type: ignore[operator]
     limit, padding = _limit(tokenizer, inner), tokenizer.pad_token_id
     mask: Mask = "none"
