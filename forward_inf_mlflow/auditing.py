@@ -277,10 +277,7 @@ def audit(
         right = kept.of("mislabeled", digests)
         found = examine(model, problem, planned, settings, progress or silent, work, right)
         found = _without_kept(found, kept, digests)
-        if found.facts.get("refused"):
-            problem = replace(
-                problem, notes=(*problem.notes, f"influence: {found.facts['read_why']}")
-            )
+        problem = replace(problem, notes=(*problem.notes, *_doubts(found)))
         scores = tables.scores_table(problem, found).assign(kept=kept.any_of(digests))
         flagged = tables.flagged_table(problem, found, scores)
         data = {"train": data_as_dict(train_set), "queries": data_as_dict(query_set)}
@@ -349,6 +346,20 @@ def audit(
         audit_sha256=digest,
         warning=warning,
     )
+
+
+def _doubts(found: Findings) -> list[str]:
+    """Return what the audit's own trainings leave in doubt, a sentence each."""
+    said, receipt, own = [], found.receipt, found.labels.leak_worth.clean
+    if found.facts.get("refused"):
+        said.append(f"influence: {found.facts['read_why']}")
+    if receipt is not None and receipt.metric == "accuracy" and receipt.before < own.low:
+        said.append(
+            f"the trainer's models are right on {receipt.before:.1%} of the query rows and the "
+            f"audited one on {own.accuracy:.1%}: what half-models say holds for what the trainer "
+            "trains, so check that it trains this model"
+        )
+    return said
 
 
 def _without_kept(found: Findings, kept: Kept, digests: np.ndarray) -> Findings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import special
 
 from forward_inf_mlflow import halves
 from forward_inf_mlflow.detect.experts import Expert
@@ -153,7 +154,12 @@ def judge_labels(
         given_probability=given,
         mislabeled=wrong,
         memorized=memorized_classes(
-            held_out, labels, given, _ahead_of_others(itself.train, labels), taught
+            held_out,
+            labels,
+            given,
+            _ahead_of_others(itself.train, labels),
+            taught,
+            usual_fall(itself, held_out, truth, ~leaks.flags),
         ),
         leak_worth=worth(itself.queries.argmax(1) == truth, query_loss, leaks.flags),
         membership=membership(loss, query_loss, held_out, labels, truth, leaks.flags),
@@ -179,6 +185,27 @@ def _without_labels(
         membership=membership(loss, query_loss, held_out, None, None, leaks.flags),
         passes=0,
     )
+
+
+def usual_fall(
+    itself: Expert, held_out: halves.HeldOut | None, truth: np.ndarray, trusted: np.ndarray
+) -> np.ndarray | None:
+    """Return by how much labels that nobody saw fall from the audited model to half-models.
+
+    Args:
+        itself: What the audited model says.
+        held_out: What half-models say; None where there are none.
+        truth: ``(m,)`` the queries' class indices.
+        trusted: ``(m,)`` bool, queries that were not trained on.
+
+    Returns:
+        One number per trusted query.
+    """
+    if held_out is None or held_out.diverged is not None:
+        return None
+    rows = np.arange(len(truth))
+    without = special.softmax(held_out.queries, axis=-1)[:, rows, truth].mean(0)
+    return np.asarray((np.exp(itself.queries[rows, truth]) - without)[trusted])
 
 
 def vouched_for(

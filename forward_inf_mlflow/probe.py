@@ -20,6 +20,8 @@ from forward_inf_mlflow.tensors import Tensors
 Method = Literal["auto", "difference", "derivative"]
 Which = Literal["loss", "margin"]
 
+#: Characters of what torch says.
+_SAID = 120
 #: A finite difference is taken where it agrees with the exact derivative at least so much.
 AGREEMENT = 0.99
 #: A change must be so many times larger than the rounding of what it is the difference of.
@@ -142,7 +144,8 @@ def _try(reader: Reader, rows: Tensors) -> tuple[Read | None, str]:
     try:
         return _read(reader, rows), ""
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        return None, " ".join(str(error).split())[:120]
+        said = " ".join(str(error).split())
+        return None, said if len(said) <= _SAID else f"{said[:_SAID].rsplit(' ', 1)[0]} ..."
 
 
 def _agreement(a: Tensor, b: Tensor) -> float:

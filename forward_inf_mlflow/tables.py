@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from forward_inf_mlflow.data.several import written
+from forward_inf_mlflow.data.several import NONE, written
 from forward_inf_mlflow.decisions import FEATURE
 from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.sources import by_source
 from forward_inf_mlflow.examine import Findings
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.several_outputs import coded
+from forward_inf_mlflow.task import Task
 from forward_inf_mlflow.tasks import MultiLabel
 
 #: Columns of ``flagged.csv``, one row per verdict; the training row's main features follow.
@@ -220,9 +221,20 @@ def _said_of_several(problem: Problem, rows: pd.DataFrame) -> list[str]:
     if not isinstance(problem.task, MultiLabel):
         return [f"who never saw the row predicts {one} there" for one in rows["likelier_label"]]
     return [
-        f"who never learned its labels gives the most suspicious of them {probability:.1%}"
-        for probability in rows["held_out_probability"]
+        f"who never learned its labels gives {_changed(given, likelier)} {probability:.1%}"
+        for given, likelier, probability in zip(
+            rows["label"], rows["likelier_label"], rows["held_out_probability"], strict=True
+        )
     ]
+
+
+def _changed(given: object, likelier: object) -> str:
+    """Return which label is the most suspicious: the one that differs, if it is one alone."""
+    before, after = (set(str(said).split(", ")) - {NONE} for said in (given, likelier))
+    if len(before ^ after) != 1:
+        return "the most suspicious of them"
+    (label,) = before ^ after
+    return f"'{label}'" if label in before else f"that it is not '{label}'"
 
 
 def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataFrame:
@@ -245,8 +257,11 @@ def _leaked(problem: Problem, found: Findings, scores: pd.DataFrame) -> pd.DataF
         table["same_label"] = own[leaks.train_index[queries]] == asked[queries]
     else:  # two rows that have none do not differ in it
         table["same_label"] = True
+    # Where the margin is minus the loss, the loss is what readers know.
+    plain = type(problem.task).margin is Task.margin
+    read, sign = ("loss", -1) if plain else ("margin", 1)
     table["evidence"] = [
-        f"{what}; without the training row the query's margin changes by {change:+.2g}"
+        f"{what}; without the training row the query's {read} changes by {sign * change:+.2g}"
         if np.isfinite(change)
         else what
         for what, change in zip(leaks.evidence[queries], table["margin_change"], strict=True)

@@ -108,6 +108,7 @@ class AuditWork:
         }
         self._folders = {kind: open_work(root, key, fresh=fresh) for kind, key in keys.items()}
         self.found = dict.fromkeys(keys, 0)
+        self._mine: set[str] = set()  # what was asked for before is no find
         whole = self._folders[_INFLUENCE]
         self._finished_by = whole.finished_by if isinstance(whole, WorkFolder) else None
         self._runs = 0
@@ -128,8 +129,9 @@ class AuditWork:
         piece = self._folders[kind].once(name, made_now)
         if part == "run":
             self._runs += 1
-        elif not made:
+        elif not made and name not in self._mine:
             self.found[kind] += 1
+        self._mine.add(name)
         return piece
 
     def reused(self) -> dict[str, Any] | None:

@@ -90,6 +90,12 @@ def test_a_module_of_several_labels_is_audited_and_refused(shared_store: Path) -
     mended = scores["likelier_label"].to_numpy()
     truth = written(y.to_numpy(), "012", flags=True)
     assert sum(mended[row] == truth[row] for row in named & set(WRONG)) >= 27
+    # And it is named.
+    said = found.flagged.set_index("row_id")["evidence"]
+    for row, column in zip(WRONG, which, strict=True):
+        if mended[row] == truth[row]:
+            given = train.iloc[row, column]
+            assert f"gives {'' if given else 'that it is not '}'{column}' " in said[str(row)]
     assert found.record["measures"]["memorized"]["abstained"].endswith("a row here has several")
     assert gate(uri).decision.outcome == "fail"
     wrong = scores["influence"].to_numpy()[WRONG]

@@ -266,3 +266,17 @@ def test_what_the_model_does_not_know_for_sure_is_ranked_below_what_it_knows() -
     ranks = found.score / found.score[0]
     np.testing.assert_allclose(ranks[:3], [1.0, 0.5, 0.0], atol=1e-12)
     assert 0 < ranks[3] < 1, "it is known for sure, and by everybody"
+
+
+def test_half_models_that_know_less_of_everything_make_nobody_memorized() -> None:
+    # All rows fall by .4, as half-models are worse; a fifth fall by .7, because nobody saw them.
+    labels, odd = np.ones(100, int), np.arange(100) < 20
+    models = held_out(np.where(odd, 0.2, 0.5))
+    rest = (models, labels, np.full(100, 0.9), known(100), of([0.5] * 100))
+    usual = np.random.default_rng(0).uniform(0.35, 0.45, 200)
+    assert memorized_classes(*rest).flags.all()
+    found = memorized_classes(*rest, usual)
+    assert found.flags.tolist() == odd.tolist()
+    assert "more than all but 1% of the queries' labels" in found.measure.note
+    # Queries whose labels hardly fall change nothing.
+    assert memorized_classes(*rest, usual - 0.35).flags.all()

@@ -56,3 +56,17 @@ def test_an_attack_needs_no_labels() -> None:
     assert found is not None
     assert found.attack == "ratio"
     assert found.rate > 0.6
+
+
+def test_the_estimate_lies_within_its_interval() -> None:
+    # Nine rows of 600 are known by heart beyond doubt; a few queries are saved much on too.
+    rng = np.random.default_rng(0)
+    out, loss, asked = np.ones(600), np.full(600, 0.95), np.full(300, 0.95)
+    loss += rng.uniform(0, 0.04, 600)
+    loss[:9] = 0.4
+    asked += rng.uniform(0, 0.04, 300)
+    asked[:2] = 0.7
+    models = HeldOut(out[None, :, None], np.ones((1, 300, 1)), "")
+    measure = memorized_rows(models, loss, asked, np.ones(300, bool)).measure
+    assert measure.count == 9
+    assert measure.rate_low <= measure.rate <= measure.rate_high

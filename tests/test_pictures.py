@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from forward_inf_mlflow.data.picture_rows import lost_notes, read_data
-from forward_inf_mlflow.data.pictures import PictureForm, form_of, picture_form
+from forward_inf_mlflow.data.pictures import PictureForm, form_of, parsed, picture_form
 from forward_inf_mlflow.data.reading import Columns
 from forward_inf_mlflow.data.rewriting import rewrite
 from forward_inf_mlflow.data.rows import Rows
@@ -307,3 +307,8 @@ def test_a_cleaned_folder_has_pictures_moved_and_left_out(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="is no folder with pictures"):
         rewrite(train, tmp_path / "bad", columns=Columns(), labels={0: "../out"}, drop=drop)
     assert not (tmp_path / "out").exists()
+
+
+def test_ranges_may_be_called_as_attribute_calls_them() -> None:
+    assert parsed("signed") == parsed("-1:1") == ((-1.0, 1.0),)
+    assert parsed("unit") == parsed("0:1") == ((0.0, 1.0),)

@@ -392,3 +392,18 @@ def test_a_new_name_on_every_line_is_refused_before_it_is_a_table(tmp_path: Path
     file.write_text("\n".join(f'{{"label": 1, "c{i}": 2}}' for i in range(10_001)))
     with pytest.raises(DataError, match="more than 10,000 names between them"):
         read_rows(file, uri="rows", columns=Columns())
+
+
+@pytest.mark.parametrize("name", ["x", "images", "samples"])
+def test_rows_of_an_npz_file_have_a_usual_name(name: str, tmp_path: Path) -> None:
+    rows, labels = np.ones((4, 2)), np.arange(4)
+    np.savez(tmp_path / "rows.npz", **{name: rows, "y": labels})
+    found = read_rows(tmp_path / "rows.npz", uri="rows.npz", columns=Columns())
+    np.testing.assert_array_equal(found.features, rows)
+
+
+def test_the_only_array_of_a_file_without_labels_holds_the_rows(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", pictures=np.ones((4, 2)))
+    columns = Columns(labelled=False)
+    found = read_rows(tmp_path / "rows.npz", uri="rows.npz", columns=columns)
+    assert found.features.shape == (4, 2)

@@ -143,6 +143,8 @@ def test_models_of_ones_own_trainer_are_not_kept_for_another_audit(
         return work, bool(made)
 
     work, _ = piece("trained/rows-0")
+    work.once("trained/rows-0", lambda: {"x": x})
+    assert work.reused() is None, "what this audit made itself is no find"
     assert piece("trained/rows-0")[1] is False, "an interrupted audit goes on"
     work.once("spectrum", lambda: {"x": x})
     work.finish("r")

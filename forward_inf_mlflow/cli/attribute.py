@@ -20,6 +20,8 @@ from forward_inf_mlflow.cli.options import (
 
 #: Generated images whose rows are printed.
 _ANSWERS = 10
+#: What `audit` calls ranges of pixels.
+_RANGES = {"-1:1": "signed", "0:1": "unit"}
 
 
 @click.command("attribute", short_help="Say which training images a generated image is made from.")
@@ -43,7 +45,7 @@ _ANSWERS = 10
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a named schedule.")
 @click.option(
     "--pixels",
-    type=click.Choice(["auto", "signed", "unit"]),
+    type=click.Choice(["auto", "signed", "unit", *_RANGES]),
     default="auto",
     show_default=True,
     help="What the model takes: -1 to 1 (signed), 0 to 1 (unit).",
@@ -88,6 +90,7 @@ def attribute_command(
       forward-inf attribute models:/m/3 --generated made/ --schedule s.json
     """
     asked = {name: value for name, value in options.items() if value not in (None, "")}
+    asked["pixels"] = _RANGES.get(asked["pixels"], asked["pixels"])
     with console.progress("reading the model and its images") as progress:
         from forward_inf_mlflow.diffusion.attributing import attribute
 
@@ -98,7 +101,13 @@ def attribute_command(
     if len(answers) > _ANSWERS:
         console.say()
         console.say(f"and {len(answers) - _ANSWERS:,} more images, see attribution.parquet")
-    say_how(console, result.record, "attribution", "training images")
+    say_how(
+        console,
+        result.record,
+        "attribution",
+        "training images",
+        [f"images stand {result.record['attribution']['order']}"],
+    )
     say_page(console, result, options["out"])
     console.result(result.as_dict())
     return 0

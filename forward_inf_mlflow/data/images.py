@@ -10,12 +10,10 @@ from PIL import Image, UnidentifiedImageError
 
 from forward_inf_mlflow.data.acceptance import accept
 from forward_inf_mlflow.data.pictures import leads_out, opened, picture_files, require_room
-from forward_inf_mlflow.data.reading import LABEL_NAMES, listing, one_line, readable
+from forward_inf_mlflow.data.reading import LABEL_NAMES, ROWS_NAMES, listing, one_line, readable
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
 
-#: What the images are called in an npz file where nobody names them.
-_IMAGES = ("x", "images", "image", "samples", "arr_0")
 #: What Pillow calls pictures of so many channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 #: The share of pictures of a folder that may be damaged and are left out; names that are said.
@@ -123,7 +121,7 @@ def _npz(path: Path, uri: str, columns: ImageColumns, *, least: int) -> Images:
 
 
 def _images_array(names: list[str], uri: str) -> str:
-    found = [name for name in _IMAGES if name in names]
+    found = [name for name in ROWS_NAMES if name in names]
     if found:
         return found[0]
     if len(names) == 1:

@@ -27,6 +27,8 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 #: Modes without colour, and those with transparency; what is deeper than 8 bits would be cut off.
 _GREY, _CLEAR = frozenset({"1", "L", "LA"}), frozenset({"LA", "PA", "RGBA"})
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+#: What `attribute` calls two ranges.
+_NAMED_RANGES = {"signed": (-1.0, 1.0), "unit": (0.0, 1.0)}
 #: Pixels as they are stored.
 _BYTES = ((0.0, 255.0),)
 #: The share of the machine's memory that rows may take.
@@ -339,6 +341,8 @@ def parsed(text: str) -> Ranges:
     Raises:
         DataError: That is no range of numbers.
     """
+    if text in _NAMED_RANGES:
+        return (_NAMED_RANGES[text],)
     try:
         ranges = tuple(tuple(map(float, part.split(":"))) for part in text.split(","))
         fine = all(len(r) == 2 and r[0] != r[1] and all(map(math.isfinite, r)) for r in ranges)

@@ -21,6 +21,8 @@ from forward_inf_mlflow.data.pictures import PictureForm, picture_files
 from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.errors import DataError
 
+#: What the array of rows is called in npz files where nobody names it, the likeliest first.
+ROWS_NAMES = ("x", "images", "image", "samples", "arr_0")
 #: What a label column is called where nobody names it.
 LABEL_NAMES = frozenset({"label", "target", "y", "class"})
 _FORMATS = {
@@ -254,11 +256,11 @@ def labels_of(frame: pd.DataFrame, labels: list[str]) -> pd.Series | pd.DataFram
 
 
 def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
-    features = columns.features or ("x",)
-    if len(features) != 1:
+    if columns.features is not None and len(columns.features) != 1:
         raise DataError(f"{uri}: --features of an npz file is one array, such as x")
     with readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
         names = list(arrays.files)
+        features = columns.features or (rows_array(names),)
         columns = columns.among(names)
         label = None if columns.unlabelled else label_column(names, uri, columns.label)
         wanted = {
@@ -281,6 +283,13 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
     rows = accept(x, y, ids=read["--id"], sources=read["--group-by"], uri=uri)
     whole = {name: text for name, text in texts.items() if text.shape == (len(rows),)}
     return replace(rows, texts=_texts(pd.DataFrame(whole)))
+
+
+def rows_array(names: list[str]) -> str:
+    """Return the array of the rows where nobody names it: x, a usual name, or the only one."""
+    if len(names) == 1:
+        return names[0]
+    return next((name for name in ROWS_NAMES if name in names), ROWS_NAMES[0])
 
 
 def _is_text(arrays: np.lib.npyio.NpzFile, name: str) -> bool:

@@ -27,6 +27,7 @@ from forward_inf_mlflow.data.reading import (
     label_column,
     read_table,
     readable,
+    rows_array,
 )
 from forward_inf_mlflow.errors import DataError
 
@@ -278,7 +279,7 @@ def _npz(
         names = list(arrays.files)
         label = _label(names, uri, columns)
         rows = {
-            *(columns.features or ("x",)),
+            *(columns.features or (rows_array(names),)),
             label,
             columns.id or "ids",
             columns.source or "sources",

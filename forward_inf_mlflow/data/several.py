@@ -10,6 +10,9 @@ import pandas as pd
 
 from forward_inf_mlflow.errors import DataError
 
+#: What is written where no label is set.
+NONE = "(none)"
+
 
 def several_labels(labels: Any, uri: str) -> tuple[np.ndarray, tuple[str, ...]] | None:
     """Return targets ``(n, k)`` float64 and the names of the k; None for one label a row.
@@ -61,5 +64,5 @@ def written(targets: np.ndarray, names: Sequence[str], *, flags: bool) -> np.nda
     """
     if flags:
         each = [[name for name, one in zip(names, row, strict=True) if one] for row in targets]
-        return np.array([", ".join(some) or "(none)" for some in each], dtype=str)
+        return np.array([", ".join(some) or NONE for some in each], dtype=str)
     return np.array([", ".join(f"{value:.6g}" for value in row) for row in targets], dtype=str)

@@ -13,7 +13,10 @@ likeliest other. A model that knows every label by heart weighs all rows alike; 
 generalises, rows that it has not learned come last.
 
 **Named** by mem_i itself. With: the audited model. Without: the mean over half-models that did not
-see the row. The audited model is one draw, so the number is a rough one; how large the share of
+see the row. Half-models may be worse for other reasons than that they did not see a row: then the
+labels of queries, which nobody saw, fall too, and a row is named only where its label falls by more
+than those of all but 1 % of the queries. The audited model is one draw, so the number is a rough
+one; how large the share of
 memorized rows may be, half-models with and without every row say (`memorized_share`). Where many
 models were trained as the audited one was, they alone say all.
 """
@@ -33,6 +36,8 @@ from forward_inf_mlflow.halves import HeldOut
 
 #: Feldman and Zhang call a row memorized from this estimate on (their section 3).
 THRESHOLD = 0.25
+#: Share of the queries whose labels may fall by more than that of a row which is named.
+FALSE = 0.01
 #: Rankers who agree less than this (Cronbach's alpha), or two halves of the models, name nobody.
 RELIABLE = 0.3
 #: So often must the rows have been halved, or mem_i is too coarse a number.
@@ -67,6 +72,7 @@ def memorized_classes(
     given_probability: np.ndarray,
     ahead: np.ndarray,
     taught: Sequence[Expert],
+    usual: np.ndarray | None = None,
 ) -> Memorized:
     """Rank rows by what everybody expects of their labels; name those that half-models do not know.
 
@@ -77,6 +83,8 @@ def memorized_classes(
         given_probability: ``(n,)`` what the audited model gives the given label.
         ahead: ``(n,)`` how many nats it puts that label ahead of the likeliest other.
         taught: Who was taught by the training rows, the audited model among them.
+        usual: ``(m,)`` by how much the labels of trusted queries fall from the audited model to
+            half-models; None where there are none.
     """
     n = len(labels)
     if held_out is not None and held_out.diverged is not None:
@@ -99,7 +107,10 @@ def memorized_classes(
     for repeat in held_out.train_out:
         without += special.softmax(repeat, axis=-1)[np.arange(n), labels] / len(held_out.train_out)
     fall = given_probability - without
-    flags = fall >= THRESHOLD
+    least = THRESHOLD
+    if usual is not None and len(usual):
+        least = max(least, float(np.sort(usual)[::-1][int(FALSE * len(usual))]))
+    flags = (fall >= THRESHOLD) & (fall >= least)
     count, unknown = int(flags.sum()), np.full(n, np.nan)
     low, high, abstained = 0.0, 1.0, None
     if held_out.learned is None:
@@ -125,7 +136,13 @@ def memorized_classes(
             threshold=None,
             note=(
                 f"the label's probability falls by {THRESHOLD} or more in models that did not "
-                "see the row (the threshold of Feldman and Zhang, 2020); the interval holds what "
+                "see the row (the threshold of Feldman and Zhang, 2020)"
+                + (
+                    f", and by {least:.2f}, more than all but {FALSE:.0%} of the queries' labels"
+                    if least > THRESHOLD
+                    else ""
+                )
+                + "; the interval holds what "
                 f"{2 * len(held_out.train_out)} half-models with and without each row allow"
             ),
             abstained=abstained,

@@ -71,7 +71,7 @@ def memorized_rows(
         measure=Measure(
             count=count,
             total=n,
-            estimate=max(0.0, count / n - innocent),
+            estimate=max(surely / n, count / n - innocent),
             rate_low=surely / n,
             rate_high=int(much.sum()) / n,
             threshold=THRESHOLD,

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from forward_inf_mlflow.detect.another_rule import another_rule
 from forward_inf_mlflow.detect.error_control import Envelope, certain
 from forward_inf_mlflow.detect.experts import Expert, Pool, pool, suspicions
 from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
@@ -46,6 +47,8 @@ MOST = 0.5
 MIN_ROWS = 20
 #: How sure the lower bound of the rate is: only it refuses, and a refusal must not be luck.
 SURE = 0.99
+#: How rarely labels of clean rows may be taken for those of another rule.
+BY_CHANCE = 0.01
 #: Experts who tell right labels from random ones worse than this (AUROC) say nothing.
 RELIABLE = 0.6
 
@@ -276,6 +279,16 @@ def mislabeled_classes(
             "experts together allow for: the training rows are of another kind than the queries, "
             "or labels are wrong by a rule; let a person look at some (forward-inf review sample)"
         )
+    elif (apart_by := _another_rule(naive, labels, tested, query_labels, trusted)) > max(
+        at_most_differ, UNEXPLAINED
+    ):
+        abstained = (
+            "who learned from the query rows alone takes the training rows of a label for other "
+            f"classes than the queries of that label: about {apart_by:.1%} of the labels follow "
+            f"another rule, and all experts together allow for {at_most_differ:.1%}; either labels "
+            "are wrong by a rule, or the training rows are of another kind than the queries; let a "
+            "person look at some (forward-inf review sample)"
+        )
     # For an accused row the best *other* label: calibration may still prefer the given one.
     likelier = np.where(flags, masked.argmax(1), probability.argmax(1))
     estimate = max(eta, differ, low)
@@ -380,6 +393,30 @@ def _blind_differ(
     agree, queries = int((joined.train.argmax(1) == labels)[tested].sum()), int(trusted.sum())
     more = _surely_more(right, queries, agree, int(tested.sum()))
     return max(0.0, more / max(right / queries, 1e-9))
+
+
+def _another_rule(
+    naive: Sequence[Expert],
+    labels: np.ndarray,
+    tested: np.ndarray,
+    query_labels: np.ndarray,
+    trusted: np.ndarray,
+) -> float:
+    """Return the share of labels that another rule gave, by who never saw a training label.
+
+    0 where chance alone may be behind it.
+    """
+    blind = [expert for expert in naive if expert.blind]
+    if not blind:
+        return 0.0
+    joined = pool(blind, query_labels, trusted)
+    p, share = another_rule(
+        joined.train.argmax(1)[tested],
+        labels[tested],
+        joined.queries.argmax(1)[trusted],
+        query_labels[trusted],
+    )
+    return share if p < BY_CHANCE else 0.0
 
 
 def _surely_more(first: int, rows: int, second: int, others: int) -> float:
