@@ -9,6 +9,7 @@ trainings without a row, only score the methods.
   gave (a fifth is wrong), until it *memorised* them or *stopped early*; 600 clean test texts are
   the queries. Mislabeled rows.
 - **language**: a small GPT with a LoRA adapter (kinds_language.py). Memorized rows.
+- **diffusion**: a small UNet of digits (kinds_diffusion.py). Memorized rows.
 - **several**: a network that says of digits whether they are even, above four, and looped; one in
   twenty of each label is flipped. Rows with any wrong label.
 - **anew**: nearest neighbours and a support vector machine (RBF) on the digits as a table, a tenth
@@ -54,6 +55,7 @@ from kinds_cases import (
     several_labels,
     transformer,
 )
+from kinds_diffusion import diffusion
 from kinds_language import LEAKED, MEMORIZED, language
 from kinds_rivals import Case, timed
 from measure import line, machine, write
@@ -61,7 +63,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 OURS = "forward_inf"
-KINDS = ("transformer", "language", "several", "anew", "pictures")
+KINDS = ("transformer", "language", "diffusion", "several", "anew", "pictures")
 
 
 def audited(case: Case) -> tuple[Any, float]:
@@ -259,6 +261,8 @@ def settings(kind: str, quick: bool) -> dict[str, Callable[[int], Case]]:
     """Return a kind's settings by name."""
     if kind == "language":
         return {"language model, LoRA": partial(language, quick=quick)}
+    if kind == "diffusion":
+        return {"diffusion model": partial(diffusion, quick=quick)}
     if kind == "anew":
         return {
             f"fitted anew, {name}": partial(fitted_anew, trainer=trainer, quick=quick)
@@ -303,7 +307,7 @@ def main() -> None:
             if kind == "pictures":
                 results[kind] = as_files(seeds, arguments.quick)
             else:
-                question = MEMORY if kind == "language" else LABELS
+                question = MEMORY if kind in ("language", "diffusion") else LABELS
                 for name, make in settings(kind, arguments.quick).items():
                     results[name] = judged(name, make, seeds, question)
                     write(arguments.json, results)

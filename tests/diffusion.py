@@ -7,6 +7,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.models import ModelSignature
@@ -125,6 +126,25 @@ def register(
             registered_model_name=name,
         )
     return newest(name)
+
+
+def save_pipeline(folder: Path, *, attention: bool = False) -> None:
+    """Save a pipeline of ``diffusers``, without which the test is skipped."""
+    diffusers = pytest.importorskip("diffusers")
+    down, up = ("AttnDownBlock2D", "AttnUpBlock2D") if attention else ("DownBlock2D", "UpBlock2D")
+    unet = diffusers.UNet2DModel(
+        sample_size=SIDE,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", down),
+        up_block_types=(up, "UpBlock2D"),
+    )
+    scheduler = diffusers.DDPMScheduler(STEPS, beta_schedule="squaredcos_cap_v2")
+    diffusers.DDPMPipeline(taught(unet, steps=3), scheduler).save_pretrained(folder)
 
 
 def register_folder(folder: Path, name: str) -> str:

@@ -14,12 +14,12 @@ from conftest import one_line, run_here
 from diffusion import (
     LEFT,
     SCHEDULE,
-    SIDE,
     STEPS,
     Conditional,
     images,
     register,
     register_folder,
+    save_pipeline,
     taught,
 )
 from PIL import Image
@@ -201,19 +201,7 @@ def test_pictures_in_folders_are_read_on_the_scale_of_diffusion_models(
 
 
 def test_a_unet_of_diffusers_is_audited(shared_store: Path, tmp_path: Path) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    unet = diffusers.UNet2DModel(
-        sample_size=SIDE,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(4, 8),
-        norm_num_groups=2,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    scheduler = diffusers.DDPMScheduler(STEPS, beta_schedule="squaredcos_cap_v2")
-    diffusers.DDPMPipeline(taught(unet, steps=3), scheduler).save_pretrained(tmp_path / "pipeline")
+    save_pipeline(tmp_path / "pipeline")
     uri = register_folder(tmp_path / "pipeline", "pipeline")
     where = {
         name: save(tmp_path, f"{name}.npz", images(seed)[0])

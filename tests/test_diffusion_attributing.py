@@ -26,6 +26,7 @@ from diffusion import (
     images,
     register,
     register_folder,
+    save_pipeline,
     signed,
     taught,
 )
@@ -224,20 +225,7 @@ def test_pixels_from_0_to_1_are_scaled_where_that_is_said(
 def test_a_unet_of_diffusers_is_read_with_its_scheduler(
     shared_store: Path, made: str, train: str, tmp_path: Path
 ) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    unet = diffusers.UNet2DModel(
-        sample_size=SIDE,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(4, 8),
-        norm_num_groups=2,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )
-    scheduler = diffusers.DDPMScheduler(STEPS, beta_schedule="squaredcos_cap_v2")
-    diffusers.DDPMPipeline(taught(unet, steps=3), scheduler).save_pretrained(tmp_path / "pipeline")
+    save_pipeline(tmp_path / "pipeline", attention=True)
     uri = register_folder(tmp_path / "pipeline", "pipeline")
     found = attribute(
         uri, generated=made, train=train, direction="gradient", parameters="*to_k*,*to_v*", top=5

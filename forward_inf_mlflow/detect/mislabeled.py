@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from forward_inf_mlflow.detect.another_rule import another_rule
+from forward_inf_mlflow.detect.doubts import agreeing, blind_differ, following_another_rule
 from forward_inf_mlflow.detect.error_control import Envelope, certain
 from forward_inf_mlflow.detect.experts import Expert, Pool, pool, suspicions
 from forward_inf_mlflow.detect.measure import Measure, binomial_high, binomial_low
@@ -47,8 +47,6 @@ MOST = 0.5
 MIN_ROWS = 20
 #: How sure the lower bound of the rate is: only it refuses, and a refusal must not be luck.
 SURE = 0.99
-#: How rarely labels of clean rows may be taken for those of another rule.
-BY_CHANCE = 0.01
 #: Experts who tell right labels from random ones worse than this (AUROC) say nothing.
 RELIABLE = 0.6
 
@@ -262,14 +260,14 @@ def mislabeled_classes(
             "random errors explain: the training rows are of another kind than the queries, or "
             "many labels are wrong by a rule"
         )
-    elif (told := _told(naive, labels, tested, query_labels, trusted)) is not None:
+    elif (told := agreeing(naive, labels, tested, query_labels, trusted)) is not None:
         abstained = (
             f"{told} agree with the training labels surely oftener than they are right on the "
             "queries: either labels are wrong by a rule, which is learned as what is right is "
             "learned, or training rows are near copies of each other, or easier than the queries; "
             "let a person look at some (forward-inf review sample)"
         )
-    elif _blind_differ(naive, labels, tested, query_labels, trusted) > max(
+    elif blind_differ(naive, labels, tested, query_labels, trusted) > max(
         at_most_differ, UNEXPLAINED
     ):
         low = 0.0  # rows of another kind look guilty
@@ -279,7 +277,7 @@ def mislabeled_classes(
             "experts together allow for: the training rows are of another kind than the queries, "
             "or labels are wrong by a rule; let a person look at some (forward-inf review sample)"
         )
-    elif (apart_by := _another_rule(naive, labels, tested, query_labels, trusted)) > max(
+    elif (apart_by := following_another_rule(naive, labels, tested, query_labels, trusted)) > max(
         at_most_differ, UNEXPLAINED
     ):
         abstained = (
@@ -350,77 +348,3 @@ def undecided(rows: int, why: str, *, applies: bool = True) -> Mislabeled:
         held_out_probability=unknown,
         measure=Measure.none(rows, why, applies=applies),
     )
-
-
-def _told(
-    naive: Sequence[Expert],
-    labels: np.ndarray,
-    tested: np.ndarray,
-    query_labels: np.ndarray,
-    trusted: np.ndarray,
-) -> str | None:
-    """Return who agrees with training labels oftener than with the truth, if anybody does.
-
-    Wrong labels lower the agreement of whoever has not learned them; only errors by a rule, which
-    other rows teach, or remembered labels raise it.
-    """
-    for expert in naive:
-        if not expert.blind:
-            right = int((expert.queries.argmax(1) == query_labels)[trusted].sum())
-            agree = int((expert.train.argmax(1) == labels)[tested].sum())
-            if _surely_more(agree, int(tested.sum()), right, int(trusted.sum())) > 0:
-                return expert.name
-    return None
-
-
-def _blind_differ(
-    naive: Sequence[Expert],
-    labels: np.ndarray,
-    tested: np.ndarray,
-    query_labels: np.ndarray,
-    trusted: np.ndarray,
-) -> float:
-    """Return the least share of wrong labels that those show who never saw a training label.
-
-    With accuracy b on queries and agreement a, ``a >= (1 - eta) b`` whatever the errors are like:
-    eta is at least ``1 - a / b``; here less 3.09 standard deviations.
-    """
-    blind = [expert for expert in naive if expert.blind]
-    if not blind:
-        return 0.0
-    joined = pool(blind, query_labels, trusted)
-    right = int((joined.queries.argmax(1) == query_labels)[trusted].sum())
-    agree, queries = int((joined.train.argmax(1) == labels)[tested].sum()), int(trusted.sum())
-    more = _surely_more(right, queries, agree, int(tested.sum()))
-    return max(0.0, more / max(right / queries, 1e-9))
-
-
-def _another_rule(
-    naive: Sequence[Expert],
-    labels: np.ndarray,
-    tested: np.ndarray,
-    query_labels: np.ndarray,
-    trusted: np.ndarray,
-) -> float:
-    """Return the share of labels that another rule gave, by who never saw a training label.
-
-    0 where chance alone may be behind it.
-    """
-    blind = [expert for expert in naive if expert.blind]
-    if not blind:
-        return 0.0
-    joined = pool(blind, query_labels, trusted)
-    p, share = another_rule(
-        joined.train.argmax(1)[tested],
-        labels[tested],
-        joined.queries.argmax(1)[trusted],
-        query_labels[trusted],
-    )
-    return share if p < BY_CHANCE else 0.0
-
-
-def _surely_more(first: int, rows: int, second: int, others: int) -> float:
-    """Return by how much one share is above another at least, at 3.09 standard deviations."""
-    x, y = (first + 1) / (rows + 2), (second + 1) / (others + 2)
-    deviation = np.sqrt(x * (1 - x) / (rows + 2) + y * (1 - y) / (others + 2))
-    return float(x - y - 3.09 * deviation)
