@@ -9,7 +9,8 @@ without the query's own first 10 rows; each query by itself.
 
 Variants, of ours and of the features, were chosen by recall on the groups "chosen" (seeds 0 and 4);
 what is reported is of other groups, digits and seeds. D-TRAK-like and the diagonal Fisher are
-written here, after their papers, with the damping that was best on the "chosen" groups.
+written here, after their papers; these and dattri's TRAK with D-TRAK's output function have the
+damping that was best on the "chosen" groups.
 
     OMP_NUM_THREADS=1 python benchmarks/diffusion.py [--quick] [--only METHOD ...] [--processes 2]
         [--json FILE]
@@ -22,6 +23,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +39,7 @@ import numpy as np
 import torch
 from denoisers import GROUPS, STEPS, UNet, generate, kept, marked, noise_loss, rows, trained
 from measure import line, machine, write
+from rivals import HERE, PEERS_PYTHON
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -196,6 +201,34 @@ def _d_trak(bench: Bench, damping: float = 0.1) -> np.ndarray:
     return np.asarray(asked @ known.T @ inverse)
 
 
+def _dattri(bench: Bench) -> np.ndarray:
+    """D-TRAK by dattri, in the peers' environment.
+
+    Raises:
+        ImportError: There is none.
+    """
+    if not PEERS_PYTHON.exists():
+        raise ImportError("no peers here: make peers", name="dattri (make peers)")
+    weights = {name: value.numpy() for name, value in bench.module.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        given, out = Path(folder) / "taught.npz", Path(folder) / "out.npz"
+        np.savez(
+            given,
+            x=bench.rows.x.numpy(),
+            query_x=bench.x.numpy(),
+            times=np.array(EVEN.chosen_times),
+            **weights,
+        )
+        subprocess.run(
+            [PEERS_PYTHON, HERE / "peers" / "diffusion_trak.py", given, out],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=True,
+            capture_output=True,
+        )
+        with np.load(out, allow_pickle=False) as said:
+            return np.asarray(said["scores"])
+
+
 def _diagonal(bench: Bench, damping: float = 0.001) -> np.ndarray:
     """A Newton step with the diagonal Fisher, as Attribution-by-Unlearning has it, read exactly."""
     gradients = bench.gradients[0]
@@ -216,6 +249,7 @@ METHODS: dict[str, Callable[[Bench], np.ndarray]] = {
         NOISY, GradientStep(relative_size=0.01, sign="both"), "difference"
     ),
     "d-trak-like": _d_trak,
+    "d-trak (dattri)": _dattri,
     "diagonal fisher": _diagonal,
     "curvature, noisy times": lambda b: b.ours["influence"],
     "curvature and features": lambda b: b.ours["score"],
@@ -228,6 +262,7 @@ OURS = "curvature and features"
 #: Retrained without, in this order.
 TESTED = (
     *(OURS, "features, middle", "d-trak-like", "curvature, noisy times", "pixels", "random"),
+    "d-trak (dattri)",
     *("diagonal fisher", "plain ascent", "both signs", "replay, noisy times"),
     *("features, deepest", "features, low noise"),
 )
@@ -304,7 +339,11 @@ def main() -> None:
         if name not in asked:
             continue
         began = time.process_time()
-        scored[name] = [method(bench) for bench in benches]
+        try:
+            scored[name] = [method(bench) for bench in benches]
+        except ImportError as error:
+            print(f"{name}: not measured, {error.name} is not installed", flush=True)
+            continue
         seconds = (time.process_time() - began) / len(benches)
         pairs = [retrieval(s, b) for s, b in zip(scored[name], benches, strict=True)]
         figures[name] = {
