@@ -85,6 +85,7 @@ def test_neighbours_are_audited_by_a_command_and_refused(
     assert "up to 79 trainings by your trainer" in planned.stdout
     found = run_here(*words, "--json", "--out", "out")
     assert found.returncode == 1, found.stderr
+    assert "up to 79 trainings by your trainer" in one_line(found.stderr)  # said first, in logs too
     assert {path.name for path in (tmp_path / "out").iterdir()} == ARTIFACTS
     scores = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     named = set(scores[scores["mislabeled"]]["id"].astype(int))

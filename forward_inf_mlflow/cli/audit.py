@@ -105,7 +105,8 @@ def audit_command(
             on_plan=lambda planned: progress.say(
                 f"plan: {planned['why']}; about "
                 f"{planned['forward_equivalents']['total']:,} forward passes of one row in all"
-                f"{_trainings(planned, options)}"
+                f"{_trainings(planned, options)}",
+                always=bool(options.get("trainer")),  # which may take hours
             ),
             **_given(options),
         )

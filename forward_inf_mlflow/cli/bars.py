@@ -22,8 +22,10 @@ class Silent:
     def wait(self, text: str) -> None:
         """Say what is being done, where nobody knows how long it takes."""
 
-    def say(self, text: str) -> None:
-        """Say something that stays."""
+    def say(self, text: str, *, always: bool = False) -> None:
+        """Say something that stays; ``always`` also where nobody watches, as in a log."""
+        if always:
+            click.echo(text, err=True)
 
     def close(self) -> None:
         """End the line that is being drawn."""
@@ -68,7 +70,7 @@ class Bars(Silent):
         click.echo(f"{text} ...", nl=False, err=True)
         self._waiting = True
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, always: bool = False) -> None:
         """Print a line above what follows."""
         self.close()
         click.echo(text, err=True)
