@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forward_inf_mlflow.data.rows import Rows
+from forward_inf_mlflow.diffusion.tried import require_skill, try_images
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.memory import batches_that_fit, first_that_fits, is_out_of_memory
 from forward_inf_mlflow.models.audited import AuditedModel
@@ -22,7 +23,7 @@ from forward_inf_mlflow.models.placing import place
 from forward_inf_mlflow.several_outputs import several_task
 from forward_inf_mlflow.sweep import read
 from forward_inf_mlflow.task import Task
-from forward_inf_mlflow.tasks import Classification, MultiLabel, Regression, Weighted
+from forward_inf_mlflow.tasks import Classification, Denoising, MultiLabel, Regression, Weighted
 from forward_inf_mlflow.tensors import Tensors
 
 #: Rows whose answers show what kind they are.
@@ -98,7 +99,8 @@ def prepare(
         DataError: The rows cannot be asked of this model; the message names row and column.
         ModelError: The model's output fits no task.
     """
-    _same_columns(train, queries)
+    if model.scale is None:  # else each is brought into the model's shape
+        _same_columns(train, queries)
     x_train, x_queries = model.prepare(train.features), model.prepare(queries.features)
     if batch_size is None:
         row = max(1, int(np.prod(x_train.shape[1:])))
@@ -115,6 +117,9 @@ def prepare(
     def tensors(x: np.ndarray, y: np.ndarray) -> Tensors:
         return Tensors(torch.as_tensor(x), torch.as_tensor(y), device, batch_size)
 
+    if isinstance(loss, Denoising):
+        for x, y in ((x_train, posed.train), (x_queries, posed.queries)):
+            require_skill(try_images(module, loss, tensors(x, y)), tensors(x, y))
     (train_tensors, train), (query_tensors, queries) = (
         _readable(module, loss, tensors(x, y), rows, what)
         for x, y, rows, what in (

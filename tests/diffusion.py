@@ -144,7 +144,7 @@ def save_pipeline(folder: Path, *, attention: bool = False) -> None:
         up_block_types=(up, "UpBlock2D"),
     )
     scheduler = diffusers.DDPMScheduler(STEPS, beta_schedule="squaredcos_cap_v2")
-    diffusers.DDPMPipeline(taught(unet, steps=3), scheduler).save_pretrained(folder)
+    diffusers.DDPMPipeline(taught(unet, steps=60), scheduler).save_pretrained(folder)
 
 
 def register_folder(folder: Path, name: str) -> str:

@@ -219,6 +219,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no such schedule": (["--schedule", "linaer"], "neither cosine nor linear nor a JSON file"),
     "an output": ([*SAID, "--output", "0"], "leave --output out"),
     "class weights": ([*SAID, "--class-weight", "balanced"], "leave --class-weight out"),
+    "steps of a file": (["--schedule", "MADE", "--steps", "5"], "leave --steps out"),
+    "no JSON": (["--schedule", "BROKEN"], "is no file with one JSON object"),
+    "no name": (["--schedule", "x" * 5000], "neither cosine nor linear nor a JSON file"),
+    "another scale": ([*SAID, "--pixels", "0:255"], "explains none of the noise"),
     "a trainer": ([*SAID, "--trainer", "json:loads"], "leave --trainer out"),
 }
 
@@ -228,11 +232,39 @@ def test_what_cannot_be_asked_is_said_in_one_line(
     case: str, conditional: str, tmp_path: Path
 ) -> None:
     words, message = REFUSED[case]
+    made = {"MADE": json.dumps(SCHEDULE), "BROKEN": "{"}
+    for name, content in made.items():
+        (tmp_path / name).write_text(content)
+    words = [str(tmp_path / word) if word in made else word for word in words]
     x, y = images()
     rows = save(tmp_path, "rows.npz", x, y=y)
     found = run_here("audit", conditional, "--train", rows, "--queries", rows, *words)
     assert found.returncode == 2
     assert message in one_line(found.stderr)
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [-1, 0], [10**9, 0], [1e300, 0], [2**63 + 5, 0]])
+def test_labels_that_the_model_does_not_know_are_refused(
+    labels: list[float], conditional: str, tmp_path: Path
+) -> None:
+    x, y = images()
+    rows = save(tmp_path, "rows.npz", x, y=np.array(labels)[y])
+    found = run_here("audit", conditional, "--train", rows, "--queries", rows, *SAID)
+    assert found.returncode == 2
+    assert "labels" in one_line(found.stderr)
+    assert "unexpected" not in found.stderr
+
+
+def test_pixels_stored_as_floats_are_pixels(painter: str, tmp_path: Path) -> None:
+    whole, floats = (
+        {
+            name: save(tmp_path, f"{name}-{kind}.npz", x[:60].astype(kind))
+            for name, x in zip(("train", "queries"), digits(), strict=True)
+        }
+        for kind in ("uint8", "float32")
+    )
+    first, again = (audit(painter, **where, **FAST, effort="quick") for where in (whole, floats))
+    np.testing.assert_array_equal(first.scores["loss"], again.scores["loss"])
 
 
 def test_images_on_two_scales_are_refused(painter: str, tmp_path: Path) -> None:
@@ -245,6 +277,9 @@ def test_images_on_two_scales_are_refused(painter: str, tmp_path: Path) -> None:
     deep = save(tmp_path, "deep.npz", rows.astype(int) * 99)
     found = run_here("audit", painter, "--train", deep, "--queries", train)
     assert "no pixels from 0 to 255" in one_line(found.stderr)
+    large = save(tmp_path, "large.npz", queries * 0.99)
+    found = run_here("audit", painter, "--train", train, "--queries", large)
+    assert "lie on two scales" in one_line(found.stderr)
 
 
 def test_a_denoiser_is_trained_on_times_and_noise_that_are_drawn() -> None:

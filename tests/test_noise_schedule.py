@@ -7,7 +7,13 @@ import pytest
 
 from forward_inf_mlflow.diffusion.attributed import noisy_times
 from forward_inf_mlflow.errors import ModelError
-from forward_inf_mlflow.models.noise_schedule import named_schedule, read_schedule
+from forward_inf_mlflow.models.denoiser import said_schedule
+from forward_inf_mlflow.models.noise_schedule import (
+    KEY,
+    chosen_schedule,
+    named_schedule,
+    read_schedule,
+)
 from forward_inf_mlflow.tasks import cosine_schedule
 
 
@@ -70,3 +76,35 @@ def test_the_noisiest_times_are_read() -> None:
     assert noisy_times(left, 4) == (2, 3, 4, 5)
     assert noisy_times(left, 5) == (1, 2, 3, 4, 5)  # as many as wished
     assert noisy_times(left, 10) == (0, 1, 2, 3, 4, 5)
+
+
+def test_a_named_schedule_counts_whatever_the_version_says() -> None:
+    broken = said_schedule({KEY: {"betas": [5]}})
+    assert isinstance(broken, ModelError)
+    with pytest.raises(ModelError, match="must fall"):
+        chosen_schedule(broken, None, None)
+    assert chosen_schedule(broken, "cosine", 20).said == "cosine, 20 steps"
+
+
+def test_what_a_model_predicts_the_version_says() -> None:
+    config = {"num_train_timesteps": 20, "prediction_type": "v_prediction"}
+    said = read_schedule(config, "the version's metadata")
+    found = chosen_schedule(said, "cosine", 20)
+    assert found.predicts == "velocity"
+    assert "the version says" in found.said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"alphas_cumprod": [0.9999] * 20},
+        {"schedule": "cosine", "steps": True},
+        {"schedule": "cosine", "steps": 5.9},
+        {"schedule": "x" * 9999, "steps": 5},
+        {"num_train_timesteps": 10**400},
+    ],
+)
+def test_schedules_that_are_none_are_refused_in_one_short_line(content: dict[str, Any]) -> None:
+    with pytest.raises(ModelError) as refused:
+        read_schedule(content, "the version")
+    assert len(str(refused.value)) < 300

@@ -229,7 +229,8 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
     "one-hot": ("a.npz", npz_bytes(x=X, y=X), {}, "not one-hot"),
     "text x": ("a.npz", npz_bytes(x=X.astype(str), y=Y), {}, "real numbers"),
     "complex x": ("a.npz", npz_bytes(x=X * 1j, y=Y), {}, "real numbers"),
-    "no x": ("a.npz", npz_bytes(a=X, y=Y), {}, "--features names 'x', which is not one of 'a'"),
+    "no x": ("a.npz", npz_bytes(a=X, b=X, y=Y), {}, "Name it with --features: 'a', 'b'"),
+    "no such x": ("a.npz", npz_bytes(a=X, y=Y), {"features": ("x",)}, "--features names 'x'"),
     "two x": ("a.npz", npz_bytes(x=X, y=Y), {"features": ("x", "y")}, "is one array"),
     "dates": (
         "a.parquet",

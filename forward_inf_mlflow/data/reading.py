@@ -260,7 +260,7 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
         raise DataError(f"{uri}: --features of an npz file is one array, such as x")
     with readable(uri, "npz"), np.load(path, allow_pickle=False) as arrays:
         names = list(arrays.files)
-        features = columns.features or (rows_array(names),)
+        features = columns.features or (rows_array(names, uri),)
         columns = columns.among(names)
         label = None if columns.unlabelled else label_column(names, uri, columns.label)
         wanted = {
@@ -285,11 +285,18 @@ def _npz_rows(path: Path, uri: str, columns: Columns) -> Rows:
     return replace(rows, texts=_texts(pd.DataFrame(whole)))
 
 
-def rows_array(names: list[str]) -> str:
-    """Return the array of the rows where nobody names it: x, a usual name, or the only one."""
-    if len(names) == 1:
-        return names[0]
-    return next((name for name in ROWS_NAMES if name in names), ROWS_NAMES[0])
+def rows_array(names: list[str], uri: str) -> str:
+    """Return the array of the rows where nobody names it: x, a usual name, or the only one.
+
+    Raises:
+        DataError: There are several, and none has a usual name.
+    """
+    if found := [name for name in ROWS_NAMES if name in names]:
+        return found[0]
+    left = [name for name in names if name.lower() not in {*LABEL_NAMES, "ids", "sources"}]
+    if len(left) == 1:
+        return left[0]
+    raise DataError(f"{uri}: which array holds the rows? Name it with --features: {listing(names)}")
 
 
 def _is_text(arrays: np.lib.npyio.NpzFile, name: str) -> bool:

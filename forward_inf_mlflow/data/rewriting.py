@@ -279,7 +279,7 @@ def _npz(
         names = list(arrays.files)
         label = _label(names, uri, columns)
         rows = {
-            *(columns.features or (rows_array(names),)),
+            *(columns.features or (rows_array(names, uri),)),
             label,
             columns.id or "ids",
             columns.source or "sources",

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-#: Random exchanges of rows and queries.
-_DRAWS = 999
+#: Random exchanges of rows and queries, and how many where there are very many counts.
+_DRAWS, _FEW, _MANY = 999, 199, 20_000
 
 
 def another_rule(
@@ -38,17 +38,20 @@ def another_rule(
         The p-value, and the share of training rows whose label another rule gave, about at least.
     """
     rng, n = np.random.default_rng([0, 7]), len(labels)
-    found, by_chance = 0.0, np.zeros(_DRAWS)
-    for label in np.intersect1d(labels, query_labels):
+    shared = np.intersect1d(labels, query_labels)
+    counts = len(shared) * min(len(shared), len(np.unique(taken)))
+    draws = _FEW if counts > _MANY else _DRAWS
+    found, by_chance = 0.0, np.zeros(draws)
+    for label in shared:
         mine, theirs = taken[labels == label], queries_taken[query_labels == label]
         classes, place = np.unique(np.concatenate([mine, theirs]), return_inverse=True)
         both = np.bincount(place, minlength=len(classes))
         own = np.bincount(place[: len(mine)], minlength=len(classes))
         # In each exchange as many rows of each class go to the one side as to the other by chance.
-        drawn = rng.multivariate_hypergeometric(both, len(mine), size=_DRAWS)
+        drawn = rng.multivariate_hypergeometric(both, len(mine), size=draws)
         found += len(mine) / n * float(_variation(own[None], both, len(mine))[0])
         by_chance += len(mine) / n * _variation(drawn, both, len(mine))
-    p = (1 + int((by_chance >= found - 1e-12).sum())) / (_DRAWS + 1)
+    p = (1 + int((by_chance >= found - 1e-12).sum())) / (draws + 1)
     return p, max(0.0, found - float(by_chance.mean()))
 
 

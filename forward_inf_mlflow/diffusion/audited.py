@@ -25,21 +25,29 @@ from forward_inf_mlflow.tasks import Denoising
 _TIMES = 10
 #: What the pixels 0 and 255 become where nobody says: as diffusion models are trained.
 _SCALE: Ranges = ((-1.0, 1.0),)
+#: Numbers above this are on no scale from -1 to 1.
+_LARGE = 2.0
 #: Numbers in a batch that is chosen automatically: each image is passed forward many times.
 _BATCH_NUMBERS = 2**16
+
+
+def _are_pixels(values: np.ndarray) -> bool:
+    """Say whether floats are pixels that were stored as such: whole numbers, some far above 1."""
+    return bool(values.max() > _LARGE and values.min() >= 0 and (values == values.round()).all())
 
 
 class _Images:
     """What a denoiser takes of stored images.
 
-    Whole numbers are pixels from 0 to 255 and become what they became in training; other numbers
-    are taken as they are. What lies on one scale among the training rows and on another among the
-    queries is refused: each would look like noise beside the other.
+    Whole numbers are pixels from 0 to 255, also where they are stored as floats, and become what
+    they became in training; other numbers are taken as they are. What lies on one scale among the
+    training rows and on another among the queries is refused: each would look like noise beside
+    the other.
     """
 
     def __init__(self, shape: tuple[int | None, ...] | None, ranges: Ranges) -> None:
         self._shape, self._ranges = shape, ranges
-        self._signed: bool | None = None
+        self._scale: tuple[bool, bool] | None = None
 
     def prepare(self, features: pd.DataFrame | np.ndarray) -> np.ndarray:
         """Return images ``(n, C, H, W)`` float32.
@@ -49,7 +57,7 @@ class _Images:
         """
         values = numeric_array(features)
         require_finite(values, features)
-        whole = values.dtype.kind in "iu"
+        whole = values.dtype.kind in "iu" or _are_pixels(values)
         if whole and (values.min() < 0 or values.max() > 255):
             raise DataError(
                 f"whole numbers from {values.min()} to {values.max()} are no pixels from 0 to 255: "
@@ -58,13 +66,14 @@ class _Images:
         images = shaped(values, self._shape, "one data set").astype(np.float32)
         if whole:
             images = self._scaled(images)
-        signed = bool(images.min() < SIGNED)
-        if self._signed is not None and signed != self._signed:
+        scale = bool(images.min() < SIGNED), bool(images.max() > _LARGE)
+        if self._scale is not None and scale != self._scale:
             raise DataError(
-                "training and query images lie on two scales (one has numbers below 0, the other "
-                "has none): store both as the model was trained, or both as pixels from 0 to 255"
+                "training and query images lie on two scales (one has numbers below 0, or far "
+                "above 1, and the other has none): store both as the model was trained, or both "
+                "as pixels from 0 to 255"
             )
-        self._signed = signed
+        self._scale = scale
         return np.ascontiguousarray(images)
 
     def _scaled(self, images: np.ndarray) -> np.ndarray:

@@ -22,7 +22,12 @@ def label_numbers(names: np.ndarray, classes: int | None) -> dict[object, int]:
     Args:
         names: ``(n,)`` the training images' labels.
         classes: How many the model knows; None if it does not say.
+
+    Raises:
+        DataError: They are numbers that no model knows.
     """
+    if names.dtype.kind in "iuf" and not (np.abs(names.astype(np.float64)) < 2**31).all():
+        raise DataError("labels of images are whole numbers below two billion, or names")
     whole = names.dtype.kind in "biu" or (names.dtype.kind == "f" and (names % 1 == 0).all())
     if not whole:
         return {label: i for i, label in enumerate(np.unique(names).tolist())}

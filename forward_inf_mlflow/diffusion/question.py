@@ -15,11 +15,12 @@ from forward_inf_mlflow.data.rows import Rows
 from forward_inf_mlflow.diffusion.attributed import noisy_times
 from forward_inf_mlflow.diffusion.labels import label_numbers, numbered
 from forward_inf_mlflow.diffusion.pixels import Pixels, scaled, shaped
+from forward_inf_mlflow.diffusion.tried import try_images
 from forward_inf_mlflow.directions import Direction
-from forward_inf_mlflow.directions.moves import at_rest, trainable
+from forward_inf_mlflow.directions.moves import trainable
 from forward_inf_mlflow.errors import DataError, ForwardInfError, ModelError
 from forward_inf_mlflow.influence import QueryGroups
-from forward_inf_mlflow.memory import first_that_fits, is_out_of_memory, room
+from forward_inf_mlflow.memory import room
 from forward_inf_mlflow.models.denoiser import Denoiser
 from forward_inf_mlflow.models.noise_schedule import Schedule
 from forward_inf_mlflow.models.placing import place
@@ -27,7 +28,6 @@ from forward_inf_mlflow.planner import Job, Plan, plan, suited
 from forward_inf_mlflow.registry import Version
 from forward_inf_mlflow.shards import digest_arrays, digest_module
 from forward_inf_mlflow.sweep import read
-from forward_inf_mlflow.task import Batch
 from forward_inf_mlflow.tasks import Denoising
 from forward_inf_mlflow.tensors import Tensors
 from forward_inf_mlflow.version import __version__
@@ -119,7 +119,8 @@ def pose_images(
         Tensors(torch.as_tensor(x), torch.as_tensor(y), device, batch_size)
         for x, y in ((x_train, y_train), (x_queries, y_queries))
     )
-    _try(module, task, train_tensors, y_train)
+    try_images(module, task, train_tensors)
+    try_images(module, task, query_tensors)
     (train_tensors, train_rows), lost = _readable(module, task, train_tensors, train.rows)
     if lost:
         notes.append(f"{lost:,} training images were left out: the model's loss is no number there")
@@ -222,30 +223,6 @@ def _labels(model: Denoiser, train: Images, generated: Images) -> tuple[np.ndarr
             )
     known = label_numbers(train.rows.labels, model.classes)
     return numbered(train.rows, known, "training"), numbered(generated.rows, known, "generated")
-
-
-def _try(module: nn.Module, task: Denoising, rows: Tensors, labels: np.ndarray) -> None:
-    """Ask the model once, with the largest label, and say in one line why it cannot answer."""
-    hardest = rows.take(np.argsort(-labels, kind="stable")[: rows.batch_size])
-    base = at_rest(module)
-
-    @torch.no_grad()
-    def asked(batch: Batch) -> Tensor:
-        return task.outputs(base, batch)
-
-    try:
-        first_that_fits(hardest, asked)
-    except ForwardInfError:
-        raise
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        told = ", labels" if task.conditional else ""
-        raise ModelError(
-            f"the model cannot answer for images of {tuple(rows.inputs.shape[1:])}, times up to "
-            f"{max(task.chosen_times)}{told}: {reason}"
-        ) from error
 
 
 def _readable(

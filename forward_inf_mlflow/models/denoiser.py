@@ -50,7 +50,8 @@ class Denoiser:
         shape: Of one image as it takes it, None for a size that varies; None if nobody knows.
         conditional: Whether it takes y.
         classes: How many labels it knows; None if it does not say.
-        schedule: Under which it was trained; None if the version does not say.
+        schedule: Under which it was trained; None if the version does not say, an error if what it
+            says cannot be read.
         max_batch: Rows that it takes at once; None for any number.
         features: From its inputs to what its last layer sees, ``(B, h)``; None without one.
         notes: What to tell the reader of the model.
@@ -61,7 +62,7 @@ class Denoiser:
     shape: tuple[int | None, ...] | None
     conditional: bool
     classes: int | None
-    schedule: Schedule | None
+    schedule: Schedule | ModelError | None
     max_batch: int | None
     features: Callable[..., Tensor] | None
     notes: tuple[str, ...]
@@ -95,7 +96,7 @@ class _Labelled(nn.Module):
         return self.unet(x, t, class_labels=y).sample
 
 
-def audited_denoiser(loaded: Any, *, kind: str, schedule: Schedule | None) -> Denoiser:
+def audited_denoiser(loaded: Any, *, kind: str, schedule: Schedule | ModelError | None) -> Denoiser:
     """Make a loaded torch model fit to be moved and read as a denoiser.
 
     Args:
@@ -200,18 +201,27 @@ def _batch(values: list[Tensor]) -> int | None:
     return 1
 
 
-def said_schedule(metadata: Mapping[str, Any]) -> Schedule | None:
-    """Return the schedule that a version's MLmodel file speaks of, if it does.
+def said_schedule(metadata: Mapping[str, Any]) -> Schedule | ModelError | None:
+    """Return the schedule that a version's MLmodel file speaks of, or why it cannot be read.
 
-    Raises:
-        ModelError: It cannot be read.
+    An error is raised only where nobody names another.
     """
     found = metadata.get(KEY)
     if found is None:
         return None
     if not isinstance(found, dict):
-        raise ModelError(f"the version's metadata {KEY!r} is no mapping: log the model again")
-    return read_schedule(found, "the version's metadata")
+        return ModelError(
+            f"the version's metadata {KEY!r} is no mapping: name a schedule with --schedule, or "
+            "log the model again"
+        )
+    return _read(found, "the version's metadata")
+
+
+def _read(content: Mapping[str, Any], said: str) -> Schedule | ModelError:
+    try:
+        return read_schedule(content, said)
+    except ModelError as error:
+        return error
 
 
 def is_diffusers(folder: Path) -> bool:
@@ -290,10 +300,10 @@ def _unet(config: Mapping[str, Any], weights: Path) -> nn.Module:
     return unet
 
 
-def _scheduler(folder: Path) -> Schedule | None:
+def _scheduler(folder: Path) -> Schedule | ModelError | None:
     """Return the schedule of the scheduler that was saved with a model, if there is one."""
     for place in (folder / _SCHEDULER, folder, folder.parent / _SCHEDULER):
         file = place / "scheduler_config.json"
         if file.is_file() and file.resolve().is_relative_to(folder.resolve()):
-            return read_schedule(settings(file), "the version's scheduler")
+            return _read(settings(file), "the version's scheduler")
     return None

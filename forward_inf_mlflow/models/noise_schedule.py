@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ _PREDICTIONS: dict[object, Prediction] = {
     "sample": "image",
     "v_prediction": "velocity",
 }
+#: What may be left of an image at the last step.
+_MOST_LEFT = 0.99
 #: The longest schedule that is believed.
 _MOST_STEPS = 100_000
 _FORMS = (
@@ -61,13 +63,13 @@ def named_schedule(name: str, steps: int | None) -> Schedule:
     if steps is None:
         raise ModelError(f"the schedule {name!r} needs its number of steps: give --steps")
     if not 1 <= steps <= _MOST_STEPS:
-        raise ModelError(f"a schedule has 1 to {_MOST_STEPS:,} steps, not {steps:,}")
+        raise ModelError(f"a schedule has 1 to {_MOST_STEPS:,} steps, not {str(steps)[:20]}")
     if name == "cosine":
         left = cosine_schedule(steps)
     elif name == "linear":
         left = _left(np.linspace(1e-4, 0.02, steps))
     else:
-        raise ModelError(f"there is no schedule {name!r}: name one of {', '.join(NAMES)}")
+        raise ModelError(f"there is no schedule {name!r:.60}: name one of {', '.join(NAMES)}")
     return Schedule(left, "noise", f"{name}, {steps:,} steps")
 
 
@@ -104,7 +106,9 @@ def read_schedule(content: Mapping[str, Any], said: str) -> Schedule:
             left = _left(np.array(_numbers(betas)))
         elif "schedule" in content:
             steps = content.get("steps")
-            named = named_schedule(str(content["schedule"]), None if steps is None else int(steps))
+            if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int)):
+                raise TypeError("steps are a whole number")
+            named = named_schedule(str(content["schedule"]), steps)
             return Schedule(named.alphas_cumprod, kind, f"{said} ({named.said})")
         elif "num_train_timesteps" in content:
             left = _left(_betas(content, said))
@@ -117,14 +121,23 @@ def read_schedule(content: Mapping[str, Any], said: str) -> Schedule:
             f"{said} is no noise schedule: what is left of the image (alphas_cumprod) must fall "
             "from below 1 to above 0"
         )
+    if left[-1] > _MOST_LEFT:
+        raise ModelError(
+            f"{said} leaves {left[-1]:.2%} of the image at its last step, so that there is no "
+            "noise to predict: give the model's own"
+        )
     return Schedule(left, kind, f"{said}, {len(left):,} steps")
 
 
-def chosen_schedule(said: Schedule | None, wanted: str | None, steps: int | None) -> Schedule:
+def chosen_schedule(
+    said: Schedule | ModelError | None, wanted: str | None, steps: int | None
+) -> Schedule:
     """Return the schedule that the user names, else what the version says.
 
+    What the model predicts, the version says, unless the user's file does.
+
     Args:
-        said: By the version; None if it says none.
+        said: By the version; None if it says none, an error if that cannot be read.
         wanted: "cosine", "linear" or a JSON file; None for what the version says.
         steps: Of a named schedule.
 
@@ -136,14 +149,43 @@ def chosen_schedule(said: Schedule | None, wanted: str | None, steps: int | None
             raise ModelError("--steps belong to a schedule: name it with --schedule too")
         if said is None:
             raise missing()
+        if isinstance(said, ModelError):
+            raise said
         return said
     if wanted in NAMES:
-        return named_schedule(wanted, steps)
-    if not Path(wanted).is_file():
+        named, told_there = named_schedule(wanted, steps), False
+    elif steps is not None:
+        raise ModelError("a file says its steps itself: leave --steps out")
+    else:
+        content = _own_file(wanted)
+        named = read_schedule(content, f"the file {Path(wanted).name}")
+        told_there = "prediction_type" in content
+    if isinstance(said, Schedule) and not told_there and said.predicts != named.predicts:
+        how = f"{named.said}; that it predicts the {said.predicts}, the version says"
+        return replace(named, predicts=said.predicts, said=how)
+    return named
+
+
+def _own_file(name: str) -> dict[str, Any]:
+    """Return the content of a user's file.
+
+    Raises:
+        ModelError: There is none, or it is no object of JSON.
+    """
+    try:
+        there = Path(name).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        there = False
+    if not there:
         raise ModelError(
-            f"--schedule {wanted[:80]!r} is neither {' nor '.join(NAMES)} nor a JSON file: check it"
+            f"--schedule {name[:80]!r} is neither {' nor '.join(NAMES)} nor a JSON file: check it"
         )
-    return read_schedule(settings(Path(wanted)), f"the file {Path(wanted).name}")
+    try:
+        return settings(Path(name))
+    except ModelError as error:
+        raise ModelError(
+            f"--schedule {name[:80]!r} is no file with one JSON object: write {_FORMS}"
+        ) from error
 
 
 def missing() -> ModelError:
@@ -158,7 +200,9 @@ def _betas(config: Mapping[str, Any], said: str) -> np.ndarray:
     """Return the steps of noise of a scheduler of diffusers, by its config."""
     steps = int(config["num_train_timesteps"])
     if not 1 <= steps <= _MOST_STEPS:
-        raise ModelError(f"{said}: a schedule has 1 to {_MOST_STEPS:,} steps, not {steps:,}")
+        raise ModelError(
+            f"{said}: a schedule has 1 to {_MOST_STEPS:,} steps, not {str(steps)[:20]}"
+        )
     first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     if not (0 <= first <= 1 and 0 <= last <= 1):
         raise ModelError(f"{said}: steps of noise (beta_start, beta_end) lie between 0 and 1")
