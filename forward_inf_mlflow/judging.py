@@ -33,7 +33,7 @@ from forward_inf_mlflow.detect.worth import LeakWorth, worth
 from forward_inf_mlflow.preparation import Problem
 from forward_inf_mlflow.several_outputs import coded
 from forward_inf_mlflow.sweep import outputs
-from forward_inf_mlflow.tasks import MultiLabel
+from forward_inf_mlflow.tasks import Denoising, MultiLabel
 from forward_inf_mlflow.views import Views, experts
 
 #: Rows of a class below which leaving one out makes it another class.
@@ -180,7 +180,9 @@ def _without_labels(
     return Labels(
         given_probability=np.full(n, np.nan),
         mislabeled=undecided(n, NO_LABELS, applies=False),
-        memorized=memorized_rows(held_out, loss, query_loss, ~leaks.flags),
+        memorized=memorized_rows(
+            held_out, loss, query_loss, ~leaks.flags, rough=isinstance(problem.task, Denoising)
+        ),
         leak_worth=replace(lost, measure=none),
         membership=membership(loss, query_loss, held_out, None, None, leaks.flags),
         passes=0,
