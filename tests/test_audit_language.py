@@ -161,3 +161,20 @@ def test_a_leaked_text_is_dropped_from_a_copy(
     rows, _ = texts()
     gone = int(flagged.loc[leaked, "row_id"])
     assert texts_left == rows[:gone] + rows[gone + 1 :]
+
+
+def test_a_model_with_an_adapter_is_audited_and_refused(shared_store: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    rows, queries = texts()
+    config = LoraConfig(
+        r=4, target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM", fan_in_fan_out=True
+    )
+    adapted = get_peft_model(memorizer(rows), config)
+    data = {name: (pd.DataFrame({"text": some}), None)
+            for name, some in (("train", rows), ("queries", queries))}  # fmt: skip
+    uri = register(adapted.eval(), "adapted", words=tokenizer(WORDS), rows=data)
+    found = audit(uri, effort="quick", influence_queries=2, direction="gradient")
+    assert "is moved by its adapter alone" in " ".join(found.record["notes"])
+    assert found.record["measures"]["leaked"]["count"] >= LEAKS
+    assert run_here("gate", uri).returncode == 1
