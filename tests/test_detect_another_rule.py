@@ -7,6 +7,7 @@ import pytest
 
 from forward_inf_mlflow.detect.another_rule import another_rule
 from forward_inf_mlflow.detect.experts import Expert
+from forward_inf_mlflow.detect.measure import Measure
 from forward_inf_mlflow.detect.mislabeled import mislabeled_classes
 
 K, N, M = 4, 1500, 600
@@ -53,7 +54,7 @@ def test_a_label_that_only_one_side_has_says_nothing() -> None:
     assert another_rule(taken, labels, taken, labels + 1) == (1.0, 0.0)
 
 
-def judged(seed: int, **spoiled: float) -> object:
+def judged(seed: int, **spoiled: float) -> Measure:
     """Judge rows by a model that learned the rule, and by one that knows the queries alone."""
     taken, labels, asked_taken, asked = drawn(seed, **spoiled)
     rng = np.random.default_rng([seed, 1])
